@@ -1,0 +1,41 @@
+import { assert } from "../base/assert.ts";
+import { type DirtyWords, orBits, wordCountFor } from "../workers/dirty-words.ts";
+
+/**
+ * A host's record of the pages of one block written since it was last read. Plain data over
+ * SharedArrayBuffers, so vCPU threads mark it directly. Several logs may name the same block (a
+ * VMM's and a vhost backend's, say); the engine ORs them.
+ *
+ * A host writes memory first and marks after, and calls itself paused only when both are done.
+ */
+export interface DirtyLog extends DirtyWords {
+  /** The block's name. */
+  readonly block: string;
+  readonly pageBytes: number;
+  readonly pageCount: number;
+}
+
+/** A new, clean log of `sizeBytes / pageBytes` pages. */
+export function createDirtyLog(
+  block: string,
+  size: { sizeBytes: number; pageBytes: number },
+): DirtyLog {
+  assert(size.sizeBytes % size.pageBytes === 0, "a block is whole pages");
+  const pageCount = size.sizeBytes / size.pageBytes;
+  return { block, pageBytes: size.pageBytes, pageCount, ...createDirtyWords(pageCount) };
+}
+
+/** Clean words and their summary for `pages` pages. */
+export function createDirtyWords(pages: number): DirtyWords {
+  const wordCount = wordCountFor(pages);
+  return {
+    words: new Int32Array(new SharedArrayBuffer(wordCount * 4)),
+    summary: new Int32Array(new SharedArrayBuffer(wordCountFor(wordCount) * 4)),
+  };
+}
+
+/** Marks a page that was written. Callable from any thread. */
+export function markDirty(log: DirtyLog, page: number): void {
+  assert(page >= 0 && page < log.pageCount, "a marked page lies in its block");
+  orBits(log, page >>> 5, 1 << (page & 31));
+}

@@ -1,0 +1,67 @@
+import type { Block, BlockAnnouncement } from "./block.ts";
+import type { DirtyLog } from "./dirty-log.ts";
+
+/** Opaque state of one device (or of anything else that is not RAM) under its name. */
+export interface DeviceSection {
+  readonly name: string;
+  readonly bytes: Uint8Array;
+}
+
+/**
+ * What the engine asks of the host whose guest leaves.
+ *
+ * The engine promises: on success the guest is paused here and stays so. On every failure, timeout
+ * or cancel before COMMIT, `resume`, `throttle(0)` and `stopDirtyLog` are called where their
+ * counterparts were, also when these threw or never returned, and the guest is as it was found.
+ * After COMMIT nothing here is called any more. Every call has a deadline (`step-timeout`).
+ */
+export interface SourceHost {
+  /** The guest's RAM. Stable for the whole migration. */
+  readonly blocks: readonly Block[];
+
+  /** What `saveDevices` will give, roughly, for the expected downtime. Unknown is 0. */
+  readonly deviceBytes?: number;
+
+  /**
+   * Starts to record writes. From its return on, every write shows in one of the logs: they are
+   * clean or not, all memory is sent once anyway. No logs: nobody writes (a stopped guest).
+   */
+  startDirtyLog(): Promise<readonly DirtyLog[]>;
+  stopDirtyLog(): Promise<void>;
+
+  /** On return nobody writes guest memory any more and every write is marked. */
+  pause(): Promise<void>;
+
+  /** Lets the guest run on if it ran when `pause` was called. Must be harmless when not paused. */
+  resume(): Promise<void>;
+
+  /** Takes `percent` (0 to 99) of its time from the guest; 0 lifts it. Absent: cannot. */
+  throttle?(percent: number): Promise<void>;
+
+  /** Called once, after `pause` and after all RAM was sent. */
+  saveDevices(): Promise<readonly DeviceSection[]>;
+}
+
+/**
+ * What the engine asks of the host where a guest arrives.
+ *
+ * The engine promises: memory is written only between `prepare` and `loadDevices`, and only inside
+ * the blocks that `prepare` returned. `resume` is called once, after COMMIT, and never otherwise;
+ * on any failure before that `discard` is called and the guest must not run here.
+ */
+export interface DestinationHost {
+  /**
+   * Provides memory for what the source announces: the same names and sizes, in any order. Throws
+   * BLOCK_MISMATCH or MEMORY_UNUSABLE for what it cannot provide.
+   */
+  prepare(announced: readonly BlockAnnouncement[]): Promise<readonly Block[]>;
+
+  /** All RAM is in place. Called once, before READY is answered. */
+  loadDevices(sections: readonly DeviceSection[]): Promise<void>;
+
+  /** Runs the guest. When it throws, the source stays paused and says HANDOVER_UNKNOWN. */
+  resume(): Promise<void>;
+
+  /** The attempt failed before COMMIT: free what `prepare` took. */
+  discard(): Promise<void>;
+}
