@@ -22,6 +22,9 @@ export class Deadline {
   }
 }
 
+/** Longer limits than Node's timers can hold are no limits. */
+const TIMER_MS_MAX = 2 ** 31 - 1;
+
 /**
  * Settles as `work` does, or fails with what `late` makes once `limitMs` have gone by. The work is
  * not stopped: `onLate` is told how it ended, if it ever does, so that its effect can be undone.
@@ -34,10 +37,11 @@ export async function within<T>(
 ): Promise<T> {
   const { promise, reject } = Promise.withResolvers<never>();
   let isLate = false;
-  const timer = setTimeout(() => {
+  const expire = (): void => {
     isLate = true;
     reject(late());
-  }, limitMs);
+  };
+  const timer = limitMs > TIMER_MS_MAX ? undefined : setTimeout(expire, limitMs);
   work.then(
     (value) => isLate && onLate({ status: "fulfilled", value }),
     (reason) => isLate && onLate({ status: "rejected", reason }),

@@ -1,4 +1,6 @@
-import { KIB } from "../base/units.ts";
+import { GIB, KIB } from "../base/units.ts";
+import { BLOCKS_MAX, NAME_BYTES_MAX } from "../channels/frame.ts";
+import { BLOCK_PAGES_MAX } from "../channels/messages.ts";
 import type { RamRegion } from "../workers/ram.ts";
 
 /** One named region of guest RAM. */
@@ -32,4 +34,59 @@ const WIRE_PAGE_BYTES_OF_HUGE = 4 * KIB;
  */
 export function wirePageBytes(pageBytes: number): number {
   return pageBytes <= WIRE_PAGE_BYTES_MAX ? pageBytes : WIRE_PAGE_BYTES_OF_HUGE;
+}
+
+/** A block's pages and chunks, from which bitmaps, workers and the wire take their numbers. */
+export interface Geometry {
+  /** Wire page. */
+  readonly pageBytes: number;
+  readonly pageCount: number;
+  readonly pagesPerChunk: number;
+}
+
+/** A word of the bitmap belongs to one chunk, so a chunk has at least as many pages. */
+const CHUNK_PAGES_MIN = 32;
+
+export function geometryOf(block: BlockAnnouncement, chunkBytes: number): Geometry {
+  const pageBytes = wirePageBytes(block.pageBytes);
+  return {
+    pageBytes,
+    pageCount: block.sizeBytes / pageBytes,
+    pagesPerChunk: Math.max(CHUNK_PAGES_MIN, chunkBytes / pageBytes),
+  };
+}
+
+const PAGE_BYTES_MIN = 4 * KIB;
+const PAGE_BYTES_MAX = 1 * GIB;
+
+/** Everything about a host's blocks that the engine cannot work with, each in a sentence. */
+export function blockProblems(blocks: readonly Block[]): string[] {
+  const problems: string[] = [];
+  if (blocks.length === 0) problems.push("a guest needs at least one block of RAM");
+  if (blocks.length > BLOCKS_MAX) problems.push(`a guest has at most ${BLOCKS_MAX} blocks`);
+  const seen = new Set<string>();
+  for (const { name, sizeBytes, pageBytes, place } of blocks) {
+    if (seen.has(name)) problems.push(`block "${name}" is there twice`);
+    seen.add(name);
+    const nameBytes = new TextEncoder().encode(name).length;
+    if (nameBytes === 0 || nameBytes > NAME_BYTES_MAX) {
+      problems.push(`block "${name}" needs a name of 1 to ${NAME_BYTES_MAX} bytes`);
+    }
+    const isPowerOfTwo = Number.isInteger(Math.log2(pageBytes));
+    if (!isPowerOfTwo || pageBytes < PAGE_BYTES_MIN || pageBytes > PAGE_BYTES_MAX) {
+      problems.push(
+        `block "${name}" needs a page size of 4 KiB to 1 GiB: it is ${pageBytes} bytes`,
+      );
+    } else if (!(sizeBytes > 0) || sizeBytes % pageBytes !== 0) {
+      problems.push(
+        `block "${name}" must be whole pages of ${pageBytes} bytes: it is ${sizeBytes} bytes`,
+      );
+    } else if (sizeBytes / wirePageBytes(pageBytes) > BLOCK_PAGES_MAX) {
+      problems.push(`block "${name}" has more than ${BLOCK_PAGES_MAX} pages`);
+    }
+    if (place.kind === "shared" && place.buffer.byteLength < sizeBytes) {
+      problems.push(`block "${name}" is larger than its SharedArrayBuffer`);
+    }
+  }
+  return problems;
 }

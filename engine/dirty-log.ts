@@ -25,8 +25,12 @@ export function createDirtyLog(
   return { block, pageBytes: size.pageBytes, pageCount, ...createDirtyWords(pageCount) };
 }
 
+/** Words are found by `page >>> 5`, in 32 bits: 16 TiB of 4 KiB pages in one block. */
+const PAGE_COUNT_MAX = 2 ** 32;
+
 /** Clean words and their summary for `pages` pages. */
 export function createDirtyWords(pages: number): DirtyWords {
+  assert(pages <= PAGE_COUNT_MAX, "a page number fits 32 bits");
   const wordCount = wordCountFor(pages);
   return {
     words: new Int32Array(new SharedArrayBuffer(wordCount * 4)),

@@ -1,0 +1,260 @@
+import type { Socket } from "node:net";
+import { assert } from "../base/assert.ts";
+import { nowMs, within } from "../base/clock.ts";
+import { MigrationError, type Origin, reasonOf } from "../base/errors.ts";
+import type { Checksum } from "./checksum.ts";
+import { type Connection, descriptorOf, stopReading } from "./connection.ts";
+import {
+  CHECKSUMMED_HEADER_BYTES,
+  decodeHeader,
+  encodeHeader,
+  FRAMES,
+  type FrameName,
+  HEADER_BYTES,
+  nextSequence,
+  writeChecksum,
+} from "./frame.ts";
+import { decodeFailure } from "./messages.ts";
+
+export interface Frame {
+  readonly name: FrameName;
+  readonly body: Uint8Array;
+}
+
+/** What a worker thread needs to go on where the stream stops. */
+export interface ReleasedDescriptors {
+  readonly readFd: number;
+  readonly writeFd: number;
+  readonly readSequence: number;
+  readonly writeSequence: number;
+}
+
+/** Frames received but not yet asked for; beyond this the peer is made to wait. */
+const QUEUE_MAX = 32;
+
+/**
+ * Frames over a connection in the event loop: the main channel all its life, the others until they
+ * are admitted and handed to a thread. Every frame here carries a checksum. The first failure ends
+ * the stream; everyone who waits gets it, and everyone who comes later.
+ */
+export class FrameStream {
+  readonly #connection: Connection;
+  readonly #checksum: Checksum;
+  readonly #peer: Origin;
+  /** For messages; a destination learns it from HELLO. */
+  channel: number;
+  #readSequence = 0;
+  #writeSequence = 0;
+  #unread: Uint8Array = new Uint8Array(0);
+  readonly #queue: Frame[] = [];
+  #taker: { resolve(frame: Frame): void; reject(error: MigrationError): void } | null = null;
+  #failure: MigrationError | null = null;
+  #failed = Promise.withResolvers<never>();
+  #isClosed = false;
+  /** When the last byte came and the last frame went, for the watch on a silent peer. */
+  heardAtMs: number = nowMs();
+  spokeAtMs: number = nowMs();
+  sentBytes = 0;
+  receivedBytes = 0;
+
+  constructor(
+    connection: Connection,
+    options: { channel: number; checksum: Checksum; peer: Origin },
+  ) {
+    this.#connection = connection;
+    this.#checksum = options.checksum;
+    this.#peer = options.peer;
+    this.channel = options.channel;
+    this.#failed.promise.catch(() => {}); // Waiting for it is optional.
+    const { reader, writer } = connection;
+    reader.on("data", this.#onData);
+    reader.on("end", this.#onEnd);
+    for (const socket of new Set<Socket>([reader, writer])) {
+      socket.on("error", this.#onError);
+      socket.on("close", this.#onEnd);
+    }
+    reader.resume();
+  }
+
+  /** Rejects with what ended the stream. */
+  get failed(): Promise<never> {
+    return this.#failed.promise;
+  }
+
+  /** Sends a frame; settles when the operating system has taken it, within `limitMs`. */
+  async send(name: FrameName, body: Uint8Array, limitMs: number): Promise<void> {
+    if (this.#failure !== null) throw this.#failure;
+    assert(!this.#isClosed, "a closed stream sends nothing");
+    const frame = new Uint8Array(HEADER_BYTES + body.length);
+    const view = new DataView(frame.buffer);
+    const header = { name, sequence: this.#writeSequence, length: body.length, hasChecksum: true };
+    encodeHeader(view, 0, header);
+    frame.set(body, HEADER_BYTES);
+    writeChecksum(
+      view,
+      0,
+      this.#checksum.ofPair(frame.subarray(0, CHECKSUMMED_HEADER_BYTES), body),
+    );
+    this.#writeSequence = nextSequence(this.#writeSequence);
+    this.sentBytes += frame.length;
+    this.spokeAtMs = nowMs();
+    const { promise, resolve, reject } = Promise.withResolvers<void>();
+    this.#connection.writer.write(frame, (error) =>
+      error ? reject(this.#lost(reasonOf(error))) : resolve(),
+    );
+    const facts = { channel: this.channel, direction: "write", limitMs } as const;
+    await within(limitMs, promise, () => new MigrationError("CHANNEL_STALLED", facts));
+  }
+
+  /** The next frame, which must be one of `wanted`, within `limitMs`. Pings never show here. */
+  async receive(wanted: readonly FrameName[], limitMs: number): Promise<Frame> {
+    const late = () =>
+      new MigrationError("PEER_SILENT", { waitingFor: wanted.join(" or "), limitMs });
+    let frame: Frame;
+    try {
+      frame = await within(limitMs, this.#next(), late);
+    } finally {
+      this.#taker = null;
+    }
+    if (wanted.includes(frame.name)) return frame;
+    throw new MigrationError("FRAME_UNEXPECTED", {
+      channel: this.channel,
+      frame: frame.name,
+      wanted: wanted.join(" or "),
+    });
+  }
+
+  /**
+   * Hands the descriptors to a thread. The peer sends nothing before it is answered, so bytes that
+   * are already here are a breach of the protocol: FRAME_UNEXPECTED.
+   */
+  release(): ReleasedDescriptors {
+    const { reader, writer } = this.#connection;
+    stopReading(reader);
+    this.#detach();
+    for (const socket of new Set<Socket>([reader, writer])) socket.on("error", () => {});
+    if (this.#unread.length > 0 || this.#queue.length > 0 || reader.readableLength > 0) {
+      throw new MigrationError("FRAME_UNEXPECTED", {
+        channel: this.channel,
+        frame: "early bytes",
+        wanted: "silence",
+      });
+    }
+    return {
+      readFd: descriptorOf(reader),
+      writeFd: descriptorOf(writer),
+      readSequence: this.#readSequence,
+      writeSequence: this.#writeSequence,
+    };
+  }
+
+  /** Closes the connection. Whoever waits gets CHANNEL_LOST. */
+  close(): void {
+    if (this.#isClosed) return;
+    this.#isClosed = true;
+    this.#fail(this.#lost("this end closed it"));
+    this.#detach();
+    for (const socket of [this.#connection.reader, this.#connection.writer])
+      socket.on("error", () => {});
+    this.#connection.close();
+  }
+
+  #next(): Promise<Frame> {
+    assert(this.#taker === null, "one receiver waits at a time");
+    const queued = this.#queue.shift();
+    if (queued !== undefined) {
+      if (this.#queue.length === QUEUE_MAX - 1) this.#connection.reader.resume();
+      return Promise.resolve(queued);
+    }
+    if (this.#failure !== null) return Promise.reject(this.#failure);
+    const { promise, resolve, reject } = Promise.withResolvers<Frame>();
+    this.#taker = { resolve, reject };
+    return promise;
+  }
+
+  readonly #onData = (bytes: Uint8Array): void => {
+    this.heardAtMs = nowMs();
+    this.receivedBytes += bytes.length;
+    this.#unread = this.#unread.length === 0 ? bytes : joined(this.#unread, bytes);
+    try {
+      while (this.#failure === null && this.#takeFrame()) {}
+    } catch (error) {
+      assert(error instanceof MigrationError, "hostile bytes give typed failures only");
+      this.#fail(error);
+    }
+    if (this.#queue.length >= QUEUE_MAX) this.#connection.reader.pause();
+  };
+
+  readonly #onEnd = (): void => this.#fail(this.#lost("the other end closed it"));
+  readonly #onError = (error: Error): void => this.#fail(this.#lost(reasonOf(error)));
+
+  #takeFrame(): boolean {
+    const source = this.#unread;
+    if (source.length < HEADER_BYTES) return false;
+    const view = new DataView(source.buffer, source.byteOffset, source.byteLength);
+    const header = decodeHeader(view, 0, { channel: this.channel, sequence: this.#readSequence });
+    if (FRAMES[header.name].lane === "bulk" || !header.hasChecksum) {
+      throw new MigrationError("FRAME_UNEXPECTED", {
+        channel: this.channel,
+        frame: header.name,
+        wanted: "a control frame with a checksum",
+      });
+    }
+    const size = HEADER_BYTES + header.length;
+    if (source.length < size) return false;
+    const body = source.slice(HEADER_BYTES, size);
+    if (
+      this.#checksum.ofPair(source.subarray(0, CHECKSUMMED_HEADER_BYTES), body) !== header.checksum
+    ) {
+      throw new MigrationError("CHECKSUM_MISMATCH", {
+        channel: this.channel,
+        sequence: header.sequence,
+      });
+    }
+    this.#readSequence = nextSequence(this.#readSequence);
+    this.#unread = source.subarray(size);
+    this.#accept({ name: header.name, body });
+    return true;
+  }
+
+  #accept(frame: Frame): void {
+    if (frame.name === "ping") return;
+    if (frame.name === "failure")
+      return this.#fail(decodeFailure(frame.body, this.channel, this.#peer));
+    if (this.#taker !== null) {
+      this.#taker.resolve(frame);
+      this.#taker = null;
+    } else {
+      this.#queue.push(frame);
+    }
+  }
+
+  #fail(error: MigrationError): void {
+    if (this.#failure !== null) return;
+    this.#failure = error;
+    this.#failed.reject(error);
+    this.#taker?.reject(error);
+    this.#taker = null;
+  }
+
+  #lost(reason: string): MigrationError {
+    return new MigrationError("CHANNEL_LOST", { channel: this.channel, reason });
+  }
+
+  #detach(): void {
+    const { reader, writer } = this.#connection;
+    reader.off("data", this.#onData);
+    reader.off("end", this.#onEnd);
+    for (const socket of [reader, writer]) {
+      socket.off("error", this.#onError);
+      socket.off("close", this.#onEnd);
+    }
+  }
+}
+
+function joined(first: Uint8Array, second: Uint8Array): Uint8Array {
+  const both = new Uint8Array(first.length + second.length);
+  both.set(first);
+  both.set(second, first.length);
+  return both;
+}

@@ -1,0 +1,282 @@
+import { assert } from "../base/assert.ts";
+import { MigrationError } from "../base/errors.ts";
+import { KIB, MIB } from "../base/units.ts";
+
+/**
+ * Every byte between two hosts is in a frame. A frame is a header and a body; the header, little
+ * endian as everything on the wire:
+ *
+ *   offset  size  field
+ *        0     4  magic      "mfd1"
+ *        4     1  kind       see FRAMES; zero is never valid
+ *        5     1  flags      bit 0: the checksum is there
+ *        6     2  reserved   zero
+ *        8     4  sequence   0, 1, 2 … per channel and direction; wraps
+ *       12     4  length     bytes of body that follow
+ *       16     8  checksum   xxHash64 (seed 0) of bytes 0 to 15 and the body; zero without flag
+ */
+export const HEADER_BYTES = 24;
+export const CHECKSUMMED_HEADER_BYTES = 16;
+export const FLAG_CHECKSUM = 1;
+
+const MAGIC = 0x3164_666d;
+
+/** Bytes of page content in one frame: small enough to stay in a core's cache on the way. */
+export const PAYLOAD_BYTES_MAX = 1 * MIB;
+export const RUNS_MAX = 512;
+export const PAGES_HEAD_BYTES = 8;
+export const RUN_BYTES = 12;
+
+/** Device state travels in pieces of at most this. */
+export const PIECE_BYTES_MAX = 256 * KIB;
+
+export const PARAMETERS_MAX = 64;
+export const BLOCKS_MAX = 1024;
+export const NAME_BYTES_MAX = 255;
+export const CHANNELS_MAX = 64;
+const FACTS_BYTES_MAX = 16 * KIB;
+
+export type FrameLane = "main" | "bulk" | "both";
+
+interface FrameRow {
+  /** Identifies the frame on the wire; never reused, never renumbered. */
+  readonly kind: number;
+  readonly lane: FrameLane;
+  readonly from: "source" | "destination" | "both";
+  /** Checked before anything is allocated for the body. */
+  readonly bodyBytesMax: number;
+  readonly layout: string;
+  readonly meaning: string;
+}
+
+/** Every frame there is. Layouts are `type name` in wire order; `str` is a u16 length and UTF-8. */
+export const FRAMES = {
+  hello: {
+    kind: 1,
+    lane: "both",
+    from: "source",
+    bodyBytesMax: 56,
+    layout:
+      "u16 versionMin, u16 versionMax, u8[16] migrationId, u16 channel, u8 lane, u8 reserved, u8[32] token",
+    meaning:
+      "First frame of every connection. Lane is 1 main, 2 bulk, 3 priority; the main channel is number 0 and its token is zero, the others carry the token of WELCOME.",
+  },
+  welcome: {
+    kind: 2,
+    lane: "both",
+    from: "destination",
+    bodyBytesMax: 36,
+    layout: "u16 version, u16 reserved, u8[32] token",
+    meaning:
+      "Admits a connection. On the main channel it names the version and issues the secret token; on the others the token is zero. A source sends nothing between HELLO and WELCOME.",
+  },
+  agree: {
+    kind: 3,
+    lane: "main",
+    from: "source",
+    bodyBytesMax:
+      16 + PARAMETERS_MAX * 2 * (2 + NAME_BYTES_MAX) + BLOCKS_MAX * (2 + NAME_BYTES_MAX + 12),
+    layout:
+      "u64 fingerprint, u16 channels, u16 parameters, {str name, str value}[parameters], u32 blocks, {str name, u64 sizeBytes, u32 pageBytes}[blocks]",
+    meaning:
+      "What both ends must agree on. The fingerprint is xxHash64 of every `name=value` and a line feed, in order.",
+  },
+  accept: {
+    kind: 4,
+    lane: "main",
+    from: "destination",
+    bodyBytesMax: 0,
+    layout: "",
+    meaning: "Parameters and blocks suit; memory is there. Other channels may now connect.",
+  },
+  failure: {
+    kind: 5,
+    lane: "both",
+    from: "both",
+    bodyBytesMax: FACTS_BYTES_MAX,
+    layout: "str code, str facts",
+    meaning:
+      "The sender gave up; `facts` is JSON. Valid at any time as the last frame. CANCELLED is how a source cancels.",
+  },
+  pages: {
+    kind: 6,
+    lane: "bulk",
+    from: "source",
+    bodyBytesMax: PAGES_HEAD_BYTES + RUNS_MAX * RUN_BYTES + PAYLOAD_BYTES_MAX,
+    layout:
+      "u32 block, u16 runs, u16 reserved, {u32 firstPage, u16 pages, u8 encoding, u8 reserved, u32 bytes}[runs], payload",
+    meaning:
+      "Runs of pages of one block, payloads in the order of the runs. Block counts from 0 in the order of AGREE; page is the block's wire page.",
+  },
+  fence: {
+    kind: 7,
+    lane: "bulk",
+    from: "source",
+    bodyBytesMax: 4,
+    layout: "u32 number",
+    meaning: "Everything sent before on this channel must be applied before FENCED answers.",
+  },
+  fenced: {
+    kind: 8,
+    lane: "bulk",
+    from: "destination",
+    bodyBytesMax: 4,
+    layout: "u32 number",
+    meaning: "Everything before the FENCE of that number is in memory.",
+  },
+  end: {
+    kind: 9,
+    lane: "bulk",
+    from: "source",
+    bodyBytesMax: 0,
+    layout: "",
+    meaning: "No frame follows on this channel.",
+  },
+  round: {
+    kind: 10,
+    lane: "main",
+    from: "source",
+    bodyBytesMax: 40,
+    layout: "u32 round, u32 reserved, u64 dirtyPages, u64 sentPages, u64 sentBytes, f64 elapsedMs",
+    meaning: "A round ended; for the destination's progress and report.",
+  },
+  devices: {
+    kind: 11,
+    lane: "main",
+    from: "source",
+    bodyBytesMax: 16,
+    layout: "u32 sections, u32 reserved, u64 bytes",
+    meaning: "Device state follows: that many sections of that many bytes together.",
+  },
+  section: {
+    kind: 12,
+    lane: "main",
+    from: "source",
+    bodyBytesMax: 8 + 2 + NAME_BYTES_MAX,
+    layout: "u64 bytes, str name",
+    meaning: "A named section of device state; its bytes follow in PIECE frames.",
+  },
+  piece: {
+    kind: 13,
+    lane: "main",
+    from: "source",
+    bodyBytesMax: PIECE_BYTES_MAX,
+    layout: "u8[] bytes",
+    meaning: "Bytes of the section, never empty, never more than the section still lacks.",
+  },
+  ready: {
+    kind: 14,
+    lane: "main",
+    from: "destination",
+    bodyBytesMax: 0,
+    layout: "",
+    meaning: "RAM and devices are loaded; the guest can run here. It does not yet.",
+  },
+  commit: {
+    kind: 15,
+    lane: "main",
+    from: "source",
+    bodyBytesMax: 0,
+    layout: "",
+    meaning: "The guest is the destination's. The source will never resume it on its own.",
+  },
+  running: {
+    kind: 16,
+    lane: "main",
+    from: "destination",
+    bodyBytesMax: 8,
+    layout: "u64 untouchedPages",
+    meaning: "The guest runs at the destination. Zero pages whose memory was not touched are told.",
+  },
+  done: {
+    kind: 17,
+    lane: "main",
+    from: "source",
+    bodyBytesMax: 48,
+    layout: "f64 totalMs, f64 pauseMs, f64 syncMs, f64 pagesMs, f64 devicesMs, f64 handoverMs",
+    meaning: "The source's clock on the whole and on the parts of the downtime. Last frame.",
+  },
+  ping: {
+    kind: 18,
+    lane: "main",
+    from: "both",
+    bodyBytesMax: 0,
+    layout: "",
+    meaning: "Still here. Sent whenever nothing else was for a quarter of channel-timeout.",
+  },
+} as const satisfies Record<string, FrameRow>;
+
+export type FrameName = keyof typeof FRAMES;
+
+const NAME_OF_KIND = new Map<number, FrameName>(
+  Object.entries(FRAMES).map(([name, row]) => [row.kind, name as FrameName]),
+);
+assert(NAME_OF_KIND.size === Object.keys(FRAMES).length, "frame kinds are unique");
+assert(!NAME_OF_KIND.has(0), "zero is never a valid kind");
+
+export interface Header {
+  readonly name: FrameName;
+  readonly sequence: number;
+  readonly length: number;
+  readonly hasChecksum: boolean;
+  readonly checksum: bigint;
+}
+
+/** Writes the header but its checksum, which covers these bytes: see `writeChecksum`. */
+export function encodeHeader(
+  target: DataView,
+  at: number,
+  header: { name: FrameName; sequence: number; length: number; hasChecksum: boolean },
+): void {
+  const row = FRAMES[header.name];
+  assert(header.length <= row.bodyBytesMax, "a body fits its frame");
+  target.setUint32(at, MAGIC, true);
+  target.setUint8(at + 4, row.kind);
+  target.setUint8(at + 5, header.hasChecksum ? FLAG_CHECKSUM : 0);
+  target.setUint16(at + 6, 0, true);
+  target.setUint32(at + 8, header.sequence, true);
+  target.setUint32(at + 12, header.length, true);
+  target.setBigUint64(at + 16, 0n, true);
+}
+
+export function writeChecksum(target: DataView, at: number, checksum: bigint): void {
+  target.setBigUint64(at + 16, checksum, true);
+}
+
+/**
+ * Reads and checks a header: the peer is not trusted, every field is checked before any is used.
+ * Throws FRAME_CORRUPT for anything that no peer of ours would send next on this channel.
+ */
+export function decodeHeader(
+  source: DataView,
+  at: number,
+  wanted: { channel: number; sequence: number },
+): Header {
+  const { channel } = wanted;
+  const magic = source.getUint32(at, true);
+  if (magic !== MAGIC) throw corrupt(channel, "magic", magic);
+  const kind = source.getUint8(at + 4);
+  const name = NAME_OF_KIND.get(kind);
+  if (name === undefined) throw corrupt(channel, "kind", kind);
+  const flags = source.getUint8(at + 5);
+  if ((flags & ~FLAG_CHECKSUM) !== 0) throw corrupt(channel, "flags", flags);
+  const reserved = source.getUint16(at + 6, true);
+  if (reserved !== 0) throw corrupt(channel, "reserved", reserved);
+  const sequence = source.getUint32(at + 8, true);
+  if (sequence !== wanted.sequence) throw corrupt(channel, "sequence", sequence);
+  const length = source.getUint32(at + 12, true);
+  if (length > FRAMES[name].bodyBytesMax) throw corrupt(channel, `length of "${name}"`, length);
+  const checksum = source.getBigUint64(at + 16, true);
+  const hasChecksum = (flags & FLAG_CHECKSUM) !== 0;
+  if (!hasChecksum && checksum !== 0n) throw corrupt(channel, "checksum without flag", 1);
+  return { name, sequence, length, hasChecksum, checksum };
+}
+
+/** The sequence number after `sequence`. */
+export function nextSequence(sequence: number): number {
+  return (sequence + 1) >>> 0;
+}
+
+export function corrupt(channel: number, field: string, found: number | string): MigrationError {
+  return new MigrationError("FRAME_CORRUPT", { channel, field, found });
+}

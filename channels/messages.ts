@@ -1,0 +1,300 @@
+import { FAILURES, isFailureCode, MigrationError, type Origin } from "../base/errors.ts";
+import { KIB } from "../base/units.ts";
+import { BLOCKS_MAX, CHANNELS_MAX, NAME_BYTES_MAX, PARAMETERS_MAX } from "./frame.ts";
+import { WireReader, WireWriter } from "./wire-bytes.ts";
+
+/** The bodies of the control frames. Layouts: FRAMES in frame.ts, in words in docs/wire.md. */
+
+/** What this code speaks, and the one before where there is one: the promise is both. */
+export const VERSION = { min: 1, max: 1 } as const;
+
+export const MIGRATION_ID_BYTES = 16;
+export const TOKEN_BYTES = 32;
+
+/** What a channel is for. Urgency is a property of a request, and is not told here. */
+export const LANE = { main: 1, bulk: 2, priority: 3 } as const;
+export type Lane = keyof typeof LANE;
+const LANE_OF = new Map<number, Lane>(
+  Object.entries(LANE).map(([lane, number]) => [number, lane as Lane]),
+);
+
+export interface Hello {
+  readonly versionMin: number;
+  readonly versionMax: number;
+  readonly migrationId: Uint8Array;
+  readonly channel: number;
+  readonly lane: Lane;
+  readonly token: Uint8Array;
+}
+
+export function encodeHello(hello: Hello): Uint8Array {
+  return new WireWriter()
+    .u16(hello.versionMin)
+    .u16(hello.versionMax)
+    .bytes(hello.migrationId)
+    .u16(hello.channel)
+    .u8(LANE[hello.lane])
+    .u8(0)
+    .bytes(hello.token)
+    .finish();
+}
+
+export function decodeHello(body: Uint8Array, channel: number): Hello {
+  const reader = new WireReader(body, channel);
+  const versionMin = reader.u16("versionMin");
+  const versionMax = reader.u16("versionMax");
+  const migrationId = reader.bytes(MIGRATION_ID_BYTES, "migrationId").slice();
+  const number = reader.u16("channel");
+  const laneNumber = reader.u8("lane");
+  const lane = LANE_OF.get(laneNumber);
+  reader.zero(1);
+  const token = reader.bytes(TOKEN_BYTES, "token").slice();
+  reader.end();
+  if (versionMin > versionMax) throw reader.corrupt("versionMin", versionMin);
+  if (lane === undefined) throw reader.corrupt("lane", laneNumber);
+  if (number > CHANNELS_MAX) throw reader.corrupt("channel", number);
+  if ((lane === "main") !== (number === 0)) throw reader.corrupt("channel of its lane", number);
+  return { versionMin, versionMax, migrationId, channel: number, lane, token };
+}
+
+/** The newest version that both ends speak. Throws VERSION_UNSUPPORTED. */
+export function chooseVersion(offered: { versionMin: number; versionMax: number }): number {
+  const version = Math.min(VERSION.max, offered.versionMax);
+  if (version >= Math.max(VERSION.min, offered.versionMin)) return version;
+  throw new MigrationError("VERSION_UNSUPPORTED", {
+    offered: `${offered.versionMin} to ${offered.versionMax}`,
+    supported: `${VERSION.min} to ${VERSION.max}`,
+  });
+}
+
+export interface Welcome {
+  readonly version: number;
+  readonly token: Uint8Array;
+}
+
+export function encodeWelcome(welcome: Welcome): Uint8Array {
+  return new WireWriter().u16(welcome.version).u16(0).bytes(welcome.token).finish();
+}
+
+export function decodeWelcome(body: Uint8Array, channel: number): Welcome {
+  const reader = new WireReader(body, channel);
+  const version = reader.u16("version");
+  reader.zero(2);
+  const token = reader.bytes(TOKEN_BYTES, "token").slice();
+  reader.end();
+  if (version < VERSION.min || version > VERSION.max) throw reader.corrupt("version", version);
+  return { version, token };
+}
+
+export interface AgreedParameter {
+  readonly name: string;
+  readonly value: string;
+}
+export interface AnnouncedBlock {
+  readonly name: string;
+  readonly sizeBytes: number;
+  readonly pageBytes: number;
+}
+export interface Agreement {
+  readonly fingerprint: bigint;
+  readonly channels: number;
+  readonly parameters: readonly AgreedParameter[];
+  readonly blocks: readonly AnnouncedBlock[];
+}
+
+export function encodeAgreement(agreement: Agreement): Uint8Array {
+  const writer = new WireWriter()
+    .bigU64(agreement.fingerprint)
+    .u16(agreement.channels)
+    .u16(agreement.parameters.length);
+  for (const { name, value } of agreement.parameters) writer.str(name).str(value);
+  writer.u32(agreement.blocks.length);
+  for (const block of agreement.blocks) {
+    writer.str(block.name).u64(block.sizeBytes).u32(block.pageBytes);
+  }
+  return writer.finish();
+}
+
+/** Pages of a block number in 32 bits on the wire. */
+export const BLOCK_PAGES_MAX = 2 ** 32;
+const PAGE_BYTES_MIN = 4 * KIB;
+const PAGE_BYTES_MAX = 2 ** 30;
+
+export function decodeAgreement(body: Uint8Array, channel: number): Agreement {
+  const reader = new WireReader(body, channel);
+  const fingerprint = reader.bigU64("fingerprint");
+  const channels = reader.u16("channels");
+  if (channels < 1 || channels > CHANNELS_MAX) throw reader.corrupt("channels", channels);
+  const parameterCount = reader.u16("parameters");
+  if (parameterCount > PARAMETERS_MAX) throw reader.corrupt("parameters", parameterCount);
+  const parameters = Array.from({ length: parameterCount }, () => ({
+    name: reader.str(NAME_BYTES_MAX, "parameter name"),
+    value: reader.str(NAME_BYTES_MAX, "parameter value"),
+  }));
+  const blockCount = reader.u32("blocks");
+  if (blockCount > BLOCKS_MAX) throw reader.corrupt("blocks", blockCount);
+  const blocks = Array.from({ length: blockCount }, () => decodeBlock(reader));
+  reader.end();
+  if (new Set(blocks.map((block) => block.name)).size !== blocks.length) {
+    throw reader.corrupt("block names", "not unique");
+  }
+  return { fingerprint, channels, parameters, blocks };
+}
+
+function decodeBlock(reader: WireReader): AnnouncedBlock {
+  const name = reader.str(NAME_BYTES_MAX, "block name");
+  const sizeBytes = reader.u64("block size");
+  const pageBytes = reader.u32("block page size");
+  if (name === "") throw reader.corrupt("block name", "empty");
+  const isPowerOfTwo = (pageBytes & (pageBytes - 1)) === 0;
+  if (pageBytes < PAGE_BYTES_MIN || pageBytes > PAGE_BYTES_MAX || !isPowerOfTwo) {
+    throw reader.corrupt("block page size", pageBytes);
+  }
+  if (sizeBytes === 0 || sizeBytes % pageBytes !== 0) throw reader.corrupt("block size", sizeBytes);
+  if (sizeBytes / PAGE_BYTES_MIN > BLOCK_PAGES_MAX) throw reader.corrupt("block size", sizeBytes);
+  return { name, sizeBytes, pageBytes };
+}
+
+export interface RoundMessage {
+  readonly round: number;
+  readonly dirtyPages: number;
+  readonly sentPages: number;
+  readonly sentBytes: number;
+  readonly elapsedMs: number;
+}
+
+export function encodeRound(round: RoundMessage): Uint8Array {
+  return new WireWriter()
+    .u32(round.round)
+    .u32(0)
+    .u64(round.dirtyPages)
+    .u64(round.sentPages)
+    .u64(round.sentBytes)
+    .f64(round.elapsedMs)
+    .finish();
+}
+
+export function decodeRound(body: Uint8Array, channel: number): RoundMessage {
+  const reader = new WireReader(body, channel);
+  const round = reader.u32("round");
+  reader.zero(4);
+  const dirtyPages = reader.u64("dirtyPages");
+  const sentPages = reader.u64("sentPages");
+  const sentBytes = reader.u64("sentBytes");
+  const elapsedMs = reader.f64("elapsedMs");
+  reader.end();
+  return { round, dirtyPages, sentPages, sentBytes, elapsedMs };
+}
+
+export interface DevicesMessage {
+  readonly sections: number;
+  readonly bytes: number;
+}
+
+export function encodeDevices(devices: DevicesMessage): Uint8Array {
+  return new WireWriter().u32(devices.sections).u32(0).u64(devices.bytes).finish();
+}
+
+export function decodeDevices(body: Uint8Array, channel: number): DevicesMessage {
+  const reader = new WireReader(body, channel);
+  const sections = reader.u32("sections");
+  reader.zero(4);
+  const bytes = reader.u64("device bytes");
+  reader.end();
+  return { sections, bytes };
+}
+
+export interface SectionMessage {
+  readonly name: string;
+  readonly bytes: number;
+}
+
+export function encodeSection(section: SectionMessage): Uint8Array {
+  return new WireWriter().u64(section.bytes).str(section.name).finish();
+}
+
+export function decodeSection(body: Uint8Array, channel: number): SectionMessage {
+  const reader = new WireReader(body, channel);
+  const bytes = reader.u64("section bytes");
+  const name = reader.str(NAME_BYTES_MAX, "section name");
+  reader.end();
+  return { name, bytes };
+}
+
+export function encodeRunning(untouchedPages: number): Uint8Array {
+  return new WireWriter().u64(untouchedPages).finish();
+}
+
+export function decodeRunning(body: Uint8Array, channel: number): number {
+  const reader = new WireReader(body, channel);
+  const untouchedPages = reader.u64("untouchedPages");
+  reader.end();
+  return untouchedPages;
+}
+
+export interface DoneMessage {
+  readonly totalMs: number;
+  readonly pauseMs: number;
+  readonly syncMs: number;
+  readonly pagesMs: number;
+  readonly devicesMs: number;
+  readonly handoverMs: number;
+}
+
+const DONE_FIELDS = [
+  "totalMs",
+  "pauseMs",
+  "syncMs",
+  "pagesMs",
+  "devicesMs",
+  "handoverMs",
+] as const satisfies readonly (keyof DoneMessage)[];
+
+export function encodeDone(done: DoneMessage): Uint8Array {
+  const writer = new WireWriter();
+  for (const field of DONE_FIELDS) writer.f64(done[field]);
+  return writer.finish();
+}
+
+export function decodeDone(body: Uint8Array, channel: number): DoneMessage {
+  const reader = new WireReader(body, channel);
+  const done = Object.fromEntries(DONE_FIELDS.map((field) => [field, reader.f64(field)]));
+  reader.end();
+  return done as unknown as DoneMessage;
+}
+
+export function encodeFence(number: number): Uint8Array {
+  return new WireWriter().u32(number).finish();
+}
+
+export function decodeFence(body: Uint8Array, channel: number): number {
+  const reader = new WireReader(body, channel);
+  const number = reader.u32("fence number");
+  reader.end();
+  return number;
+}
+
+const CODE_BYTES_MAX = 64;
+const FACTS_BYTES_MAX = 8 * KIB;
+
+export function encodeFailure(failure: MigrationError): Uint8Array {
+  let facts = JSON.stringify(failure.facts);
+  if (new TextEncoder().encode(facts).length > FACTS_BYTES_MAX) facts = "{}";
+  return new WireWriter().str(failure.code).str(facts).finish();
+}
+
+/** A failure that the peer tells of. Facts that do not make a message are refused as corrupt. */
+export function decodeFailure(body: Uint8Array, channel: number, peer: Origin): MigrationError {
+  const reader = new WireReader(body, channel);
+  const code = reader.str(CODE_BYTES_MAX, "failure code");
+  const text = reader.str(FACTS_BYTES_MAX, "failure facts");
+  reader.end();
+  if (!isFailureCode(code)) throw reader.corrupt("failure code", "unknown");
+  try {
+    const facts = JSON.parse(text) as never;
+    FAILURES[code].says(facts);
+    return new MigrationError(code, facts, { at: peer });
+  } catch {
+    throw reader.corrupt("failure facts", "unreadable");
+  }
+}

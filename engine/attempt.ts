@@ -1,0 +1,131 @@
+import { within } from "../base/clock.ts";
+import { asMigrationError, MigrationError, type Origin, reasonOf } from "../base/errors.ts";
+
+/**
+ * One attempt at a migration at one end: which phase it is in, and the first thing that ended it.
+ * Everything that waits does so in `guard`, so that a failure, a cancel or a deadline anywhere
+ * ends every wait at once.
+ */
+export class Attempt<Phase extends string> {
+  readonly side: Origin;
+  readonly #failed = Promise.withResolvers<never>();
+  readonly #onPhase: (phase: Phase) => void;
+  readonly #onFailure: (() => void)[] = [];
+  readonly #signal: AbortSignal | undefined;
+  #failure: MigrationError | null = null;
+  #isCommitted = false;
+  phase: Phase;
+
+  constructor(options: {
+    side: Origin;
+    first: Phase;
+    signal?: AbortSignal | undefined;
+    onPhase?: ((phase: Phase) => void) | undefined;
+  }) {
+    this.side = options.side;
+    this.phase = options.first;
+    this.#onPhase = options.onPhase ?? (() => {});
+    this.#failed.promise.catch(() => {}); // Whoever waits gets it; there may be nobody.
+    this.#signal = options.signal;
+    this.#signal?.addEventListener("abort", this.#cancel);
+    if (this.#signal?.aborted === true) this.#cancel();
+  }
+
+  get failure(): MigrationError | null {
+    return this.#failure;
+  }
+
+  /** Runs one phase. Its failure is the attempt's. */
+  async run<T>(phase: Phase, work: () => Promise<T>): Promise<T> {
+    this.#throwIfFailed();
+    this.phase = phase;
+    this.#onPhase(phase);
+    try {
+      return await this.guard(work());
+    } catch (error) {
+      this.fail(asMigrationError(error));
+      throw this.#failure ?? error;
+    }
+  }
+
+  /** Settles as `work` does, or fails as soon as the attempt does. */
+  async guard<T>(work: Promise<T>): Promise<T> {
+    return await Promise.race([work, this.#failed.promise]);
+  }
+
+  /**
+   * Asks the host for a step, with a deadline. When the attempt ends first, the step may still take
+   * effect some time: `undo` is called then, so that it does not outlive the attempt.
+   */
+  async askHost<T>(
+    action: string,
+    limitMs: number,
+    call: () => Promise<T>,
+    undo: () => Promise<unknown> = async () => {},
+  ): Promise<T> {
+    this.#throwIfFailed();
+    const watched = async (): Promise<T> => {
+      const result = await call();
+      // Nobody is left to tell that it failed: whoever undid the rest has reported already.
+      if (this.#failure !== null) undo().catch(() => {});
+      return result;
+    };
+    return await this.guard(callHost(action, limitMs, watched));
+  }
+
+  /** Ends the attempt unless something else did before. */
+  fail(error: MigrationError): void {
+    if (this.#failure !== null) return;
+    this.#failure = error;
+    this.#failed.reject(error);
+    for (const react of this.#onFailure) react();
+  }
+
+  /** Called once when the attempt fails, at once if it has. */
+  onFailure(react: () => void): void {
+    if (this.#failure !== null) react();
+    else this.#onFailure.push(react);
+  }
+
+  /** From here on a cancel comes too late. */
+  commit(): void {
+    this.#throwIfFailed();
+    this.#isCommitted = true;
+  }
+
+  get isCommitted(): boolean {
+    return this.#isCommitted;
+  }
+
+  /** Lets go of the signal. */
+  end(): void {
+    this.#signal?.removeEventListener("abort", this.#cancel);
+  }
+
+  #throwIfFailed(): void {
+    if (this.#failure !== null) throw this.#failure;
+  }
+
+  readonly #cancel = (): void => {
+    if (!this.#isCommitted) this.fail(new MigrationError("CANCELLED", { phase: this.phase }));
+  };
+}
+
+/**
+ * Calls a host with a deadline. A host that throws is HOST_FAILED (unless it throws a
+ * MigrationError itself), one that does not return is HOST_TIMEOUT.
+ */
+export async function callHost<T>(
+  action: string,
+  limitMs: number,
+  call: () => Promise<T>,
+): Promise<T> {
+  try {
+    // A host may throw before it returns a promise; both are the same to us.
+    const late = () => new MigrationError("HOST_TIMEOUT", { action, limitMs });
+    return await within(limitMs, Promise.try(call), late);
+  } catch (error) {
+    if (error instanceof MigrationError) throw error;
+    throw new MigrationError("HOST_FAILED", { action, reason: reasonOf(error) }, { cause: error });
+  }
+}

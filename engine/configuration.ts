@@ -1,0 +1,44 @@
+import { assert } from "../base/assert.ts";
+import { MigrationError, reasonOf } from "../base/errors.ts";
+import { type Address, parseAddress } from "../channels/address.ts";
+import { type Block, blockProblems } from "./block.ts";
+import type { Features } from "./legality.ts";
+import { configurationProblems, type Parameters, resolveParameters } from "./parameters.ts";
+
+export interface Configuration {
+  readonly address: Address;
+  readonly parameters: Parameters;
+}
+
+/**
+ * Everything that can be checked before anything is touched, all problems at once. Throws
+ * CONFIGURATION_INVALID.
+ */
+export function configure(
+  given: object,
+  addressText: string,
+  known: { side: "source" | "destination"; blocks?: readonly Block[]; throttle?: boolean },
+): Configuration {
+  const { address, problems } = tryAddress(addressText);
+  const features: Features = {
+    side: known.side,
+    migration: "live",
+    ...(known.throttle === undefined ? {} : { throttle: known.throttle }),
+    ...(address === null ? {} : { address: address.kind }),
+    ...(address?.kind === "fd" ? { descriptors: address.descriptors.length } : {}),
+  };
+  problems.push(...configurationProblems({ ...given }, features));
+  if (known.blocks !== undefined) problems.push(...blockProblems(known.blocks));
+  if (problems.length > 0) throw new MigrationError("CONFIGURATION_INVALID", { problems });
+  assert(address !== null, "an address without a problem was read");
+  return { address, parameters: resolveParameters(given, features) };
+}
+
+function tryAddress(text: string): { address: Address | null; problems: string[] } {
+  try {
+    return { address: parseAddress(text), problems: [] };
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error;
+    return { address: null, problems: [reasonOf(error).replace(/^RangeError: /, "")] };
+  }
+}

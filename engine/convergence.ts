@@ -1,0 +1,124 @@
+import { assert } from "../base/assert.ts";
+
+/** What one round observed. */
+export interface RoundFacts {
+  /** Guest memory that was looked at and described in this round. */
+  readonly guestBytes: number;
+  /** What that came to on the wire. */
+  readonly sentBytes: number;
+  /** Time that a channel spent in sending, the mean of all channels. */
+  readonly sendMs: number;
+  readonly elapsedMs: number;
+  /** Guest memory that is dirty after the round. */
+  readonly dirtyBytes: number;
+  readonly deviceBytes: number;
+}
+
+export interface ConvergenceLimits {
+  readonly downtimeLimitMs: number;
+  readonly maxRounds: number;
+  readonly nonConvergence: "cancel" | "switch-over";
+  readonly autoConverge: boolean;
+  readonly throttleInitialPercent: number;
+  readonly throttleIncrementPercent: number;
+  readonly throttleMaxPercent: number;
+}
+
+export type Verdict =
+  | { readonly kind: "continue"; readonly throttlePercent: number }
+  | { readonly kind: "switch-over" }
+  | { readonly kind: "give-up" };
+
+export interface Judgement {
+  readonly verdict: Verdict;
+  readonly expectedDowntimeMs: number;
+  readonly dirtyBytesPerSecond: number;
+  readonly bytesPerSecond: number;
+}
+
+/**
+ * How much an older round counts against the next one. Halving remembers some three rounds: one odd
+ * round (a stalled link, a round of zero pages) neither starts nor prevents a switchover.
+ */
+const DECAY = 0.5;
+
+/** Messages back and forth, waking threads, resuming: there however little is left to send. */
+const HANDOVER_MS = 5;
+
+/** Pages go out no slower than half of what the guest dirties anew, or the round did not help. */
+const SHRINKING = 0.5;
+
+/** So many rounds in a row must not shrink before the guest is throttled (further). */
+const PATIENCE_ROUNDS = 2;
+
+/**
+ * Decides after each round whether the guest can be paused now.
+ *
+ * The time of a round has two parts: describing guest memory, in proportion to the memory, and
+ * sending, in proportion to the bytes sent. Both rates are filtered over the rounds; what is dirty
+ * now is expected to take both, and to shrink by nothing. The device state must be sent as well.
+ *
+ * Pure: it is told what happened and reads no clock, bitmap or socket. Limits may change between
+ * two rounds.
+ */
+export class Convergence {
+  #rounds = 0;
+  #guestBytes = 0;
+  #sentBytes = 0;
+  #sendMs = 0;
+  #describeMs = 0;
+  #stubbornRounds = 0;
+  #throttlePercent = 0;
+
+  judge(round: RoundFacts, limits: ConvergenceLimits): Judgement {
+    assert(round.elapsedMs > 0, "a round takes time");
+    assert(round.guestBytes >= 0 && round.sentBytes >= 0, "a round sends no less than nothing");
+    this.#rounds += 1;
+    this.#remember(round);
+    const expectedDowntimeMs = this.#expectedDowntimeMs(round);
+    return {
+      verdict: this.#verdict(round, limits, expectedDowntimeMs),
+      expectedDowntimeMs,
+      dirtyBytesPerSecond: (round.dirtyBytes / round.elapsedMs) * 1000,
+      bytesPerSecond: this.#sendMs === 0 ? 0 : (this.#sentBytes / this.#sendMs) * 1000,
+    };
+  }
+
+  #remember(round: RoundFacts): void {
+    const sendMs = Math.min(round.sendMs, round.elapsedMs);
+    this.#guestBytes = this.#guestBytes * DECAY + round.guestBytes;
+    this.#sentBytes = this.#sentBytes * DECAY + round.sentBytes;
+    this.#sendMs = this.#sendMs * DECAY + sendMs;
+    this.#describeMs = this.#describeMs * DECAY + (round.elapsedMs - sendMs);
+  }
+
+  #expectedDowntimeMs({ dirtyBytes, deviceBytes }: RoundFacts): number {
+    const describeMs = dirtyBytes === 0 ? 0 : (dirtyBytes * this.#describeMs) / this.#guestBytes;
+    const bytes = dirtyBytes + deviceBytes;
+    const sendMs = bytes === 0 ? 0 : (bytes * this.#sendMs) / this.#sentBytes;
+    return describeMs + sendMs + HANDOVER_MS;
+  }
+
+  #verdict(round: RoundFacts, limits: ConvergenceLimits, expectedDowntimeMs: number): Verdict {
+    // A comparison with NaN (nothing was ever sent, yet something is dirty) must not switch over.
+    if (expectedDowntimeMs <= limits.downtimeLimitMs) return { kind: "switch-over" };
+    if (this.#rounds >= limits.maxRounds) {
+      return { kind: limits.nonConvergence === "cancel" ? "give-up" : "switch-over" };
+    }
+    return { kind: "continue", throttlePercent: this.#throttle(round, limits) };
+  }
+
+  #throttle(round: RoundFacts, limits: ConvergenceLimits): number {
+    if (!limits.autoConverge) return 0;
+    const isStubborn = round.dirtyBytes > round.guestBytes * SHRINKING;
+    this.#stubbornRounds = isStubborn ? this.#stubbornRounds + 1 : 0;
+    if (this.#stubbornRounds < PATIENCE_ROUNDS) return this.#throttlePercent;
+    this.#stubbornRounds = 0;
+    const next =
+      this.#throttlePercent === 0
+        ? limits.throttleInitialPercent
+        : this.#throttlePercent + limits.throttleIncrementPercent;
+    this.#throttlePercent = Math.min(next, limits.throttleMaxPercent);
+    return this.#throttlePercent;
+  }
+}

@@ -1,0 +1,329 @@
+import { assert } from "../base/assert.ts";
+import { nowMs } from "../base/clock.ts";
+import { asMigrationError, MigrationError } from "../base/errors.ts";
+import type { Address } from "../channels/address.ts";
+import { type Checksum, loadChecksum } from "../channels/checksum.ts";
+import { listen } from "../channels/connection.ts";
+import type { FrameStream } from "../channels/frame-stream.ts";
+import {
+  type DoneMessage,
+  decodeAgreement,
+  decodeDone,
+  decodeRound,
+  encodeFailure,
+  encodeRunning,
+} from "../channels/messages.ts";
+import { stopWorkers } from "../workers/control.ts";
+import { checkParameters, matchBlocks } from "./agreement.ts";
+import { Attempt, callHost } from "./attempt.ts";
+import { type Block, blockProblems } from "./block.ts";
+import { configure } from "./configuration.ts";
+import type { DestinationPhase, MigrateInOptions } from "./destination.ts";
+import { receiveDevices } from "./device-state.ts";
+import { Doorman } from "./doorman.ts";
+import { pageFigures } from "./figures.ts";
+import { startHeartbeat } from "./heartbeat.ts";
+import type { DestinationHost, DeviceSection } from "./host.ts";
+import { agreedParameters, type Parameters } from "./parameters.ts";
+import { preferPeersWord } from "./peers-word.ts";
+import { Receiver } from "./receiver.ts";
+import type { Progress, Report, RoundFigures } from "./statistics.ts";
+import { Throughput } from "./throughput.ts";
+
+const NOTHING = new Uint8Array(0);
+const PROGRESS_MS = 100;
+const FAREWELL_MS = 200;
+
+/** The source's figures are welcome but not worth waiting for. */
+const DONE_MS = 1000;
+
+/** Rounds told by a hostile source must not fill memory. */
+const ROUNDS_MAX = 10_000;
+
+const NO_DOWNTIME: Omit<DoneMessage, "totalMs"> = {
+  pauseMs: 0,
+  syncMs: 0,
+  pagesMs: 0,
+  devicesMs: 0,
+  handoverMs: 0,
+};
+
+/** The steps behind the phases of `migrateIn`, and what they share. */
+export class DestinationMigration {
+  readonly attempt: Attempt<DestinationPhase>;
+  readonly #host: DestinationHost;
+  readonly #options: MigrateInOptions;
+  readonly #address: Address;
+  readonly #parameters: Parameters;
+  readonly #checksum: Checksum;
+  readonly #throughput = new Throughput();
+  readonly #rounds: RoundFigures[] = [];
+  readonly #stops: (() => void)[] = [];
+  #doorman: Doorman | null = null;
+  #main: FrameStream | null = null;
+  #receiver: Receiver | null = null;
+  #blocks: readonly Block[] = [];
+  #announcement: Uint8Array = NOTHING;
+  #sections: readonly DeviceSection[] = [];
+  #startMs = 0;
+  #endMs = 0;
+  #cpuBefore = process.cpuUsage();
+
+  private constructor(
+    host: DestinationHost,
+    options: MigrateInOptions,
+    configuration: { address: Address; parameters: Parameters; checksum: Checksum },
+  ) {
+    this.#host = host;
+    this.#options = options;
+    this.#address = configuration.address;
+    this.#parameters = configuration.parameters;
+    this.#checksum = configuration.checksum;
+    this.attempt = new Attempt<DestinationPhase>({
+      side: "destination",
+      first: "listen",
+      signal: options.signal,
+      onPhase: options.onPhase,
+    });
+  }
+
+  /** Checks everything that can be checked before anything is touched. */
+  static async prepare(
+    host: DestinationHost,
+    address: string,
+    options: MigrateInOptions,
+  ): Promise<DestinationMigration> {
+    const {
+      signal: _signal,
+      onPhase: _onPhase,
+      onListening: _onListening,
+      onProgress: _onProgress,
+      ...given
+    } = options;
+    const configuration = configure(given, address, { side: "destination" });
+    return new DestinationMigration(host, options, {
+      ...configuration,
+      checksum: await loadChecksum(),
+    });
+  }
+
+  /** Waits for the source's main channel. */
+  async listen(): Promise<void> {
+    const { acceptTimeoutMs, connectTimeoutMs, channelTimeoutMs } = this.#parameters;
+    const listener = await listen(this.#address);
+    const doorman = new Doorman(listener, {
+      checksum: this.#checksum,
+      helloTimeoutMs: connectTimeoutMs,
+    });
+    this.#doorman = doorman;
+    if (this.attempt.failure !== null) return doorman.close();
+    this.#options.onListening?.(listener.address);
+    const limitMs = acceptTimeoutMs === 0 ? Number.POSITIVE_INFINITY : acceptTimeoutMs;
+    const main = await doorman.admitMain(limitMs);
+    this.#main = main;
+    this.#startMs = nowMs();
+    this.#cpuBefore = process.cpuUsage();
+    main.failed.catch((error) => this.attempt.fail(asMigrationError(error)));
+    this.#stops.push(startHeartbeat(main, channelTimeoutMs, (error) => this.attempt.fail(error)));
+  }
+
+  /** Agrees on parameters and blocks, has the host prepare memory, and lets the channels in. */
+  async agree(): Promise<void> {
+    const { stepTimeoutMs, channelTimeoutMs } = this.#parameters;
+    const { body } = await this.#ofMain.receive(["agree"], stepTimeoutMs);
+    const agreement = decodeAgreement(body, 0);
+    checkParameters(agreement, agreedParameters(this.#parameters), this.#checksum);
+    const prepared = await this.attempt.askHost(
+      "prepare memory",
+      stepTimeoutMs,
+      () => this.#host.prepare(agreement.blocks),
+      () => this.#host.discard(),
+    );
+    this.#checkPrepared(prepared);
+    const matched = matchBlocks(agreement.blocks, prepared);
+    // The wire speaks the source's pages; ours may differ, a page is a page of the guest.
+    this.#blocks = matched.map((block, index) => ({
+      ...block,
+      pageBytes: agreement.blocks[index]?.pageBytes ?? block.pageBytes,
+    }));
+    const receiver = new Receiver(this.#blocks, agreement.channels, this.#parameters);
+    this.#receiver = receiver;
+    this.attempt.onFailure(() => stopWorkers(receiver.control));
+    const doorman = this.#ofDoorman;
+    doorman.expectChannels(agreement.channels);
+    await this.#ofMain.send("accept", NOTHING, channelTimeoutMs);
+    await this.#admitChannels(agreement.channels);
+  }
+
+  /** Pages arrive in the channels' threads; here, rounds are told, until devices come. */
+  async receive(): Promise<void> {
+    this.#startProgress();
+    for (;;) {
+      // How long a guest takes is the source's business; the heartbeat watches that it lives.
+      const frame = await this.#ofMain.receive(["round", "devices"], Number.POSITIVE_INFINITY);
+      if (frame.name === "devices") {
+        this.#announcement = frame.body;
+        return;
+      }
+      const { round: _round, ...figures } = decodeRound(frame.body, 0);
+      if (this.#rounds.length < ROUNDS_MAX) this.#rounds.push(figures);
+    }
+  }
+
+  async receiveDevices(): Promise<void> {
+    const { deviceLimitBytes, channelTimeoutMs } = this.#parameters;
+    const limits = { deviceLimitBytes, limitMs: channelTimeoutMs };
+    this.#sections = await receiveDevices(this.#ofMain, this.#announcement, limits);
+  }
+
+  /** All RAM is in place, then the devices: the guest could run. */
+  async load(): Promise<void> {
+    const { stepTimeoutMs, channelTimeoutMs } = this.#parameters;
+    await this.attempt.guard(this.#ofReceiver.ended());
+    await this.attempt.askHost("load devices", stepTimeoutMs, () =>
+      this.#host.loadDevices(this.#sections),
+    );
+    await this.#ofMain.send("ready", NOTHING, channelTimeoutMs);
+  }
+
+  async awaitCommit(): Promise<void> {
+    await this.#ofMain.receive(["commit"], this.#parameters.stepTimeoutMs);
+  }
+
+  async resume(): Promise<void> {
+    const { stepTimeoutMs, channelTimeoutMs } = this.#parameters;
+    await callHost("resume the guest", stepTimeoutMs, () => this.#host.resume());
+    this.#endMs = nowMs();
+    const { untouched } = this.#ofReceiver.counters();
+    // It runs, whether or not the source hears of it: then the source says HANDOVER_UNKNOWN.
+    await this.#ofMain.send("running", encodeRunning(untouched), channelTimeoutMs).catch(() => {});
+  }
+
+  async report(): Promise<Report> {
+    const done = await this.#receiveDone();
+    const { totalMs, ...downtime } = done ?? {
+      totalMs: this.#endMs - this.#startMs,
+      ...NO_DOWNTIME,
+    };
+    const cpu = process.cpuUsage(this.#cpuBefore);
+    const counters = this.#ofReceiver.counters();
+    const main = {
+      id: 0,
+      lane: "main",
+      sentBytes: this.#ofMain.receivedBytes,
+      waitMs: 0,
+      busyMs: 0,
+    } as const;
+    const channels = [main, ...this.#ofReceiver.channelFigures()];
+    return {
+      totalMs,
+      downtimeMs: Object.values(downtime).reduce((sum, part) => sum + part, 0),
+      downtime,
+      rounds: this.#rounds,
+      guestBytes: this.#guestBytes,
+      sentBytes: channels.reduce((sum, channel) => sum + channel.sentBytes, 0),
+      pages: pageFigures(counters, counters.untouched),
+      channels,
+      cpuMs: (cpu.user + cpu.system) / 1000,
+    };
+  }
+
+  /** The attempt failed before COMMIT: the host frees what it prepared, once nobody writes there. */
+  async discard(): Promise<void> {
+    await this.#endThreads();
+    await callHost("discard the guest", this.#parameters.stepTimeoutMs, () => this.#host.discard());
+  }
+
+  /** What `migrateIn` fails with. */
+  async failureOf(thrown: unknown): Promise<MigrationError> {
+    const first = this.attempt.failure ?? asMigrationError(thrown);
+    const failure = await preferPeersWord(first, this.#main);
+    if (this.#main !== null && failure.at !== "source") {
+      await this.#main.send("failure", encodeFailure(failure), FAREWELL_MS).catch(() => {});
+    }
+    return failure.from("destination");
+  }
+
+  async close(): Promise<void> {
+    for (const stop of this.#stops.splice(0)) stop();
+    this.attempt.end();
+    await this.#endThreads();
+    this.#doorman?.close();
+  }
+
+  async #endThreads(): Promise<void> {
+    if (this.#receiver === null) return;
+    stopWorkers(this.#receiver.control);
+    await this.#receiver.close();
+  }
+
+  async #admitChannels(channels: number): Promise<void> {
+    const { connectTimeoutMs } = this.#parameters;
+    for await (const place of this.#ofDoorman.admitChannels(channels, connectTimeoutMs)) {
+      if (this.attempt.failure !== null) return;
+      this.#ofReceiver.receive(place, (error) => this.attempt.fail(asMigrationError(error)));
+    }
+  }
+
+  #checkPrepared(blocks: readonly Block[]): void {
+    const problems = blockProblems(blocks);
+    if (problems.length === 0) return;
+    const facts = { action: "prepare memory", reason: problems.join("; ") };
+    throw new MigrationError("HOST_FAILED", facts);
+  }
+
+  async #receiveDone(): Promise<DoneMessage | null> {
+    try {
+      return decodeDone((await this.#ofMain.receive(["done"], DONE_MS)).body, 0);
+    } catch (error) {
+      // The guest runs here. What the source measured is lost, and nothing else.
+      if (error instanceof MigrationError) return null;
+      throw error;
+    }
+  }
+
+  #startProgress(): void {
+    const { onProgress } = this.#options;
+    if (onProgress === undefined) return;
+    const timer = setInterval(() => onProgress(this.#progress()), PROGRESS_MS);
+    this.#stops.push(() => clearInterval(timer));
+  }
+
+  #progress(): Progress {
+    const now = nowMs();
+    const sentBytes = this.#ofReceiver.counters().movedBytes;
+    const last = this.#rounds.at(-1);
+    return {
+      phase: this.attempt.phase,
+      round: this.#rounds.length + 1,
+      dirtyPages: last?.dirtyPages ?? 0,
+      dirtyBytes: 0,
+      sentBytes,
+      totalBytes: this.#guestBytes,
+      bytesPerSecond: this.#throughput.look(sentBytes, now),
+      dirtyBytesPerSecond: 0,
+      expectedDowntimeMs: null,
+      throttlePercent: 0,
+      elapsedMs: now - this.#startMs,
+    };
+  }
+
+  get #guestBytes(): number {
+    return this.#blocks.reduce((sum, block) => sum + block.sizeBytes, 0);
+  }
+
+  get #ofDoorman(): Doorman {
+    assert(this.#doorman !== null, "connections come after listening began");
+    return this.#doorman;
+  }
+
+  get #ofMain(): FrameStream {
+    assert(this.#main !== null, "hosts talk after the source connected");
+    return this.#main;
+  }
+
+  get #ofReceiver(): Receiver {
+    assert(this.#receiver !== null, "pages move after the hosts agreed");
+    return this.#receiver;
+  }
+}

@@ -1,0 +1,65 @@
+import { DestinationMigration } from "./destination-migration.ts";
+import type { DestinationHost } from "./host.ts";
+import type { ParameterOptions } from "./parameters.ts";
+import type { Progress, Report } from "./statistics.ts";
+
+/** The phases of a migration at the destination, in order. */
+export const DESTINATION_PHASES = [
+  "listen",
+  "agree",
+  "receive",
+  "devices",
+  "load",
+  "commit",
+  "resume",
+] as const;
+export type DestinationPhase = (typeof DESTINATION_PHASES)[number];
+
+export interface MigrateInOptions extends ParameterOptions {
+  /** Cancels: the guest runs on at the source. Once COMMIT has arrived it changes nothing. */
+  readonly signal?: AbortSignal;
+  readonly onPhase?: (phase: DestinationPhase) => void;
+  /** Called once, with the address as a source can use it: a port 0 was replaced. */
+  readonly onListening?: (address: string) => void;
+  /** Called some times per second. */
+  readonly onProgress?: (progress: Progress) => void;
+}
+
+/**
+ * Takes one guest in, from the first source that connects to `address`.
+ *
+ * On return the guest runs here. On a failure before COMMIT arrived, the host has discarded what it
+ * prepared and the guest must not run here: it is the source's. On a failure after that (the host
+ * cannot resume it) memory is kept, for the guest belongs here and nowhere else.
+ *
+ * Throws MigrationError only; CONFIGURATION_INVALID before anything is touched.
+ */
+export async function migrateIn(
+  host: DestinationHost,
+  address: string,
+  options: MigrateInOptions = {},
+): Promise<Report> {
+  const migration = await DestinationMigration.prepare(host, address, options);
+  const { attempt } = migration;
+  try {
+    await using undo = new AsyncDisposableStack();
+
+    await attempt.run("listen", () => migration.listen());
+
+    undo.defer(() => migration.discard());
+    await attempt.run("agree", () => migration.agree());
+    await attempt.run("receive", () => migration.receive());
+    await attempt.run("devices", () => migration.receiveDevices());
+    await attempt.run("load", () => migration.load());
+    await attempt.run("commit", () => migration.awaitCommit());
+
+    attempt.commit();
+    undo.move(); // From here on the guest is ours.
+    await attempt.run("resume", () => migration.resume());
+    return await migration.report();
+  } catch (error) {
+    throw await migration.failureOf(error);
+  } finally {
+    await migration.close();
+  }
+}

@@ -1,0 +1,147 @@
+import { randomBytes, timingSafeEqual } from "node:crypto";
+import { assert } from "../base/assert.ts";
+import { Deadline, within } from "../base/clock.ts";
+import { asMigrationError, MigrationError } from "../base/errors.ts";
+import type { Checksum } from "../channels/checksum.ts";
+import type { Connection, Listener } from "../channels/connection.ts";
+import { FrameStream } from "../channels/frame-stream.ts";
+import {
+  chooseVersion,
+  decodeHello,
+  encodeFailure,
+  encodeWelcome,
+  type Hello,
+  TOKEN_BYTES,
+} from "../channels/messages.ts";
+import type { ChannelPlace } from "../workers/protocol.ts";
+
+/** A stranger is told why it is turned away, but not waited for. */
+const FAREWELL_MS = 200;
+
+/**
+ * Lets connections in at the destination. The first that says HELLO for a main channel becomes the
+ * migration's; after that only channels with its id and its secret token are admitted. Everyone
+ * else, whatever they send, is turned away without harm to the migration.
+ */
+export class Doorman {
+  readonly #listener: Listener;
+  readonly #checksum: Checksum;
+  readonly #helloTimeoutMs: number;
+  readonly #token = new Uint8Array(randomBytes(TOKEN_BYTES));
+  readonly #streams = new Set<FrameStream>();
+  readonly #main = Promise.withResolvers<FrameStream>();
+  readonly #places: ChannelPlace[] = [];
+  #onPlace: () => void = () => {};
+  #migrationId: Uint8Array | null = null;
+  /** Channels that may join; none before the hosts agreed. */
+  #channels = 0;
+  readonly #joined = new Set<number>();
+  #isClosed = false;
+
+  constructor(listener: Listener, options: { checksum: Checksum; helloTimeoutMs: number }) {
+    this.#listener = listener;
+    this.#checksum = options.checksum;
+    this.#helloTimeoutMs = options.helloTimeoutMs;
+    this.#main.promise.catch(() => {}); // It may fail when nobody waits any more.
+  }
+
+  /** Waits for the source. Throws NO_SOURCE after `limitMs`. */
+  async admitMain(limitMs: number): Promise<FrameStream> {
+    const accepting = this.#accept(limitMs);
+    accepting.catch((error) => this.#main.reject(error));
+    return await within(limitMs, this.#main.promise, () => {
+      return new MigrationError("NO_SOURCE", { address: this.#listener.address, limitMs });
+    });
+  }
+
+  /** Waits for all bulk channels. Throws CHANNELS_MISSING after `limitMs`. */
+  async *admitChannels(channels: number, limitMs: number): AsyncGenerator<ChannelPlace> {
+    this.expectChannels(channels);
+    const deadline = new Deadline(limitMs);
+    for (let admitted = 0; admitted < channels; admitted += 1) {
+      while (this.#places.length === 0) {
+        const { promise, resolve } = Promise.withResolvers<void>();
+        this.#onPlace = resolve;
+        const facts = { wanted: channels, found: admitted, limitMs };
+        await within(deadline.leftMs, promise, () => new MigrationError("CHANNELS_MISSING", facts));
+      }
+      const place = this.#places.shift();
+      assert(place !== undefined, "a place was announced");
+      yield place;
+    }
+  }
+
+  /** Must be called before the source is told that it may open them. */
+  expectChannels(channels: number): void {
+    this.#channels = channels;
+    this.#listener.expect(1 + channels);
+  }
+
+  /** Closes every connection, the main channel among them. No thread may be using one. */
+  close(): void {
+    this.#isClosed = true;
+    this.#listener.close();
+    for (const stream of this.#streams) stream.close();
+  }
+
+  /** Takes connections in as long as the listener lives; each is looked at by itself. */
+  async #accept(limitMs: number): Promise<void> {
+    for (;;) {
+      const connection = await this.#listener.next(limitMs);
+      if (this.#isClosed) return connection.close();
+      this.#admit(connection).catch((error) => this.#main.reject(error));
+    }
+  }
+
+  async #admit(connection: Connection): Promise<void> {
+    const stream = new FrameStream(connection, {
+      channel: 0,
+      checksum: this.#checksum,
+      peer: "source",
+    });
+    this.#streams.add(stream);
+    try {
+      const { body } = await stream.receive(["hello"], this.#helloTimeoutMs);
+      const hello = decodeHello(body, 0);
+      stream.channel = hello.channel;
+      if (hello.lane === "main") await this.#welcomeMain(stream, hello);
+      else await this.#welcomeChannel(stream, hello);
+    } catch (error) {
+      this.#streams.delete(stream);
+      await stream
+        .send("failure", encodeFailure(asMigrationError(error)), FAREWELL_MS)
+        .catch(() => {});
+      stream.close();
+      if (!(error instanceof MigrationError)) throw error;
+    }
+  }
+
+  async #welcomeMain(stream: FrameStream, hello: Hello): Promise<void> {
+    const version = chooseVersion(hello);
+    if (this.#migrationId !== null) throw new MigrationError("TOKEN_REFUSED", { channel: 0 });
+    this.#migrationId = hello.migrationId;
+    await stream.send(
+      "welcome",
+      encodeWelcome({ version, token: this.#token }),
+      this.#helloTimeoutMs,
+    );
+    this.#main.resolve(stream);
+  }
+
+  async #welcomeChannel(stream: FrameStream, hello: Hello): Promise<void> {
+    const version = chooseVersion(hello);
+    const { channel } = hello;
+    const isOurs =
+      this.#migrationId !== null &&
+      timingSafeEqual(hello.migrationId, this.#migrationId) &&
+      timingSafeEqual(hello.token, this.#token) &&
+      channel <= this.#channels &&
+      !this.#joined.has(channel);
+    if (!isOurs) throw new MigrationError("TOKEN_REFUSED", { channel });
+    this.#joined.add(channel);
+    const token = new Uint8Array(TOKEN_BYTES);
+    await stream.send("welcome", encodeWelcome({ version, token }), this.#helloTimeoutMs);
+    this.#places.push({ channel, ...stream.release() });
+    this.#onPlace();
+  }
+}

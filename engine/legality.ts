@@ -1,0 +1,256 @@
+import type { AddressKind } from "../channels/address.ts";
+import type { ParameterKey, Parameters } from "./parameters.ts";
+import { AS_OPTIONS, type Wording } from "./wording.ts";
+
+/** What rules ask about beside parameters. A rule about something that is not known is not asked. */
+export interface Features {
+  /** The end that is configured. */
+  readonly side?: "source" | "destination";
+  readonly address?: AddressKind | "file";
+  /** Descriptors that an `fd:` address names. */
+  readonly descriptors?: number;
+  /** Whether the guest runs while it moves. */
+  readonly migration?: "live";
+  /** Whether the source's host can slow its guest down (`SourceHost.throttle`). */
+  readonly throttle?: boolean;
+}
+
+export type FeatureName = keyof Features;
+
+/** What each feature is, for readers of the rules. */
+export const FEATURES: Readonly<Record<FeatureName, string>> = {
+  side: "the end that is configured: source or destination",
+  address: "the kind of address: tcp, unix, fd, exec or file",
+  descriptors: "how many descriptors an fd address names",
+  migration: "live: the guest runs while it moves",
+  throttle: "whether the source's host can slow its guest down",
+};
+
+type Value = number | boolean | string;
+
+/** Something a configuration has a value for. */
+type Subject = { readonly parameter: ParameterKey } | { readonly feature: FeatureName };
+
+/** What a subject is compared with: a value, or another subject and something on top. */
+type Bound = number | (Subject & { readonly plus?: number });
+
+/** A claim about one subject. */
+type Comparison =
+  | (Subject & { readonly is: Value })
+  | (Subject & { readonly atLeast: Bound })
+  | (Subject & { readonly atMost: Bound });
+
+/** Plain data, also in JSON, so that a manager can evaluate it without asking us. */
+export type Condition =
+  | Comparison
+  | { readonly given: ParameterKey }
+  | { readonly all: readonly Condition[] };
+
+/**
+ * Where `when` holds, `claim` must hold too (requires, limits) or must not (excludes). A parameter
+ * that is left out has its default; `given` tells whether it was left out.
+ */
+export interface LegalityRule {
+  readonly id: string;
+  readonly kind: "requires" | "excludes" | "limits";
+  readonly when: Condition;
+  readonly claim: Comparison;
+  /** A sentence that begins with an ordinary word, so that a message can go on with it. */
+  readonly reason: string;
+}
+
+const ALWAYS: Condition = { all: [] };
+
+/** Which features and parameters go together. A row is the whole change. */
+export const LEGALITY: readonly LegalityRule[] = [
+  {
+    id: "timeout-exceeds-downtime",
+    kind: "limits",
+    when: { given: "downtimeLimitMs" },
+    claim: { parameter: "timeoutMs", atLeast: { parameter: "downtimeLimitMs" } },
+    reason: "A pause longer than all the time before it is a mistake of units.",
+  },
+  {
+    id: "throttle-in-order",
+    kind: "limits",
+    when: ALWAYS,
+    claim: { parameter: "throttleInitialPercent", atMost: { parameter: "throttleMaxPercent" } },
+    reason: "The throttle starts at its initial value and only grows.",
+  },
+  {
+    id: "throttle-initial-needs-auto-converge",
+    kind: "requires",
+    when: { given: "throttleInitialPercent" },
+    claim: { parameter: "autoConverge", is: true },
+    reason: "Without it the guest is never throttled.",
+  },
+  {
+    id: "throttle-increment-needs-auto-converge",
+    kind: "requires",
+    when: { given: "throttleIncrementPercent" },
+    claim: { parameter: "autoConverge", is: true },
+    reason: "Without it the guest is never throttled.",
+  },
+  {
+    id: "throttle-max-needs-auto-converge",
+    kind: "requires",
+    when: { given: "throttleMaxPercent" },
+    claim: { parameter: "autoConverge", is: true },
+    reason: "Without it the guest is never throttled.",
+  },
+  {
+    id: "auto-converge-needs-rounds",
+    kind: "requires",
+    when: { parameter: "autoConverge", is: true },
+    claim: { parameter: "maxRounds", atLeast: 3 },
+    reason: "The throttle waits for two rounds that do not shrink and needs another one to act in.",
+  },
+  {
+    id: "auto-converge-needs-throttle",
+    kind: "requires",
+    when: { parameter: "autoConverge", is: true },
+    claim: { feature: "throttle", is: true },
+    reason: "Only the host can take time from its guest, and this one does not offer to.",
+  },
+  {
+    id: "fd-names-every-channel",
+    kind: "requires",
+    when: {
+      all: [
+        { feature: "address", is: "fd" },
+        { feature: "side", is: "source" },
+      ],
+    },
+    claim: { feature: "descriptors", atLeast: { parameter: "channels", plus: 1 } },
+    reason:
+      "An inherited connection cannot be opened twice: the main channel needs one, and so does every bulk channel.",
+  },
+  {
+    id: "fd-names-a-bulk-channel",
+    kind: "requires",
+    when: {
+      all: [
+        { feature: "address", is: "fd" },
+        { feature: "side", is: "destination" },
+      ],
+    },
+    claim: { feature: "descriptors", atLeast: 2 },
+    reason: "Pages do not travel on the main channel, and there is at least one bulk channel.",
+  },
+  {
+    id: "file-is-not-live",
+    kind: "excludes",
+    when: { feature: "address", is: "file" },
+    claim: { feature: "migration", is: "live" },
+    reason: "A file cannot answer, so nobody could say that the guest runs at the other end.",
+  },
+];
+
+/** What is judged: all parameters, those that were given, and what else is known. */
+export interface Configuration {
+  readonly parameters: Parameters;
+  readonly given: readonly string[];
+  readonly features: Features;
+}
+
+export interface LegalityProblem {
+  /** The rule's `id`. */
+  readonly rule: string;
+  readonly message: string;
+}
+
+/** Every rule that `configuration` breaks, in the order of the table. */
+export function legalityProblems(
+  configuration: Configuration,
+  wording: Wording = AS_OPTIONS,
+): LegalityProblem[] {
+  return LEGALITY.filter((rule) => isBroken(rule, configuration)).map((rule) => ({
+    rule: rule.id,
+    message: messageOf(rule, configuration, wording),
+  }));
+}
+
+function isBroken(rule: LegalityRule, configuration: Configuration): boolean {
+  const applies = holds(rule.when, configuration);
+  const outcome = holds(rule.claim, configuration);
+  return applies === true && outcome === (rule.kind === "excludes");
+}
+
+/** Undefined when it depends on a feature that nobody told us about. */
+function holds(condition: Condition, configuration: Configuration): boolean | undefined {
+  if ("given" in condition) return configuration.given.includes(condition.given);
+  if ("all" in condition) {
+    const parts = condition.all.map((part) => holds(part, configuration));
+    if (parts.includes(false)) return false;
+    return parts.includes(undefined) ? undefined : true;
+  }
+  const value = subjectValue(condition, configuration);
+  if (value === undefined) return undefined;
+  if ("is" in condition) return value === condition.is;
+  const atLeast = "atLeast" in condition;
+  const bound = boundOf(atLeast ? condition.atLeast : condition.atMost, configuration);
+  if (bound === undefined || typeof value !== "number") return undefined;
+  return atLeast ? value >= bound : value <= bound;
+}
+
+function subjectValue(
+  subject: Subject,
+  { parameters, features }: Configuration,
+): Value | undefined {
+  return "parameter" in subject ? parameters[subject.parameter] : features[subject.feature];
+}
+
+function boundOf(bound: Bound, configuration: Configuration): number | undefined {
+  if (typeof bound === "number") return bound;
+  const value = subjectValue(bound, configuration);
+  return typeof value === "number" ? value + (bound.plus ?? 0) : undefined;
+}
+
+/** A rule in words: 'where "autoConverge" is true, "maxRounds" must be at least 2'. */
+export function ruleText(rule: LegalityRule, wording: Wording = AS_OPTIONS): string {
+  const when = conditionText(rule.when, wording);
+  const must = rule.kind === "excludes" ? "must not be" : "must be";
+  const claim = `${nameOf(rule.claim, wording)} ${must} ${claimText(rule.claim, wording)}`;
+  return when === "" ? claim : `where ${when}, ${claim}`;
+}
+
+/** The rule, what was found instead, and why it is a rule. */
+function messageOf(rule: LegalityRule, configuration: Configuration, wording: Wording): string {
+  const found = (subject: Subject) =>
+    valueText(subject, subjectValue(subject, configuration) ?? "unknown", wording);
+  const facts = [`it is ${found(rule.claim)}`];
+  const bound = boundSubject(rule.claim);
+  if (bound !== undefined) facts.push(`${nameOf(bound, wording)} is ${found(bound)}`);
+  const reason = rule.reason.slice(0, 1).toLowerCase() + rule.reason.slice(1, -1);
+  return `${ruleText(rule, wording)}: ${facts.join(" and ")} (${reason})`;
+}
+
+function conditionText(condition: Condition, wording: Wording): string {
+  if ("given" in condition) return `${wording.name(condition.given)} is given`;
+  if ("all" in condition)
+    return condition.all.map((part) => conditionText(part, wording)).join(" and ");
+  return `${nameOf(condition, wording)} is ${claimText(condition, wording)}`;
+}
+
+function claimText(claim: Comparison, wording: Wording): string {
+  if ("is" in claim) return valueText(claim, claim.is, wording);
+  const [relation, bound] =
+    "atLeast" in claim ? ["at least", claim.atLeast] : ["at most", claim.atMost];
+  if (typeof bound === "number") return `${relation} ${valueText(claim, bound, wording)}`;
+  const plus = bound.plus === undefined ? "" : ` + ${bound.plus}`;
+  return `${relation} ${nameOf(bound, wording)}${plus}`;
+}
+
+function boundSubject(claim: Comparison): Subject | undefined {
+  if ("is" in claim) return undefined;
+  const bound = "atLeast" in claim ? claim.atLeast : claim.atMost;
+  return typeof bound === "number" ? undefined : bound;
+}
+
+function nameOf(subject: Subject, wording: Wording): string {
+  return "parameter" in subject ? wording.name(subject.parameter) : subject.feature;
+}
+
+function valueText(subject: Subject, value: Value, wording: Wording): string {
+  return "parameter" in subject ? wording.value(subject.parameter, value) : String(value);
+}

@@ -1,0 +1,69 @@
+import { siblingModule } from "../base/module.ts";
+import { type Control, createControl } from "../workers/control.ts";
+import { wordCountFor } from "../workers/dirty-words.ts";
+import type { ChannelPlace, ReceiveSetup, ReceiveTask } from "../workers/protocol.ts";
+import { type Block, geometryOf } from "./block.ts";
+import { channelFigures, sumCounters } from "./figures.ts";
+import type { Parameters } from "./parameters.ts";
+import { ChannelPool } from "./pool.ts";
+import type { ChannelFigures } from "./statistics.ts";
+
+/** The destination's pages: a thread per channel writes them into guest memory until END. */
+export class Receiver {
+  readonly control: Control;
+  readonly #channels: number;
+  readonly #pool: ChannelPool;
+  readonly #tasks: Promise<unknown>[] = [];
+
+  /** Starts the threads. `blocks` are in the order of the agreement. */
+  constructor(blocks: readonly Block[], channels: number, parameters: Parameters) {
+    this.#channels = channels;
+    this.control = createControl(channels);
+    const setup: ReceiveSetup = {
+      control: this.control,
+      blocks: blocks.map((block) => {
+        const { name, sizeBytes, place, pristine } = block;
+        const { pageBytes, pageCount } = geometryOf(block, parameters.chunkBytes);
+        const received = new Int32Array(new SharedArrayBuffer(wordCountFor(pageCount) * 4));
+        return {
+          name,
+          sizeBytes,
+          place,
+          pageBytes,
+          pageCount,
+          isPristine: pristine === true,
+          received,
+        };
+      }),
+      hasChecksum: parameters.checksum,
+      channelTimeoutMs: parameters.channelTimeoutMs,
+    };
+    const module = siblingModule("../workers/receive-worker", import.meta.url);
+    this.#pool = new ChannelPool({ module, setup, channels });
+  }
+
+  /** Receives one channel in the background; `onFailure` is told what went wrong there. */
+  receive(place: ChannelPlace, onFailure: (error: unknown) => void): void {
+    const task: ReceiveTask = { kind: "receive", place };
+    const receiving = this.#pool.run(place.channel, task);
+    receiving.catch(onFailure);
+    this.#tasks.push(receiving);
+  }
+
+  /** Returns when every channel has ended, with all its pages in place. */
+  async ended(): Promise<void> {
+    await Promise.all(this.#tasks);
+  }
+
+  counters(): ReturnType<typeof sumCounters> {
+    return sumCounters(this.control, this.#channels);
+  }
+
+  channelFigures(): ChannelFigures[] {
+    return channelFigures(this.control, this.#channels);
+  }
+
+  async close(): Promise<void> {
+    await this.#pool.close();
+  }
+}

@@ -1,0 +1,154 @@
+import { randomBytes } from "node:crypto";
+import { MigrationError } from "../base/errors.ts";
+import { type Address, formatAddress } from "../channels/address.ts";
+import type { Checksum } from "../channels/checksum.ts";
+import { type Connector, connector } from "../channels/connection.ts";
+import { FrameStream } from "../channels/frame-stream.ts";
+import {
+  type AgreedParameter,
+  type AnnouncedBlock,
+  type DoneMessage,
+  decodeRunning,
+  decodeWelcome,
+  encodeAgreement,
+  encodeDone,
+  encodeFailure,
+  encodeHello,
+  encodeRound,
+  type Lane,
+  MIGRATION_ID_BYTES,
+  type RoundMessage,
+  TOKEN_BYTES,
+  VERSION,
+} from "../channels/messages.ts";
+import type { ChannelPlace } from "../workers/protocol.ts";
+import { fingerprintOf } from "./agreement.ts";
+import { sendDevices } from "./device-state.ts";
+import type { DeviceSection } from "./host.ts";
+import type { Parameters } from "./parameters.ts";
+
+const NOTHING = new Uint8Array(0);
+
+/** A failing source tells the peer why, but does not wait for it. */
+const FAREWELL_MS = 200;
+
+/** The destination as the source talks to it: over the main channel, and to open the others. */
+export class SourcePeer {
+  readonly #connector: Connector;
+  readonly #parameters: Parameters;
+  readonly #checksum: Checksum;
+  readonly #migrationId = new Uint8Array(randomBytes(MIGRATION_ID_BYTES));
+  readonly #streams: FrameStream[] = [];
+  readonly #address: string;
+  #main: FrameStream | null = null;
+  #token = new Uint8Array(TOKEN_BYTES);
+
+  constructor(address: Address, parameters: Parameters, checksum: Checksum) {
+    this.#address = formatAddress(address);
+    this.#connector = connector(address);
+    this.#parameters = parameters;
+    this.#checksum = checksum;
+  }
+
+  get main(): FrameStream {
+    if (this.#main === null) {
+      throw new MigrationError("CONNECT_FAILED", {
+        address: this.#address,
+        reason: "not connected",
+      });
+    }
+    return this.#main;
+  }
+
+  get isConnected(): boolean {
+    return this.#main !== null;
+  }
+
+  /** Opens the main channel and obtains the token for the others. */
+  async connect(): Promise<void> {
+    const { stream, token } = await this.#join(0, "main");
+    this.#main = stream;
+    this.#token = token;
+  }
+
+  /** Throws PARAMETER_MISMATCH, BLOCK_MISMATCH or what the destination's host says. */
+  async agree(
+    parameters: readonly AgreedParameter[],
+    blocks: readonly AnnouncedBlock[],
+  ): Promise<void> {
+    const { channels, stepTimeoutMs } = this.#parameters;
+    const fingerprint = fingerprintOf(parameters, this.#checksum);
+    await this.#send("agree", encodeAgreement({ fingerprint, channels, parameters, blocks }));
+    await this.main.receive(["accept"], stepTimeoutMs);
+  }
+
+  /** Opens one bulk channel, ready for a thread. */
+  async openChannel(channel: number): Promise<ChannelPlace> {
+    const { stream } = await this.#join(channel, "bulk");
+    return { channel, ...stream.release() };
+  }
+
+  async tellRound(round: RoundMessage): Promise<void> {
+    await this.#send("round", encodeRound(round));
+  }
+
+  async sendDevices(sections: readonly DeviceSection[]): Promise<void> {
+    const { deviceLimitBytes, channelTimeoutMs } = this.#parameters;
+    await sendDevices(this.main, sections, { deviceLimitBytes, limitMs: channelTimeoutMs });
+  }
+
+  async awaitReady(): Promise<void> {
+    await this.main.receive(["ready"], this.#parameters.stepTimeoutMs);
+  }
+
+  /** Hands the guest over and returns how many pages the destination did not need to touch. */
+  async commit(): Promise<number> {
+    await this.#send("commit", NOTHING);
+    const { body } = await this.main.receive(["running"], this.#parameters.stepTimeoutMs);
+    return decodeRunning(body, 0);
+  }
+
+  async tellDone(done: DoneMessage): Promise<void> {
+    await this.#send("done", encodeDone(done));
+  }
+
+  /** Tells the destination why this attempt ends, if it can still be told. */
+  async tellFailure(failure: MigrationError): Promise<void> {
+    if (this.#main === null || failure.at === "destination") return;
+    await this.#main.send("failure", encodeFailure(failure), FAREWELL_MS).catch(() => {});
+  }
+
+  /** Closes every connection. No thread may be using one. */
+  close(): void {
+    for (const stream of this.#streams) stream.close();
+  }
+
+  async #send(name: "agree" | "round" | "commit" | "done", body: Uint8Array): Promise<void> {
+    await this.main.send(name, body, this.#parameters.channelTimeoutMs);
+  }
+
+  async #join(
+    channel: number,
+    lane: Lane,
+  ): Promise<{ stream: FrameStream; token: Uint8Array<ArrayBuffer> }> {
+    const { connectTimeoutMs } = this.#parameters;
+    const connection = await this.#connector.connect(channel, connectTimeoutMs);
+    const stream = new FrameStream(connection, {
+      channel,
+      checksum: this.#checksum,
+      peer: "destination",
+    });
+    this.#streams.push(stream);
+    const hello = encodeHello({
+      versionMin: VERSION.min,
+      versionMax: VERSION.max,
+      migrationId: this.#migrationId,
+      channel,
+      lane,
+      token: this.#token,
+    });
+    await stream.send("hello", hello, connectTimeoutMs);
+    const { body } = await stream.receive(["welcome"], connectTimeoutMs);
+    return { stream, token: new Uint8Array(decodeWelcome(body, channel).token) };
+  }
+}

@@ -1,0 +1,72 @@
+import type { SourceHost } from "./host.ts";
+import type { LiveParameters } from "./live-parameters.ts";
+import type { ParameterOptions } from "./parameters.ts";
+import { SourceMigration } from "./source-migration.ts";
+import type { Progress, Report } from "./statistics.ts";
+
+/** The phases of a migration at the source, in order. */
+export const SOURCE_PHASES = [
+  "connect",
+  "agree",
+  "precopy",
+  "pause",
+  "rest",
+  "devices",
+  "ready",
+  "commit",
+] as const;
+export type SourcePhase = (typeof SOURCE_PHASES)[number];
+
+export interface MigrateOutOptions extends ParameterOptions {
+  /** Cancels: the guest runs on here. From COMMIT on it comes too late and changes nothing. */
+  readonly signal?: AbortSignal;
+  readonly onPhase?: (phase: SourcePhase) => void;
+  /** Called some times per second. */
+  readonly onProgress?: (progress: Progress) => void;
+  /** Lets parameters change while the migration runs. */
+  readonly live?: LiveParameters;
+}
+
+/**
+ * Moves a running guest out, to whoever listens at `address`.
+ *
+ * On return the guest is paused here and runs there. On a failure before COMMIT it runs here as it
+ * was found, tracking and throttling are off, and a second attempt may follow. A failure after
+ * COMMIT is HANDOVER_UNKNOWN and leaves it paused here: the destination may have started it, and
+ * two running copies are the one outcome that cannot be repaired.
+ *
+ * Throws MigrationError only; CONFIGURATION_INVALID before anything is touched.
+ */
+export async function migrateOut(
+  host: SourceHost,
+  address: string,
+  options: MigrateOutOptions = {},
+): Promise<Report> {
+  const migration = await SourceMigration.prepare(host, address, options);
+  const { attempt } = migration;
+  try {
+    await using undo = new AsyncDisposableStack();
+
+    await attempt.run("connect", () => migration.connect());
+    await attempt.run("agree", () => migration.agree());
+
+    undo.defer(() => migration.stopTracking());
+    undo.defer(() => migration.liftThrottle());
+    await attempt.run("precopy", () => migration.sendRounds());
+
+    undo.defer(() => migration.resumeGuest());
+    await attempt.run("pause", () => migration.pauseGuest());
+    await attempt.run("rest", () => migration.sendRest());
+    await attempt.run("devices", () => migration.sendDevices());
+    await attempt.run("ready", () => migration.awaitReady());
+
+    attempt.commit();
+    undo.move(); // The point of no return.
+    await attempt.run("commit", () => migration.handOver());
+    return migration.report();
+  } catch (error) {
+    throw await migration.failureOf(error);
+  } finally {
+    await migration.close();
+  }
+}

@@ -1,0 +1,237 @@
+import type { Lane } from "../channels/messages.ts";
+
+/** Where the downtime went. The parts follow each other and add up to `Report.downtimeMs`. */
+export interface DowntimeFigures {
+  readonly pauseMs: number;
+  readonly syncMs: number;
+  readonly pagesMs: number;
+  readonly devicesMs: number;
+  readonly handoverMs: number;
+}
+
+export interface RoundFigures {
+  readonly dirtyPages: number;
+  readonly sentPages: number;
+  readonly sentBytes: number;
+  readonly elapsedMs: number;
+}
+
+export interface PageFigures {
+  readonly zero: number;
+  readonly unchanged: number;
+  readonly delta: number;
+  readonly compressed: number;
+  readonly raw: number;
+  readonly untouched: number;
+}
+
+export interface ChannelFigures {
+  readonly id: number;
+  readonly lane: Lane;
+  readonly sentBytes: number;
+  readonly waitMs: number;
+  readonly busyMs: number;
+}
+
+export interface FaultFigures {
+  readonly count: number;
+  readonly p50Us: number;
+  readonly p99Us: number;
+  readonly maxUs: number;
+}
+
+/** What a migration came to, the same at both ends. Every field has its row in `STATISTICS`. */
+export interface Report {
+  readonly totalMs: number;
+  readonly downtimeMs: number;
+  readonly downtime: DowntimeFigures;
+  readonly rounds: readonly RoundFigures[];
+  readonly guestBytes: number;
+  readonly sentBytes: number;
+  readonly pages: PageFigures;
+  readonly channels: readonly ChannelFigures[];
+  readonly cpuMs: number;
+  /** After post-copy only. */
+  readonly faults?: FaultFigures;
+  /** Only where a command compared the memory of both ends. */
+  readonly verified?: boolean;
+}
+
+/** How far a migration is. Every field has its row in `STATISTICS`. */
+export interface Progress {
+  readonly phase: string;
+  readonly round: number;
+  readonly dirtyPages: number;
+  readonly dirtyBytes: number;
+  readonly sentBytes: number;
+  readonly totalBytes: number;
+  readonly bytesPerSecond: number;
+  readonly dirtyBytesPerSecond: number;
+  readonly expectedDowntimeMs: number | null;
+  readonly throttlePercent: number;
+  readonly elapsedMs: number;
+}
+
+export type StatisticUnit =
+  | "milliseconds"
+  | "microseconds"
+  | "bytes"
+  | "bytes per second"
+  | "pages"
+  | "percent"
+  | "count"
+  | "number"
+  | "name"
+  | "boolean";
+
+export interface StatisticRow {
+  readonly unit: StatisticUnit;
+  /** True where the field may be left out, or null where it is not known yet. */
+  readonly optional?: true;
+  readonly meaning: string;
+}
+
+/** The dotted paths of a type's leaves: `downtime.pauseMs`, `rounds[].sentPages`. */
+type PathsOf<T, Path extends string = ""> = T extends readonly (infer Element)[]
+  ? PathsOf<Element, `${Path}[]`>
+  : T extends object
+    ? {
+        [K in keyof T & string]-?: PathsOf<NonNullable<T[K]>, Path extends "" ? K : `${Path}.${K}`>;
+      }[keyof T & string]
+    : Path;
+
+/** Every figure, by its path. It compiles only while the paths are exactly those of the types. */
+export const STATISTICS = {
+  report: {
+    totalMs: {
+      unit: "milliseconds",
+      meaning: "From the first connection until the guest runs at the destination.",
+    },
+    downtimeMs: {
+      unit: "milliseconds",
+      meaning: "From asking the guest to pause at the source until it runs at the destination.",
+    },
+    "downtime.pauseMs": {
+      unit: "milliseconds",
+      meaning: "Part of the downtime: until the host has paused its guest.",
+    },
+    "downtime.syncMs": {
+      unit: "milliseconds",
+      meaning: "Part of the downtime: reading the dirty logs for the last time.",
+    },
+    "downtime.pagesMs": {
+      unit: "milliseconds",
+      meaning: "Part of the downtime: sending the rest, until it is applied at the destination.",
+    },
+    "downtime.devicesMs": {
+      unit: "milliseconds",
+      meaning:
+        "Part of the downtime: saving devices, moving and loading their state, until READY is here.",
+    },
+    "downtime.handoverMs": {
+      unit: "milliseconds",
+      meaning: "Part of the downtime: from COMMIT until RUNNING is here.",
+    },
+    "rounds[].dirtyPages": {
+      unit: "pages",
+      meaning: "Pages that were dirty when the round began; in the first round, all of them.",
+    },
+    "rounds[].sentPages": {
+      unit: "pages",
+      meaning: "Pages that the round sent, in whatever encoding.",
+    },
+    "rounds[].sentBytes": {
+      unit: "bytes",
+      meaning: "Bytes that the round wrote to all channels.",
+    },
+    "rounds[].elapsedMs": { unit: "milliseconds", meaning: "How long the round took." },
+    guestBytes: { unit: "bytes", meaning: "Size of the guest's RAM, all blocks together." },
+    sentBytes: {
+      unit: "bytes",
+      meaning: "Bytes written to all channels, headers included, counted where they are written.",
+    },
+    "pages.zero": { unit: "pages", meaning: "Pages that were sent as all zero." },
+    "pages.unchanged": {
+      unit: "pages",
+      meaning: "Pages that were dirty but held what the destination already has.",
+    },
+    "pages.delta": {
+      unit: "pages",
+      meaning: "Pages that were sent as a difference from the version that the destination has.",
+    },
+    "pages.compressed": { unit: "pages", meaning: "Pages that were sent in compressed runs." },
+    "pages.raw": { unit: "pages", meaning: "Pages that were sent byte for byte." },
+    "pages.untouched": {
+      unit: "pages",
+      meaning:
+        "Zero pages that the destination had no need to write: its memory was never used there. Counted among the zero pages, too.",
+    },
+    "channels[].id": { unit: "number", meaning: "Number of the channel; the main channel is 0." },
+    "channels[].lane": {
+      unit: "name",
+      meaning: "What the channel is for: main, bulk or priority.",
+    },
+    "channels[].sentBytes": {
+      unit: "bytes",
+      meaning: "Bytes that the source wrote to the channel.",
+    },
+    "channels[].waitMs": {
+      unit: "milliseconds",
+      meaning:
+        "Time that the channel's thread waited for the connection, at the destination also for data.",
+    },
+    "channels[].busyMs": {
+      unit: "milliseconds",
+      meaning: "Time that the channel's thread worked, waiting not included.",
+    },
+    cpuMs: {
+      unit: "milliseconds",
+      meaning: "Processor time of this process, user and system, all threads, while it migrated.",
+    },
+    "faults.count": {
+      unit: "count",
+      optional: true,
+      meaning: "Page faults answered after post-copy began.",
+    },
+    "faults.p50Us": {
+      unit: "microseconds",
+      optional: true,
+      meaning: "Half of the faults were answered in this time or less.",
+    },
+    "faults.p99Us": {
+      unit: "microseconds",
+      optional: true,
+      meaning: "99 of 100 faults were answered in this time or less.",
+    },
+    "faults.maxUs": {
+      unit: "microseconds",
+      optional: true,
+      meaning: "The slowest answer to a fault.",
+    },
+    verified: {
+      unit: "boolean",
+      optional: true,
+      meaning: "Whether the memory of both ends was compared and found equal.",
+    },
+  } satisfies Record<PathsOf<Report>, StatisticRow>,
+  progress: {
+    phase: { unit: "name", meaning: "The phase that the migration is in." },
+    round: { unit: "number", meaning: "The current round, counted from 1; 0 before the first." },
+    dirtyPages: { unit: "pages", meaning: "Pages that are known to be dirty and not sent yet." },
+    dirtyBytes: { unit: "bytes", meaning: "The same in bytes of guest memory." },
+    sentBytes: { unit: "bytes", meaning: "Bytes written to all channels so far." },
+    totalBytes: { unit: "bytes", meaning: "Size of the guest's RAM, all blocks together." },
+    bytesPerSecond: { unit: "bytes per second", meaning: "What all channels together send now." },
+    dirtyBytesPerSecond: {
+      unit: "bytes per second",
+      meaning: "Guest memory that becomes dirty in a second, measured over the last rounds.",
+    },
+    expectedDowntimeMs: {
+      unit: "milliseconds",
+      optional: true,
+      meaning: "How long the pause would be if switchover began now; null until it can be told.",
+    },
+    throttlePercent: { unit: "percent", meaning: "The share of its time taken from the guest." },
+    elapsedMs: { unit: "milliseconds", meaning: "Time since the migration began." },
+  } satisfies Record<PathsOf<Progress>, StatisticRow>,
+} as const;

@@ -1,0 +1,104 @@
+import { parentPort } from "node:worker_threads";
+import { must } from "../../base/assert.ts";
+import { type DirtyLog, markDirty } from "../../engine/dirty-log.ts";
+import {
+  ADOPTED,
+  type Control,
+  type Orders,
+  SWEEP_WORDS,
+  SWEEPS,
+  TURN,
+  unpackOrders,
+  WANTED,
+} from "./control.ts";
+import { Pace, WAIT_MS_MAX } from "./pace.ts";
+import { type Rewrite, rewriteOf, rewritePage } from "./rewrite.ts";
+import type { VcpuShape } from "./shape.ts";
+import { pageAt, type Sweep, sweepsOf } from "./sweep.ts";
+
+/**
+ * The thread of one vCPU. It starts blank, so that a destination can have it ready before it knows
+ * what arrives; one message makes it a vCPU, and from then on it only looks at its control words,
+ * until its host terminates it.
+ */
+export interface VcpuJob {
+  readonly shape: VcpuShape;
+  readonly pageBytes: number;
+  readonly memory: SharedArrayBuffer;
+  readonly log: DirtyLog;
+  readonly control: Control;
+}
+
+/** Memory changed between two looks at the control words: about 100 us of work. */
+const BATCH_BYTES = 128 * 1024;
+const BATCH_PAGES_MAX = 64;
+
+interface Vcpu {
+  readonly words: Int32Array;
+  readonly rewrite: Rewrite;
+  readonly sweeps: readonly Sweep[];
+  readonly log: DirtyLog;
+  readonly control: Control;
+}
+
+const host = must(parentPort, "a vCPU is a thread");
+host.once("message", (job: VcpuJob) => {
+  const { shape, pageBytes, memory, log, control } = job;
+  const rewrite = rewriteOf(pageBytes, shape.changedBytes);
+  const batchPages = Math.max(1, Math.floor(BATCH_BYTES / shape.changedBytes));
+  runForever(
+    { words: new Int32Array(memory), rewrite, sweeps: sweepsOf(shape), log, control },
+    new Pace(shape.rateBytesPerSecond / pageBytes),
+    Math.min(BATCH_PAGES_MAX, batchPages),
+  );
+});
+host.postMessage("ready");
+
+function runForever(vcpu: Vcpu, pace: Pace, batchPages: number): never {
+  const { words, written } = vcpu.control;
+  let adopted = 0;
+  let orders: Orders = unpackOrders(adopted);
+  for (;;) {
+    const wanted = Atomics.load(words, WANTED);
+    if (wanted !== adopted) {
+      adopted = wanted;
+      orders = unpackOrders(wanted);
+      pace.throttlePercent = orders.throttlePercent;
+      Atomics.store(words, ADOPTED, wanted);
+      Atomics.notify(words, ADOPTED);
+    }
+    if (!orders.run) {
+      pace.stop();
+      Atomics.wait(words, WANTED, adopted, WAIT_MS_MAX);
+      continue;
+    }
+    pace.advance(performance.now());
+    const pages = Math.min(batchPages, pace.pages);
+    if (pages > 0) {
+      writePages(vcpu, pages, orders.track);
+      written[0] = (written[0] as number) + pages;
+      pace.wrote(pages);
+    } else {
+      Atomics.wait(words, WANTED, adopted, pace.waitMs);
+    }
+  }
+}
+
+function writePages(vcpu: Vcpu, pages: number, isTracked: boolean): void {
+  const { words, rewrite, sweeps, log } = vcpu;
+  const control = vcpu.control.words;
+  for (let i = 0; i < pages; i += 1) {
+    const turn = control[TURN] as number;
+    const sweep = sweeps[turn] as Sweep;
+    const at = SWEEPS + turn * SWEEP_WORDS;
+    const position = control[at] as number;
+    const page = pageAt(sweep, position);
+    rewritePage(words, page * rewrite.pageWords, rewrite);
+    // Only now: marked first, the page could be read in between and this write would be lost.
+    if (isTracked) markDirty(log, page);
+    const isLast = position + 1 === sweep.pageCount;
+    control[at] = isLast ? 0 : position + 1;
+    if (isLast) control[at + 1] = ((control[at + 1] as number) + 1) | 0;
+    control[TURN] = turn + 1 === sweeps.length ? 0 : turn + 1;
+  }
+}

@@ -1,0 +1,161 @@
+import { expect, test } from "vitest";
+import { type Condition, type Features, LEGALITY, legalityProblems } from "../engine/legality.ts";
+import {
+  PARAMETER_KEYS,
+  PARAMETERS,
+  type ParameterOptions,
+  type Parameters,
+  resolveParameters,
+  rowOf,
+} from "../engine/parameters.ts";
+import { Prng, seedFromEnvironment } from "./prng.ts";
+
+type Case = readonly [options: ParameterOptions, features?: Features];
+
+const SOURCE: Features = { side: "source", migration: "live" };
+const DESTINATION: Features = { side: "destination", migration: "live" };
+
+/** For each rule a configuration that breaks it and nothing else, and one that just does not. */
+const CASES: Readonly<Record<string, { breaks: Case; keeps: Case }>> = {
+  "timeout-exceeds-downtime": {
+    breaks: [{ downtimeLimitMs: 501, timeoutMs: 500 }],
+    keeps: [{ downtimeLimitMs: 500, timeoutMs: 500 }],
+  },
+  "throttle-in-order": {
+    breaks: [{ autoConverge: true, throttleInitialPercent: 51, throttleMaxPercent: 50 }],
+    keeps: [{ autoConverge: true, throttleInitialPercent: 50, throttleMaxPercent: 50 }],
+  },
+  "throttle-initial-needs-auto-converge": {
+    breaks: [{ throttleInitialPercent: 20 }],
+    keeps: [{ throttleInitialPercent: 20, autoConverge: true }],
+  },
+  "throttle-increment-needs-auto-converge": {
+    breaks: [{ throttleIncrementPercent: 5 }],
+    keeps: [{ throttleIncrementPercent: 5, autoConverge: true }],
+  },
+  "throttle-max-needs-auto-converge": {
+    breaks: [{ throttleMaxPercent: 80, autoConverge: false }],
+    keeps: [{ throttleMaxPercent: 80, autoConverge: true }],
+  },
+  "auto-converge-needs-rounds": {
+    breaks: [{ autoConverge: true, maxRounds: 2 }],
+    keeps: [{ autoConverge: true, maxRounds: 3 }],
+  },
+  "auto-converge-needs-throttle": {
+    breaks: [{ autoConverge: true }, { ...SOURCE, address: "tcp", throttle: false }],
+    keeps: [{ autoConverge: true }, { ...SOURCE, address: "tcp", throttle: true }],
+  },
+  "fd-names-every-channel": {
+    breaks: [{ channels: 3 }, { ...SOURCE, address: "fd", descriptors: 3 }],
+    keeps: [{ channels: 3 }, { ...SOURCE, address: "fd", descriptors: 4 }],
+  },
+  "fd-names-a-bulk-channel": {
+    breaks: [{}, { ...DESTINATION, address: "fd", descriptors: 1 }],
+    keeps: [{}, { ...DESTINATION, address: "fd", descriptors: 2 }],
+  },
+  "file-is-not-live": {
+    breaks: [{}, { ...SOURCE, address: "file" }],
+    keeps: [{}, { ...SOURCE, address: "exec" }],
+  },
+};
+
+function judged([options, features = {}]: Case) {
+  const defaults = Object.fromEntries(PARAMETER_KEYS.map((key) => [key, PARAMETERS[key].default]));
+  const parameters = { ...defaults, ...options } as Parameters;
+  return { parameters, given: Object.keys(options), features };
+}
+
+test("every rule has its case, and every case its rule", () => {
+  expect(Object.keys(CASES)).toEqual(LEGALITY.map(({ id }) => id));
+});
+
+for (const [rule, { breaks, keeps }] of Object.entries(CASES)) {
+  test(`${rule} is broken alone, with its reason, and can be kept`, () => {
+    const problems = legalityProblems(judged(breaks));
+    expect(problems.map((problem) => problem.rule)).toEqual([rule]);
+    const reason = LEGALITY.find(({ id }) => id === rule)?.reason ?? "";
+    expect(problems[0]?.message.toLowerCase()).toContain(reason.slice(0, -1).toLowerCase());
+    expect(problems[0]?.message).not.toMatch(/undefined|unknown/);
+    expect(() => resolveParameters(...breaks)).toThrow(problems[0]?.message);
+
+    expect(legalityProblems(judged(keeps))).toEqual([]);
+    expect(() => resolveParameters(...keeps)).not.toThrow();
+  });
+}
+
+test("a rule about a feature that nobody told of is not asked", () => {
+  expect(legalityProblems(judged([{ autoConverge: true }, { address: "fd" }]))).toEqual([]);
+});
+
+test("reasons are sentences", () => {
+  for (const { reason } of LEGALITY) expect(reason).toMatch(/^[A-Z][a-z]* .+\.$/);
+});
+
+/** The same judgement by the text of the reference alone, as a manager would make it from JSON. */
+function isBrokenByTheBook(
+  rule: { kind: string; when: unknown; claim: unknown },
+  configuration: ReturnType<typeof judged>,
+): boolean {
+  type Plain = Readonly<Record<string, unknown>>;
+  const { parameters, given, features } = configuration;
+  const names: Plain = { ...parameters, ...features };
+  const read = (plain: Plain) => names[String(plain["parameter"] ?? plain["feature"])];
+  const bound = (plain: unknown) =>
+    typeof plain === "number"
+      ? plain
+      : Number(read(plain as Plain)) + Number((plain as Plain)["plus"] ?? 0);
+  const isKnown = (plain: Plain): boolean =>
+    "all" in plain
+      ? (plain["all"] as Plain[]).every(isKnown)
+      : "given" in plain || read(plain) !== undefined;
+  const holds = (plain: Plain): boolean => {
+    if ("all" in plain) return (plain["all"] as Plain[]).every(holds);
+    if ("given" in plain) return given.includes(String(plain["given"]));
+    if ("is" in plain) return read(plain) === plain["is"];
+    if ("atLeast" in plain) return Number(read(plain)) >= bound(plain["atLeast"]);
+    return Number(read(plain)) <= bound(plain["atMost"]);
+  };
+  const [when, claim] = [rule.when as Plain, rule.claim as Plain];
+  if (!isKnown(when) || !isKnown(claim)) return false;
+  return holds(when) && holds(claim) === (rule.kind === "excludes");
+}
+
+const seed = seedFromEnvironment();
+
+test(`a manager who evaluates the JSON comes to the same verdicts (SEED=${seed})`, () => {
+  const random = new Prng(seed);
+  const below = (limit: number) => random.below(limit);
+  const pick = <T>(choices: readonly T[]): T | undefined => choices[below(choices.length)];
+  const rules = JSON.parse(JSON.stringify(LEGALITY)) as {
+    id: string;
+    kind: string;
+    when: Condition;
+    claim: Condition;
+  }[];
+  let broken = 0;
+  for (let run = 0; run < 2000; run += 1) {
+    const options: Record<string, unknown> = {};
+    for (const key of PARAMETER_KEYS) {
+      const row = rowOf(key);
+      if (below(2) === 0) continue;
+      if (row.type === "boolean") options[key] = below(2) === 0;
+      else if (row.type === "choice") options[key] = pick(row.choices);
+      else options[key] = pick([row.min, row.max, row.default, row.min + 1]);
+    }
+    const features = {
+      ...(below(2) === 0 ? { side: pick(["source", "destination"] as const) } : {}),
+      ...(below(2) === 0 ? { address: pick(["tcp", "fd", "file"] as const) } : {}),
+      ...(below(2) === 0 ? { descriptors: below(6) } : {}),
+      ...(below(2) === 0 ? { migration: "live" } : {}),
+      ...(below(2) === 0 ? { throttle: below(2) === 0 } : {}),
+    } as Features;
+    const configuration = judged([options as ParameterOptions, features]);
+    const ours = legalityProblems(configuration).map(({ rule }) => rule);
+    const theirs = rules
+      .filter((rule) => isBrokenByTheBook(rule, configuration))
+      .map(({ id }) => id);
+    expect(ours).toEqual(theirs);
+    broken += ours.length;
+  }
+  expect(broken).toBeGreaterThan(100);
+});

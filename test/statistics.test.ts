@@ -1,0 +1,60 @@
+import { expect, test } from "vitest";
+import { type Progress, type Report, STATISTICS } from "../engine/statistics.ts";
+
+const REPORT: Required<Report> = {
+  totalMs: 1,
+  downtimeMs: 1,
+  downtime: { pauseMs: 1, syncMs: 1, pagesMs: 1, devicesMs: 1, handoverMs: 1 },
+  rounds: [{ dirtyPages: 1, sentPages: 1, sentBytes: 1, elapsedMs: 1 }],
+  guestBytes: 1,
+  sentBytes: 1,
+  pages: { zero: 1, unchanged: 1, delta: 1, compressed: 1, raw: 1, untouched: 1 },
+  channels: [{ id: 1, lane: "bulk", sentBytes: 1, waitMs: 1, busyMs: 1 }],
+  cpuMs: 1,
+  faults: { count: 1, p50Us: 1, p99Us: 1, maxUs: 1 },
+  verified: true,
+};
+
+const PROGRESS: Required<Progress> = {
+  phase: "pre-copy",
+  round: 1,
+  dirtyPages: 1,
+  dirtyBytes: 1,
+  sentBytes: 1,
+  totalBytes: 1,
+  bytesPerSecond: 1,
+  dirtyBytesPerSecond: 1,
+  expectedDowntimeMs: null,
+  throttlePercent: 1,
+  elapsedMs: 1,
+};
+
+function pathsOf(value: unknown, path = ""): string[] {
+  if (Array.isArray(value)) return value.flatMap((element) => pathsOf(element, `${path}[]`));
+  if (typeof value !== "object" || value === null) return [path];
+  return Object.entries(value).flatMap(([name, inner]) =>
+    pathsOf(inner, path === "" ? name : `${path}.${name}`),
+  );
+}
+
+test("the table of statistics has exactly the fields of a report and of a progress event", () => {
+  expect(Object.keys(STATISTICS.report)).toEqual(pathsOf(REPORT));
+  expect(Object.keys(STATISTICS.progress)).toEqual(pathsOf(PROGRESS));
+});
+
+test("a statistic's name ends in its unit", () => {
+  const endings = [
+    ["milliseconds", /Ms$/],
+    ["microseconds", /Us$/],
+    ["bytes", /Bytes$/],
+    ["bytes per second", /ytesPerSecond$/],
+    ["percent", /Percent$/],
+  ] as const;
+  for (const [path, { unit, meaning }] of Object.entries({
+    ...STATISTICS.report,
+    ...STATISTICS.progress,
+  })) {
+    for (const [name, ending] of endings) expect(ending.test(path), path).toBe(unit === name);
+    expect(meaning).toMatch(/^[A-Z0-9].+\.$/);
+  }
+});

@@ -1,0 +1,271 @@
+import { assert } from "../base/assert.ts";
+import { MigrationError } from "../base/errors.ts";
+import { KIB } from "../base/units.ts";
+import type { Checksum } from "../channels/checksum.ts";
+import { type DescriptorOptions, readSome, writeAll } from "../channels/descriptor.ts";
+import {
+  CHECKSUMMED_HEADER_BYTES,
+  corrupt,
+  decodeHeader,
+  encodeHeader,
+  FRAMES,
+  HEADER_BYTES,
+  type Header,
+  nextSequence,
+  PAGES_HEAD_BYTES,
+  PAYLOAD_BYTES_MAX,
+  RUN_BYTES,
+  RUNS_MAX,
+  writeChecksum,
+} from "../channels/frame.ts";
+import { decodeFailure, decodeFence, encodeFence } from "../channels/messages.ts";
+import { CounterRow } from "./control.ts";
+import type { PageEncoding, Run } from "./encodings/encoding.ts";
+import { encodingOf } from "./encodings/list.ts";
+import { raw } from "./encodings/raw.ts";
+import { GuestWriter } from "./guest-writer.ts";
+import type { ChannelPlace, ReceiveSetup } from "./protocol.ts";
+import { openRam, type Ram } from "./ram.ts";
+import { Workbench } from "./workbench.ts";
+
+/**
+ * Read at a frame's edge: a header and a table of runs, and as little payload as possible, since
+ * what is read here is copied once more while the rest goes straight into guest memory.
+ */
+const EDGE_BYTES = 4 * KIB;
+
+/** Below this a copy is cheaper than a system call of its own. */
+const DIRECT_BYTES_MIN = 32 * KIB;
+
+interface DescribedRun extends Run {
+  readonly encoding: PageEncoding;
+  readonly bytes: number;
+}
+
+/** Receives one channel into guest memory. Lives in the thread that owns the channel. */
+export class PageReceiver {
+  readonly #input: DescriptorOptions;
+  readonly #output: DescriptorOptions;
+  readonly #hasChecksum: boolean;
+  readonly #checksum: Checksum;
+  readonly #counters: CounterRow;
+  readonly #rams: Ram[] = [];
+  readonly #blocks: {
+    readonly writer: GuestWriter;
+    readonly pageBytes: number;
+    readonly pageCount: number;
+  }[] = [];
+  #readSequence: number;
+  #writeSequence: number;
+
+  /** Bytes that were read and not used yet: from #start to #end. */
+  readonly #buffer = new Uint8Array(HEADER_BYTES + FRAMES.pages.bodyBytesMax);
+  readonly #view = new DataView(this.#buffer.buffer);
+  #start = 0;
+  #end = 0;
+
+  constructor(setup: ReceiveSetup, place: ChannelPlace, checksum: Checksum) {
+    const { control, channelTimeoutMs } = setup;
+    const common = { channel: place.channel, stop: control.stop, limitMs: channelTimeoutMs };
+    this.#input = { ...common, fd: place.readFd };
+    this.#output = { ...common, fd: place.writeFd };
+    this.#hasChecksum = setup.hasChecksum;
+    this.#checksum = checksum;
+    this.#counters = new CounterRow(control, place.channel - 1);
+    this.#readSequence = place.readSequence;
+    this.#writeSequence = place.writeSequence;
+    const bench = new Workbench();
+    for (const block of setup.blocks) {
+      const ram = openRam(block, "write");
+      this.#rams.push(ram);
+      const { pageBytes, pageCount } = block;
+      this.#blocks.push({
+        writer: new GuestWriter({ ...block, ram }, this.#counters, bench),
+        pageBytes,
+        pageCount,
+      });
+    }
+  }
+
+  /** Receives until END. Throws typed failures for whatever else the peer does. */
+  receive(): void {
+    for (;;) {
+      const header = this.#readHeader();
+      switch (header.name) {
+        case "pages":
+          this.#receivePages(header);
+          break;
+        case "fence":
+          this.#answerFence(decodeFence(this.#readBody(header), this.#input.channel));
+          break;
+        case "end":
+          this.#readBody(header);
+          return;
+        case "failure":
+          throw decodeFailure(this.#readBody(header), this.#input.channel, "source");
+        default:
+          throw new MigrationError("FRAME_UNEXPECTED", {
+            channel: this.#input.channel,
+            frame: header.name,
+            wanted: "pages, fence or end",
+          });
+      }
+    }
+  }
+
+  close(): void {
+    for (const ram of this.#rams) ram.close();
+  }
+
+  #readHeader(): Header {
+    this.#fill(HEADER_BYTES, true);
+    const wanted = { channel: this.#input.channel, sequence: this.#readSequence };
+    const header = decodeHeader(this.#view, this.#start, wanted);
+    if (this.#hasChecksum && !header.hasChecksum) {
+      throw corrupt(this.#input.channel, "checksum", "missing");
+    }
+    this.#readSequence = nextSequence(this.#readSequence);
+    return header;
+  }
+
+  /** The whole body, checked. What it returns is overwritten by the next read. */
+  #readBody(header: Header): Uint8Array {
+    this.#fill(HEADER_BYTES + header.length, false);
+    const bodyAt = this.#start + HEADER_BYTES;
+    const body = this.#buffer.subarray(bodyAt, bodyAt + header.length);
+    this.#verify(header, body);
+    this.#start = bodyAt + header.length;
+    return body;
+  }
+
+  #verify(header: Header, body: Uint8Array): void {
+    if (!header.hasChecksum) return;
+    const covered = this.#buffer.subarray(this.#start, this.#start + CHECKSUMMED_HEADER_BYTES);
+    if (this.#checksum.ofPair(covered, body) === header.checksum) return;
+    const { channel } = this.#input;
+    throw new MigrationError("CHECKSUM_MISMATCH", { channel, sequence: header.sequence });
+  }
+
+  #receivePages(header: Header): void {
+    if (header.hasChecksum) {
+      // Nothing of the frame is used before all of it is trusted.
+      this.#fill(HEADER_BYTES + header.length, false);
+      const bodyAt = this.#start + HEADER_BYTES;
+      this.#verify(header, this.#buffer.subarray(bodyAt, bodyAt + header.length));
+    }
+    const { writer, runs, headBytes } = this.#readRuns(header);
+    this.#start += HEADER_BYTES + headBytes;
+    for (const run of runs) {
+      if (run.encoding === raw && run.bytes >= DIRECT_BYTES_MIN && this.#readStraight(run, writer))
+        continue;
+      this.#fill(run.bytes, false);
+      run.encoding.decode(this.#buffer.subarray(this.#start, this.#start + run.bytes), run, writer);
+      this.#start += run.bytes;
+    }
+    for (const run of runs) {
+      this.#counters.add(run.encoding.counter, run.pages);
+      this.#counters.add("pages", run.pages);
+    }
+  }
+
+  /** Reads and checks the table of a PAGES frame, all of it, before any run is applied. */
+  #readRuns(header: Header): { writer: GuestWriter; runs: DescribedRun[]; headBytes: number } {
+    const { channel } = this.#input;
+    if (header.length < PAGES_HEAD_BYTES) throw corrupt(channel, "length of pages", header.length);
+    this.#fill(HEADER_BYTES + PAGES_HEAD_BYTES, false);
+    const at = (): number => this.#start + HEADER_BYTES;
+    const blockNumber = this.#view.getUint32(at(), true);
+    const runCount = this.#view.getUint16(at() + 4, true);
+    const reserved = this.#view.getUint16(at() + 6, true);
+    const block = this.#blocks[blockNumber];
+    if (block === undefined) throw corrupt(channel, "block", blockNumber);
+    if (runCount === 0 || runCount > RUNS_MAX) throw corrupt(channel, "runs", runCount);
+    if (reserved !== 0) throw corrupt(channel, "reserved", reserved);
+    const headBytes = PAGES_HEAD_BYTES + runCount * RUN_BYTES;
+    if (header.length < headBytes) throw corrupt(channel, "length of pages", header.length);
+    this.#fill(HEADER_BYTES + headBytes, false);
+
+    const runs: DescribedRun[] = [];
+    let payloadBytes = 0;
+    for (let index = 0; index < runCount; index += 1) {
+      const run = this.#readRun(at() + PAGES_HEAD_BYTES + index * RUN_BYTES, block);
+      payloadBytes += run.bytes;
+      runs.push(run);
+    }
+    const isWhole = payloadBytes <= PAYLOAD_BYTES_MAX && headBytes + payloadBytes === header.length;
+    if (!isWhole) throw corrupt(channel, "payload bytes", payloadBytes);
+    return { writer: block.writer, runs, headBytes };
+  }
+
+  #readRun(at: number, block: { pageBytes: number; pageCount: number }): DescribedRun {
+    const { channel } = this.#input;
+    const firstPage = this.#view.getUint32(at, true);
+    const pages = this.#view.getUint16(at + 4, true);
+    const encodingNumber = this.#view.getUint8(at + 6);
+    const reserved = this.#view.getUint8(at + 7);
+    const bytes = this.#view.getUint32(at + 8, true);
+    const encoding = encodingOf(encodingNumber);
+    if (encoding === undefined) throw corrupt(channel, "encoding", encodingNumber);
+    if (reserved !== 0) throw corrupt(channel, "reserved", reserved);
+    if (pages === 0 || firstPage + pages > block.pageCount) {
+      throw corrupt(channel, "pages beyond the block", firstPage + pages);
+    }
+    if (!encoding.isPayload(bytes, { pages, pageBytes: block.pageBytes })) {
+      throw corrupt(channel, `bytes of a ${encoding.name} run`, bytes);
+    }
+    return { firstPage, pages, encoding, bytes };
+  }
+
+  /** Reads a raw run from the descriptor into guest memory, where this thread can address it. */
+  #readStraight(run: DescribedRun, writer: GuestWriter): boolean {
+    const buffered = Math.min(this.#end - this.#start, run.bytes);
+    const target = buffered === run.bytes ? null : writer.view(run.firstPage, run.pages);
+    if (target === null) return false;
+    target.set(this.#buffer.subarray(this.#start, this.#start + buffered));
+    this.#start += buffered;
+    const rest = target.subarray(buffered);
+    this.#read(rest, { least: rest.length, isIdle: false });
+    writer.markReceived(run.firstPage, run.pages);
+    return true;
+  }
+
+  #answerFence(number: number): void {
+    const body = encodeFence(number);
+    const frame = new Uint8Array(HEADER_BYTES + body.length);
+    const view = new DataView(frame.buffer);
+    const header = {
+      name: "fenced",
+      sequence: this.#writeSequence,
+      length: body.length,
+      hasChecksum: true,
+    } as const;
+    encodeHeader(view, 0, header);
+    frame.set(body, HEADER_BYTES);
+    writeChecksum(
+      view,
+      0,
+      this.#checksum.ofPair(frame.subarray(0, CHECKSUMMED_HEADER_BYTES), body),
+    );
+    this.#writeSequence = nextSequence(this.#writeSequence);
+    writeAll(this.#output, frame);
+  }
+
+  /** Makes `bytes` bytes available from #start on. At a frame's edge it may wait for the first. */
+  #fill(bytes: number, isEdge: boolean): void {
+    const have = this.#end - this.#start;
+    if (have >= bytes) return;
+    assert(bytes <= this.#buffer.length, "a frame fits the buffer");
+    this.#buffer.copyWithin(0, this.#start, this.#end);
+    this.#start = 0;
+    this.#end = have;
+    const room = this.#buffer.subarray(have, Math.max(bytes, EDGE_BYTES));
+    this.#end += this.#read(room, { least: bytes - have, isIdle: isEdge && have === 0 });
+  }
+
+  #read(target: Uint8Array, want: { least: number; isIdle: boolean }): number {
+    const { bytes, waitedMs } = readSome(this.#input, target, want);
+    this.#counters.add("movedBytes", bytes);
+    this.#counters.add("waitMs", waitedMs);
+    return bytes;
+  }
+}

@@ -1,0 +1,72 @@
+import type { Failure } from "../base/errors.ts";
+import type { Control } from "./control.ts";
+import type { DirtyWords } from "./dirty-words.ts";
+import type { RamRegion } from "./ram.ts";
+
+/**
+ * What crosses a thread boundary: small plain objects. Page bytes never do; they stay in guest
+ * memory and in the worker that sends or receives them.
+ */
+
+/** A channel's descriptors and where its sequence numbers stand. */
+export interface ChannelPlace {
+  readonly channel: number;
+  readonly readFd: number;
+  readonly writeFd: number;
+  readonly readSequence: number;
+  readonly writeSequence: number;
+}
+
+export interface SendBlock extends RamRegion {
+  /** Wire page. */
+  readonly pageBytes: number;
+  readonly pageCount: number;
+  readonly pagesPerChunk: number;
+  readonly dirty: DirtyWords;
+}
+
+/** Given to every thread of the source's pool when it starts. */
+export interface SendSetup {
+  readonly control: Control;
+  readonly blocks: readonly SendBlock[];
+  readonly hasChecksum: boolean;
+  readonly channelTimeoutMs: number;
+}
+
+/** Tasks of a source's worker; the first is `open`. */
+export type SendTask =
+  | { readonly kind: "open"; readonly place: ChannelPlace }
+  /** Sends the dirty pages of the chunks. Bits whose pages did not go are put back. */
+  | { readonly kind: "send"; readonly block: number; readonly chunks: readonly number[] }
+  /** Returns when the destination has applied everything that was sent before. */
+  | { readonly kind: "fence"; readonly number: number }
+  /** Says that nothing follows. */
+  | { readonly kind: "end" };
+
+export interface ReceiveBlock extends RamRegion {
+  /** Wire page. */
+  readonly pageBytes: number;
+  readonly pageCount: number;
+  readonly isPristine: boolean;
+  readonly received: Int32Array;
+}
+
+export interface ReceiveSetup {
+  readonly control: Control;
+  readonly blocks: readonly ReceiveBlock[];
+  readonly hasChecksum: boolean;
+  readonly channelTimeoutMs: number;
+}
+
+/** The one task of a destination's worker: receive until END. */
+export interface ReceiveTask {
+  readonly kind: "receive";
+  readonly place: ChannelPlace;
+}
+
+/** How a task ended. Failures are data: an error class would arrive as a plain `Error`. */
+export type TaskReport =
+  | { readonly state: "done"; readonly pages: number }
+  /** The stop word was set. Who set it knows why. */
+  | { readonly state: "stopped" }
+  | { readonly state: "failed"; readonly failure: Failure };

@@ -1,0 +1,15 @@
+import { type Failure, MigrationError } from "../base/errors.ts";
+import { Stopped } from "../channels/descriptor.ts";
+import type { TaskReport } from "./protocol.ts";
+
+/** Field failures become data; a broken belief rejects the task. `work` returns pages. */
+export function reportOf(work: () => number): TaskReport {
+  try {
+    return { state: "done", pages: work() };
+  } catch (error) {
+    if (error instanceof Stopped) return { state: "stopped" };
+    if (!(error instanceof MigrationError)) throw error;
+    const { code, facts } = error as Failure;
+    return { state: "failed", failure: { code, facts } };
+  }
+}
