@@ -10,7 +10,7 @@ export interface Wording extends NumberWording {
 /** For embedders: the option as it stands in code, in the unit that its name ends in. */
 export const AS_OPTIONS: Wording = {
   name: (key) => `"${key}"`,
-  value: (_key, value) => JSON.stringify(value),
+  value: (_key, value) => (typeof value === "string" ? `"${value}"` : String(value)),
   number: (_domain, value) => String(value),
   nouns: {
     count: "a whole number",

@@ -114,7 +114,7 @@ const REAL: Protocol = {
   undo: undoWords,
 };
 
-const WORLDS = 300;
+const WORLDS = 1000;
 
 test(`no write is lost or counted twice wherever an operation is interrupted (SEED=${seed})`, () => {
   const random = new Prng(seed);
@@ -179,7 +179,7 @@ const BROKEN: Readonly<Record<string, Partial<Protocol>>> = {
   "forgets to undo": { undo: () => 0 },
 };
 
-/** The rarest fault shows in one of 40 worlds: 5000 in a row without it do not happen. */
+/** The rarest fault shows in one of 80 worlds: 5000 in a row without it do not happen. */
 const BROKEN_WORLDS_MAX = 5000;
 
 for (const [fault, broken] of Object.entries(BROKEN)) {

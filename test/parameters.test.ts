@@ -119,6 +119,12 @@ test("an unknown name is met with the nearest known one, if there is one", () =>
   }
 });
 
+test("a message says what was found, whatever it is", () => {
+  const found = { NaN: Number.NaN, "-1": -1, '"4"': "4", null: null, "of type object": {} };
+  for (const [text, value] of Object.entries(found))
+    expect(parameterProblems({ channels: value })[0]).toMatch(new RegExp(`: it is ${text}$`));
+});
+
 test("names that every object has are not parameters", () => {
   for (const name of ["__proto__", "constructor", "toString", "hasOwnProperty"]) {
     const given = JSON.parse(`{"${name}": 1}`) as Record<string, unknown>;
