@@ -124,8 +124,8 @@ class Arrivals {
     // A socket without a listener for errors would take the process down with it.
     connection.reader.on("error", () => {});
     connection.writer.on("error", () => {});
-    if (this.#isClosed || this.#waiting.length >= BACKLOG_MAX) return connection.close();
-    if (this.#taker === null) this.#waiting.push(connection);
+    if (this.#isClosed || this.#waiting.length >= BACKLOG_MAX) connection.close();
+    else if (this.#taker === null) this.#waiting.push(connection);
     else this.#taker.resolve(connection);
   }
 

@@ -219,9 +219,9 @@ export class FrameStream {
 
   #accept(frame: Frame): void {
     if (frame.name === "ping") return;
-    if (frame.name === "failure")
-      return this.#fail(decodeFailure(frame.body, this.channel, this.#peer));
-    if (this.#taker !== null) {
+    if (frame.name === "failure") {
+      this.#fail(decodeFailure(frame.body, this.channel, this.#peer));
+    } else if (this.#taker !== null) {
       this.#taker.resolve(frame);
       this.#taker = null;
     } else {

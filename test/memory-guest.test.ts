@@ -2,11 +2,13 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { expect, onTestFinished, test } from "vitest";
 import { must } from "../base/assert.ts";
+import { Deadline } from "../base/clock.ts";
 import { KIB, MIB } from "../base/units.ts";
 import type { DirtyLog } from "../engine/dirty-log.ts";
 import { MemoryGuest } from "../hosts/memory-guest/guest.ts";
-import type { GuestShape } from "../hosts/memory-guest/shape.ts";
+import type { GuestShape, Pattern } from "../hosts/memory-guest/shape.ts";
 import { startVcpuThreads } from "../hosts/memory-guest/vcpu-thread.ts";
+import { lowestBit, takeWord } from "../workers/dirty-words.ts";
 import type { Carelessness } from "./fixtures/memory-guest-process.ts";
 import {
   mixedShape,
@@ -35,16 +37,23 @@ function copiesOf(guest: MemoryGuest): Uint8Array[] {
   return memoryOf(guest).map((bytes) => Uint8Array.from(bytes));
 }
 
-/** Copies the pages that the logs name, as a migration's last round does. */
+/** Compared by `expect`, a megabyte takes a second. */
+function areEqual(some: readonly Uint8Array[], others: readonly Uint8Array[]): boolean {
+  return some.every((bytes, index) => Buffer.compare(bytes, must(others[index], "a pair")) === 0);
+}
+
+/** Takes what the logs name, then copies those pages, as a migration does. Returns the pages. */
 function applyLogs(logs: readonly DirtyLog[], from: Uint8Array[], to: Uint8Array[]): number {
   let pages = 0;
-  for (const [index, { words, pageBytes, pageCount }] of logs.entries()) {
-    for (let page = 0; page < pageCount; page += 1) {
-      if (((must(words[page >>> 5], "a page has its word") >>> (page & 31)) & 1) === 0) continue;
-      const source = must(from[index], "a log has its block");
-      const range = source.subarray(page * pageBytes, (page + 1) * pageBytes);
-      must(to[index], "a block has its copy").set(range, page * pageBytes);
-      pages += 1;
+  for (const [index, log] of logs.entries()) {
+    const source = must(from[index], "a log has its block");
+    const target = must(to[index], "a block has its copy");
+    for (let word = 0; word < log.words.length; word += 1) {
+      for (let bits = takeWord(log, word); bits !== 0; bits &= bits - 1) {
+        const at = (word * 32 + lowestBit(bits)) * log.pageBytes;
+        target.set(source.subarray(at, at + log.pageBytes), at);
+        pages += 1;
+      }
     }
   }
   return pages;
@@ -81,7 +90,7 @@ for (const pattern of PATTERNS) {
       await untilWritten(guest, 2000);
       await guest.pause();
       expect(await guest.verify()).toEqual([]);
-      expect(memoryOf(guest)).not.toEqual(before);
+      expect(areEqual(memoryOf(guest), before)).toBe(false);
     });
   }
 }
@@ -96,23 +105,35 @@ test(`several vCPUs over blocks with small and huge pages leave an intact guest 
   }
 });
 
+/** Slow enough that a page is not written again soon: a write that is missed stays missed. */
+function slowShape(pattern: Pattern, changedBytes: number): GuestShape {
+  return {
+    ...smallShape(seed, { pattern, changedBytes, pageCount: 4000, rateBytesPerSecond: 80 * MIB }),
+    blocks: [{ name: "ram", sizeBytes: 16 * MIB, pageBytes: PAGE_BYTES }],
+  };
+}
+
 for (const shape of [
-  ...PATTERNS.map((pattern) => smallShape(seed, { pattern })),
-  smallShape(seed, { changedBytes: PAGE_BYTES }),
+  ...PATTERNS.flatMap((pattern) => [slowShape(pattern, 100), slowShape(pattern, PAGE_BYTES)]),
   mixedShape(seed),
 ]) {
   const name = shape.vcpus.map(({ pattern, changedBytes }) => `${pattern} ${changedBytes}`).join();
-  test(`the dirty log has every write since it was started: ${name} (SEED=${seed})`, async () => {
+  test(`the dirty log names every write to those who copy meanwhile: ${name} (SEED=${seed})`, async () => {
     const guest = await guestOf(shape);
     await guest.run();
-    for (let migration = 0; migration < 20; migration += 1) {
+    for (let migration = 0; migration < 10; migration += 1) {
       await untilWritten(guest, 10);
       const logs = await guest.startDirtyLog();
       const copies = copiesOf(guest);
+      const target = guest.writtenPages + 1000;
+      const deadline = new Deadline(30_000);
+      while (guest.writtenPages < target && !deadline.passed) {
+        applyLogs(logs, memoryOf(guest), copies);
+      }
       await untilWritten(guest, 10);
       await guest.pause();
       expect(applyLogs(logs, memoryOf(guest), copies)).toBeGreaterThan(0);
-      expect(copies).toEqual(memoryOf(guest));
+      expect(areEqual(copies, memoryOf(guest))).toBe(true);
       await guest.stopDirtyLog();
       await guest.resume();
     }
@@ -135,13 +156,13 @@ test("the dirty log says nothing of what was written before and after, or by nob
 });
 
 test("a slow vCPU marks only what it wrote", async () => {
-  const guest = await guestOf(smallShape(1, { rateBytesPerSecond: 100 * PAGE_BYTES }));
+  const guest = await guestOf(smallShape(1, { rateBytesPerSecond: 10 * PAGE_BYTES }));
   const logs = await guest.startDirtyLog();
   await guest.run();
   await untilWritten(guest, 3);
   await guest.pause();
   const { writtenPages } = guest;
-  expect(writtenPages).toBeLessThan(250);
+  expect(writtenPages).toBeLessThan(250); // No page twice.
   expect(applyLogs(logs, memoryOf(guest), copiesOf(guest))).toBe(writtenPages);
 });
 
@@ -157,7 +178,7 @@ test("a paused guest writes nothing", async () => {
     await guest.stopDirtyLog();
   }
   expect(guest.writtenPages).toBe(writtenPages);
-  expect(memoryOf(guest)).toEqual(copies);
+  expect(areEqual(memoryOf(guest), copies)).toBe(true);
 });
 
 test("resume lets the guest run on if it ran, however often both are called", async () => {

@@ -1,0 +1,54 @@
+import { parseSize } from "../base/units.ts";
+import type { MemoryFile } from "../hosts/file-guest.ts";
+import type { CommandFlag } from "./flags.ts";
+
+export const MEMORY_FLAG = {
+  value: "text",
+  placeholder: "NAME=file:PATH",
+  repeatable: true,
+  meaning:
+    "A block of RAM in a file, once per block; `,offset=SIZE`, `,size=SIZE` and `,page-size=SIZE` may follow.",
+} as const satisfies CommandFlag;
+
+const KEYS: Readonly<Record<string, "offset" | "sizeBytes" | "pageBytes">> = {
+  offset: "offset",
+  size: "sizeBytes",
+  "page-size": "pageBytes",
+};
+
+/** The blocks that `--memory` names; what is wrong with them goes to `problems`. */
+export function parseMemoryFlags(texts: readonly string[], problems: string[]): MemoryFile[] {
+  const files = texts.map((text) => parseMemoryFlag(text, problems));
+  if (texts.length === 0) problems.push("--memory NAME=file:PATH is needed, once per block");
+  const names = files.map(({ name }) => name);
+  for (const name of new Set(names.filter((name, index) => names.indexOf(name) !== index))) {
+    problems.push(`--memory names block "${name}" twice`);
+  }
+  return files;
+}
+
+function parseMemoryFlag(text: string, problems: string[]): MemoryFile {
+  const match = /^([^=]+)=file:(.+)$/s.exec(text);
+  if (match === null) {
+    problems.push(`--memory must be NAME=file:PATH: it is "${text}"`);
+    return { name: text, path: "", offset: 0 };
+  }
+  const file: { -readonly [K in keyof MemoryFile]: MemoryFile[K] } = {
+    name: match[1] ?? "",
+    path: match[2] ?? "",
+    offset: 0,
+  };
+  // Options are taken off the end one by one: a path may hold commas itself.
+  for (;;) {
+    const option = /^(.+),(offset|size|page-size)=([^,]*)$/s.exec(file.path);
+    const key = KEYS[option?.[2] ?? ""];
+    if (option === null || key === undefined) return file;
+    file.path = option[1] ?? "";
+    try {
+      file[key] = parseSize(option[3] ?? "");
+    } catch (error) {
+      if (!(error instanceof RangeError)) throw error;
+      problems.push(`--memory ${file.name}: ${option[2]} ${error.message}`);
+    }
+  }
+}

@@ -1,0 +1,41 @@
+import { asMigrationError, MigrationError } from "../base/errors.ts";
+import type { Report } from "../engine/statistics.ts";
+import type { Output } from "./output.ts";
+
+export const EXIT = { completed: 0, failed: 1, usage: 2 } as const;
+
+/**
+ * Runs a migration for a command: an interrupt cancels it, and its end is told. Returns the exit
+ * status.
+ */
+export async function runMigration(
+  output: Output,
+  migrate: (signal: AbortSignal) => Promise<Report>,
+): Promise<number> {
+  const controller = new AbortController();
+  const cancel = (): void => controller.abort();
+  process.on("SIGINT", cancel);
+  process.on("SIGTERM", cancel);
+  try {
+    output.completed(await migrate(controller.signal));
+    return EXIT.completed;
+  } catch (error) {
+    return tellFailure(output, error);
+  } finally {
+    process.off("SIGINT", cancel);
+    process.off("SIGTERM", cancel);
+  }
+}
+
+/** Tells how a command failed. A configuration that cannot be used is wrong usage. */
+export function tellFailure(output: Output, error: unknown): number {
+  const failure = asMigrationError(error);
+  output.failed(failure);
+  const isUsage = failure.code === "CONFIGURATION_INVALID" && failure.at === undefined;
+  return isUsage ? EXIT.usage : EXIT.failed;
+}
+
+/** Wrong usage, all problems at once. Throws CONFIGURATION_INVALID if there are any. */
+export function checkUsage(problems: readonly string[]): void {
+  if (problems.length > 0) throw new MigrationError("CONFIGURATION_INVALID", { problems });
+}
