@@ -6,7 +6,7 @@ export type Origin = "source" | "destination";
 
 /**
  * Every way a migration fails in the field. A row is the whole change: the type of its facts, its
- * message, what to do about it and its page in `docs/failures.md` follow from here. A message says
+ * message, what to do about it and its page in `docs/reference/failures.md` follow from here. A message says
  * what could not be done, then why. Bad arguments are `TypeError` or `RangeError` and bugs are
  * `InvariantError`; neither belongs here. Codes are never renamed.
  */

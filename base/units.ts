@@ -36,7 +36,8 @@ export function parseTime(text: string): number {
 
 function parse(text: string, units: Readonly<Record<string, number>>, wanted: string): number {
   const match = /^(\d+(?:\.\d+)?)\s*([A-Za-z]*)$/.exec(text);
-  const unit = units[match?.[2] || (Object.hasOwn(units, "") ? "" : "B")];
+  const name = match?.[2] || (Object.hasOwn(units, "") ? "" : "B");
+  const unit = Object.hasOwn(units, name) ? units[name] : undefined;
   if (match === null || unit === undefined) throw new RangeError(`"${text}" is not ${wanted}`);
   return Number(match[1]) * unit;
 }

@@ -124,9 +124,12 @@ class Arrivals {
     // A socket without a listener for errors would take the process down with it.
     connection.reader.on("error", () => {});
     connection.writer.on("error", () => {});
+    // Several may arrive before the taker comes to run: it takes one, the others wait.
+    const taker = this.#taker;
+    this.#taker = null;
     if (this.#isClosed || this.#waiting.length >= BACKLOG_MAX) connection.close();
-    else if (this.#taker === null) this.#waiting.push(connection);
-    else this.#taker.resolve(connection);
+    else if (taker === null) this.#waiting.push(connection);
+    else taker.resolve(connection);
   }
 
   async next(limitMs: number, address: string): Promise<Connection> {

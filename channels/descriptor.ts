@@ -85,8 +85,8 @@ export function writeAll(options: DescriptorOptions, source: Uint8Array): number
 
 /**
  * Reads at least `least` bytes into `target`, and as many more as are there and fit. Returns the
- * bytes read, or 0 when the channel ended before the first of them and `mayEnd` allows that. An
- * idle read (`isIdle`) may wait for its first byte without a limit of its own.
+ * bytes read and the milliseconds slept. An idle read (`isIdle`) may wait for its first byte without
+ * a limit of its own. Throws CHANNEL_LOST or _STALLED.
  */
 export function readSome(
   options: DescriptorOptions,

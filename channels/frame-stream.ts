@@ -32,6 +32,8 @@ export interface ReleasedDescriptors {
 /** Frames received but not yet asked for; beyond this the peer is made to wait. */
 const QUEUE_MAX = 32;
 
+const NOTHING = new Uint8Array(0);
+
 /**
  * Frames over a connection in the event loop: the main channel all its life, the others until they
  * are admitted and handed to a thread. Every frame here carries a checksum. The first failure ends
@@ -45,12 +47,14 @@ export class FrameStream {
   channel: number;
   #readSequence = 0;
   #writeSequence = 0;
-  #unread: Uint8Array = new Uint8Array(0);
+  #unread: Uint8Array = NOTHING;
   readonly #queue: Frame[] = [];
   #taker: { resolve(frame: Frame): void; reject(error: MigrationError): void } | null = null;
   #failure: MigrationError | null = null;
   #failed = Promise.withResolvers<never>();
   #isClosed = false;
+  /** The only frames that are let in, else FRAME_UNEXPECTED before any body is kept. */
+  #admitted: readonly FrameName[] | null;
   /** When the last byte came and the last frame went, for the watch on a silent peer. */
   heardAtMs: number = nowMs();
   spokeAtMs: number = nowMs();
@@ -59,12 +63,13 @@ export class FrameStream {
 
   constructor(
     connection: Connection,
-    options: { channel: number; checksum: Checksum; peer: Origin },
+    options: { channel: number; checksum: Checksum; peer: Origin; admitted?: readonly FrameName[] },
   ) {
     this.#connection = connection;
     this.#checksum = options.checksum;
     this.#peer = options.peer;
     this.channel = options.channel;
+    this.#admitted = options.admitted ?? null;
     this.#failed.promise.catch(() => {}); // Waiting for it is optional.
     const { reader, writer } = connection;
     reader.on("data", this.#onData);
@@ -74,6 +79,11 @@ export class FrameStream {
       socket.on("close", this.#onEnd);
     }
     reader.resume();
+  }
+
+  /** The peer is known now: from here on every frame of its lane is let in. */
+  admitAll(): void {
+    this.#admitted = null;
   }
 
   /** Rejects with what ended the stream. */
@@ -126,9 +136,11 @@ export class FrameStream {
 
   /**
    * Hands the descriptors to a thread. The peer sends nothing before it is answered, so bytes that
-   * are already here are a breach of the protocol: FRAME_UNEXPECTED.
+   * are already here are a breach of the protocol: FRAME_UNEXPECTED. Throws what ended the stream
+   * if anything did: its descriptors may be closed.
    */
   release(): ReleasedDescriptors {
+    if (this.#failure !== null) throw this.#failure;
     const { reader, writer } = this.#connection;
     stopReading(reader);
     this.#detach();
@@ -175,11 +187,13 @@ export class FrameStream {
   readonly #onData = (bytes: Uint8Array): void => {
     this.heardAtMs = nowMs();
     this.receivedBytes += bytes.length;
+    if (this.#failure !== null) return; // What follows a failure is not kept: it has no limit.
     this.#unread = this.#unread.length === 0 ? bytes : joined(this.#unread, bytes);
     try {
       while (this.#failure === null && this.#takeFrame()) {}
     } catch (error) {
       assert(error instanceof MigrationError, "hostile bytes give typed failures only");
+      this.#unread = NOTHING;
       this.#fail(error);
     }
     if (this.#queue.length >= QUEUE_MAX) this.#connection.reader.pause();
@@ -198,6 +212,14 @@ export class FrameStream {
         channel: this.channel,
         frame: header.name,
         wanted: "a control frame with a checksum",
+      });
+    }
+    if (this.#admitted?.includes(header.name) === false) {
+      const wanted = this.#admitted.join(" or ");
+      throw new MigrationError("FRAME_UNEXPECTED", {
+        channel: this.channel,
+        frame: header.name,
+        wanted,
       });
     }
     const size = HEADER_BYTES + header.length;

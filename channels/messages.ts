@@ -131,6 +131,9 @@ export function decodeAgreement(body: Uint8Array, channel: number): Agreement {
     name: reader.str(NAME_BYTES_MAX, "parameter name"),
     value: reader.str(NAME_BYTES_MAX, "parameter value"),
   }));
+  if (new Set(parameters.map(({ name }) => name)).size !== parameters.length) {
+    throw reader.corrupt("parameter names", "not unique");
+  }
   const blockCount = reader.u32("blocks");
   if (blockCount > BLOCKS_MAX) throw reader.corrupt("blocks", blockCount);
   const blocks = Array.from({ length: blockCount }, () => decodeBlock(reader));
@@ -277,24 +280,51 @@ export function decodeFence(body: Uint8Array, channel: number): number {
 const CODE_BYTES_MAX = 64;
 const FACTS_BYTES_MAX = 8 * KIB;
 
+/** What is left of texts and lists in facts that are too long. Four texts fit, however escaped. */
+const SHORT_TEXT = 300;
+const SHORT_LIST = 4;
+
 export function encodeFailure(failure: MigrationError): Uint8Array {
-  let facts = JSON.stringify(failure.facts);
-  if (new TextEncoder().encode(facts).length > FACTS_BYTES_MAX) facts = "{}";
+  const whole = JSON.stringify(failure.facts);
+  const isTooLong = new TextEncoder().encode(whole).length > FACTS_BYTES_MAX;
+  const facts = isTooLong ? JSON.stringify(failure.facts, shortened) : whole;
   return new WireWriter().str(failure.code).str(facts).finish();
 }
 
-/** A failure that the peer tells of. Facts that do not make a message are refused as corrupt. */
+function shortened(_name: string, value: unknown): unknown {
+  if (Array.isArray(value)) return value.slice(0, SHORT_LIST);
+  return typeof value === "string" ? value.slice(0, SHORT_TEXT) : value;
+}
+
+/**
+ * A failure that the peer tells of. Refused as corrupt: facts that do not make a message, and codes
+ * about who owns the guest, which is never for the other end to say.
+ */
 export function decodeFailure(body: Uint8Array, channel: number, peer: Origin): MigrationError {
   const reader = new WireReader(body, channel);
   const code = reader.str(CODE_BYTES_MAX, "failure code");
   const text = reader.str(FACTS_BYTES_MAX, "failure facts");
   reader.end();
   if (!isFailureCode(code)) throw reader.corrupt("failure code", "unknown");
+  if (FAILURES[code].remedy === "settle") throw reader.corrupt("failure code", code);
   try {
-    const facts = JSON.parse(text) as never;
-    FAILURES[code].says(facts);
-    return new MigrationError(code, facts, { at: peer });
+    const facts = JSON.parse(text) as object;
+    FAILURES[code].says(checkedFacts(facts) as never);
+    return new MigrationError(code, facts as never, { at: peer });
   } catch {
     throw reader.corrupt("failure facts", "unreadable");
   }
+}
+
+/** Facts that throw where a message uses one that is missing, or that is not a fact. */
+function checkedFacts(facts: object): object {
+  return new Proxy(facts, {
+    get(target, name) {
+      const fact: unknown = Object.hasOwn(target, name) ? Reflect.get(target, name) : undefined;
+      const texts: readonly unknown[] = Array.isArray(fact) ? fact : [fact];
+      const isFact = texts.every((text) => typeof text === "string" || typeof text === "number");
+      if (!isFact) throw new TypeError("a fact is text, a number or a list of them");
+      return fact;
+    },
+  });
 }

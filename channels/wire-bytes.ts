@@ -85,7 +85,7 @@ export class WireReader {
   /** A measured figure: finite and not negative. */
   f64(field: string): number {
     const value = this.#view.getFloat64(this.#advance(8, field), true);
-    if (!Number.isFinite(value) || value < 0) throw this.corrupt(field, value);
+    if (!Number.isFinite(value) || value < 0) throw this.corrupt(field, String(value));
     return value;
   }
   bytes(size: number, field: string): Uint8Array {
@@ -97,7 +97,7 @@ export class WireReader {
     if (size > bytesMax) throw this.corrupt(`length of ${field}`, size);
     const source = this.bytes(size, field).slice();
     try {
-      return new TextDecoder("utf-8", { fatal: true }).decode(source);
+      return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(source);
     } catch {
       throw this.corrupt(field, "not UTF-8");
     }

@@ -14,6 +14,7 @@ export class Attempt<Phase extends string> {
   readonly #signal: AbortSignal | undefined;
   #failure: MigrationError | null = null;
   #isCommitted = false;
+  #isOver = false;
   phase: Phase;
 
   constructor(options: {
@@ -73,9 +74,9 @@ export class Attempt<Phase extends string> {
     return await this.guard(callHost(action, limitMs, watched));
   }
 
-  /** Ends the attempt unless something else did before. */
+  /** Ends the attempt unless something else did before, or it succeeded. */
   fail(error: MigrationError): void {
-    if (this.#failure !== null) return;
+    if (this.#failure !== null || this.#isOver) return;
     this.#failure = error;
     this.#failed.reject(error);
     for (const react of this.#onFailure) react();
@@ -95,6 +96,12 @@ export class Attempt<Phase extends string> {
 
   get isCommitted(): boolean {
     return this.#isCommitted;
+  }
+
+  /** The guest runs at the destination: nothing that happens now can make that a failure. */
+  succeed(): void {
+    this.#throwIfFailed();
+    this.#isOver = true;
   }
 
   /** Lets go of the signal. */

@@ -116,15 +116,15 @@ export class DestinationMigration {
       helloTimeoutMs: connectTimeoutMs,
     });
     this.#doorman = doorman;
-    if (this.attempt.failure !== null) return doorman.close();
+    if (this.attempt.failure !== null) return doorman.close({ areThreadsGone: true });
     this.#options.onListening?.(listener.address);
     const limitMs = acceptTimeoutMs === 0 ? Number.POSITIVE_INFINITY : acceptTimeoutMs;
     const main = await doorman.admitMain(limitMs);
     this.#main = main;
     this.#startMs = nowMs();
     this.#cpuBefore = process.cpuUsage();
-    main.failed.catch((error) => this.attempt.fail(asMigrationError(error)));
-    this.#stops.push(startHeartbeat(main, channelTimeoutMs, (error) => this.attempt.fail(error)));
+    main.failed.catch((error) => this.#lose(asMigrationError(error)));
+    this.#stops.push(startHeartbeat(main, channelTimeoutMs, (error) => this.#lose(error)));
   }
 
   /** Agrees on parameters and blocks, has the host prepare memory, and lets the channels in. */
@@ -247,14 +247,19 @@ export class DestinationMigration {
   async close(): Promise<void> {
     for (const stop of this.#stops.splice(0)) stop();
     this.attempt.end();
-    await this.#endThreads();
-    this.#doorman?.close();
+    const areThreadsGone = await this.#endThreads();
+    this.#doorman?.close({ areThreadsGone });
   }
 
-  async #endThreads(): Promise<void> {
-    if (this.#receiver === null) return;
+  /** Losing the source ends the attempt; but once COMMIT is here, nothing more is needed of it. */
+  #lose(error: MigrationError): void {
+    if (!this.attempt.isCommitted) this.attempt.fail(error);
+  }
+
+  async #endThreads(): Promise<boolean> {
+    if (this.#receiver === null) return true;
     stopWorkers(this.#receiver.control);
-    await this.#receiver.close();
+    return await this.#receiver.close();
   }
 
   async #admitChannels(channels: number): Promise<void> {

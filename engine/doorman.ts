@@ -15,6 +15,9 @@ import {
 } from "../channels/messages.ts";
 import type { ChannelPlace } from "../workers/protocol.ts";
 
+/** Connections that have not said HELLO yet. A flood of them is turned away at the door. */
+const STRANGERS_MAX = 64;
+
 /** A stranger is told why it is turned away, but not waited for. */
 const FAREWELL_MS = 200;
 
@@ -36,6 +39,7 @@ export class Doorman {
   /** Channels that may join; none before the hosts agreed. */
   #channels = 0;
   readonly #joined = new Set<number>();
+  #strangers = 0;
   #isClosed = false;
 
   constructor(listener: Listener, options: { checksum: Checksum; helloTimeoutMs: number }) {
@@ -77,19 +81,29 @@ export class Doorman {
     this.#listener.expect(1 + channels);
   }
 
-  /** Closes every connection, the main channel among them. No thread may be using one. */
-  close(): void {
+  /** Closes every connection, those of bulk channels once no thread uses them any more. */
+  close({ areThreadsGone }: { areThreadsGone: boolean }): void {
     this.#isClosed = true;
     this.#listener.close();
-    for (const stream of this.#streams) stream.close();
+    for (const stream of this.#streams) {
+      if (areThreadsGone || !this.#joined.has(stream.channel)) stream.close();
+    }
   }
 
   /** Takes connections in as long as the listener lives; each is looked at by itself. */
   async #accept(limitMs: number): Promise<void> {
     for (;;) {
       const connection = await this.#listener.next(limitMs);
-      if (this.#isClosed) return connection.close();
-      this.#admit(connection).catch((error) => this.#main.reject(error));
+      if (this.#isClosed || this.#strangers >= STRANGERS_MAX) {
+        connection.close();
+        continue;
+      }
+      this.#strangers += 1;
+      this.#admit(connection)
+        .catch((error) => this.#main.reject(error))
+        .finally(() => {
+          this.#strangers -= 1;
+        });
     }
   }
 
@@ -98,11 +112,13 @@ export class Doorman {
       channel: 0,
       checksum: this.#checksum,
       peer: "source",
+      admitted: ["hello"],
     });
     this.#streams.add(stream);
     try {
       const { body } = await stream.receive(["hello"], this.#helloTimeoutMs);
       const hello = decodeHello(body, 0);
+      stream.admitAll();
       stream.channel = hello.channel;
       if (hello.lane === "main") await this.#welcomeMain(stream, hello);
       else await this.#welcomeChannel(stream, hello);
@@ -132,6 +148,7 @@ export class Doorman {
     const version = chooseVersion(hello);
     const { channel } = hello;
     const isOurs =
+      hello.lane === "bulk" &&
       this.#migrationId !== null &&
       timingSafeEqual(hello.migrationId, this.#migrationId) &&
       timingSafeEqual(hello.token, this.#token) &&

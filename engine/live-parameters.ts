@@ -1,3 +1,4 @@
+import type { Features } from "./legality.ts";
 import { changeParameters, type ParameterOptions, type Parameters } from "./parameters.ts";
 
 /**
@@ -6,18 +7,23 @@ import { changeParameters, type ParameterOptions, type Parameters } from "./para
  */
 export class LiveParameters {
   #current: Parameters | null = null;
+  #features: Features = {};
   #onChange: (parameters: Parameters) => void = () => {};
 
   /** Takes effect at once, or with the next round where it is asked once a round. */
   change(patch: ParameterOptions): void {
     if (this.#current === null) throw new RangeError("Cannot change parameters: no migration runs");
-    this.#current = changeParameters(this.#current, patch);
+    this.#current = changeParameters(this.#current, patch, this.#features);
     this.#onChange(this.#current);
   }
 
   /** For the engine: the migration that it belongs to has begun. */
-  attach(parameters: Parameters, onChange: (parameters: Parameters) => void): void {
+  attach(
+    { parameters, features }: { parameters: Parameters; features: Features },
+    onChange: (parameters: Parameters) => void,
+  ): void {
     this.#current = parameters;
+    this.#features = features;
     this.#onChange = onChange;
   }
 

@@ -1,7 +1,11 @@
 import { Piscina } from "piscina";
 import { must } from "../base/assert.ts";
+import { within } from "../base/clock.ts";
 import { MigrationError, reasonOf } from "../base/errors.ts";
 import type { TaskReport } from "../workers/protocol.ts";
+
+/** Threads look at the stop word every millisecond or so; what takes this long is stuck. */
+const THREAD_END_MS = 5000;
 
 /** What Piscina's balancer sees of a task: not the payload, only this. */
 interface Owned {
@@ -66,8 +70,16 @@ export class ChannelPool {
     return report.state === "done" ? report.pages : null;
   }
 
-  /** Ends every thread. Descriptors may be closed after that, not before. */
-  async close(): Promise<void> {
-    await this.#piscina.destroy();
+  /**
+   * Ends every thread. Descriptors may be closed after that, not before. A thread that hangs in the
+   * kernel (a file on a disk that does not answer) is left behind after a while: false.
+   */
+  async close(): Promise<boolean> {
+    try {
+      await within(THREAD_END_MS, this.#piscina.destroy(), () => new Error("a thread hangs"));
+      return true;
+    } catch {
+      return false;
+    }
   }
 }

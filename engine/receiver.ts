@@ -63,7 +63,8 @@ export class Receiver {
     return channelFigures(this.control, this.#channels);
   }
 
-  async close(): Promise<void> {
-    await this.#pool.close();
+  /** False when a thread hangs and still holds its descriptors; see `ChannelPool.close`. */
+  async close(): Promise<boolean> {
+    return await this.#pool.close();
   }
 }

@@ -62,6 +62,7 @@ export class Sender {
       }),
       hasChecksum: parameters.checksum,
       channelTimeoutMs: parameters.channelTimeoutMs,
+      fenceTimeoutMs: parameters.stepTimeoutMs,
     };
     const module = siblingModule("../workers/send-worker", import.meta.url);
     this.#pool = new ChannelPool({ module, setup, channels: parameters.channels });
@@ -141,8 +142,9 @@ export class Sender {
     return this.#totals();
   }
 
-  async close(): Promise<void> {
-    await this.#pool.close();
+  /** False when a thread hangs and still holds its descriptors; see `ChannelPool.close`. */
+  async close(): Promise<boolean> {
+    return await this.#pool.close();
   }
 
   /** Walks a channel's chunks, in order, and keeps its thread busy. */

@@ -93,7 +93,10 @@ export class SourceMigration {
   }
 
   async connect(): Promise<void> {
-    this.#options.live?.attach(this.#parameters, (parameters) => this.#change(parameters));
+    const features = { throttle: this.#host.throttle !== undefined };
+    this.#options.live?.attach({ parameters: this.#parameters, features }, (parameters) =>
+      this.#change(parameters),
+    );
     await this.#peer.connect();
     const { main } = this.#peer;
     main.failed.catch((error) => this.attempt.fail(asMigrationError(error)));
@@ -187,6 +190,7 @@ export class SourceMigration {
   async handOver(): Promise<void> {
     const startMs = nowMs();
     this.#untouchedPages = await this.#peer.commit();
+    this.attempt.succeed();
     const endMs = nowMs();
     this.#downtime.handoverMs = endMs - startMs;
     this.#downtimeMs = endMs - this.#pausedAtMs;
@@ -257,11 +261,9 @@ export class SourceMigration {
     for (const stop of this.#stops.splice(0)) stop();
     this.#options.live?.detach();
     this.attempt.end();
-    if (this.#sender !== null) {
-      stopWorkers(this.#sender.control);
-      await this.#sender.close();
-    }
-    this.#peer.close();
+    if (this.#sender !== null) stopWorkers(this.#sender.control);
+    const areThreadsGone = (await this.#sender?.close()) ?? true;
+    this.#peer.close({ areThreadsGone });
   }
 
   get #ofSender(): Sender {

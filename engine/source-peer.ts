@@ -118,9 +118,11 @@ export class SourcePeer {
     await this.#main.send("failure", encodeFailure(failure), FAREWELL_MS).catch(() => {});
   }
 
-  /** Closes every connection. No thread may be using one. */
-  close(): void {
-    for (const stream of this.#streams) stream.close();
+  /** Closes the main channel, and the others once no thread uses them any more. */
+  close({ areThreadsGone }: { areThreadsGone: boolean }): void {
+    for (const stream of this.#streams) {
+      if (areThreadsGone || stream === this.#main) stream.close();
+    }
   }
 
   async #send(name: "agree" | "round" | "commit" | "done", body: Uint8Array): Promise<void> {
@@ -137,6 +139,7 @@ export class SourcePeer {
       channel,
       checksum: this.#checksum,
       peer: "destination",
+      admitted: ["welcome", "failure"],
     });
     this.#streams.push(stream);
     const hello = encodeHello({
@@ -149,6 +152,7 @@ export class SourcePeer {
     });
     await stream.send("hello", hello, connectTimeoutMs);
     const { body } = await stream.receive(["welcome"], connectTimeoutMs);
+    stream.admitAll();
     return { stream, token: new Uint8Array(decodeWelcome(body, channel).token) };
   }
 }

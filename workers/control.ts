@@ -55,6 +55,7 @@ export function stopWorkers(control: Control): void {
 
 export function setBandwidthLimit(control: Control, bytesPerSecond: number): void {
   Atomics.store(control.pacing, 1, BigInt(Math.round(bytesPerSecond)));
+  Atomics.store(control.pacing, 0, 0n); // What was promised at the old limit is forgotten.
 }
 
 /** One channel's counters; `row` counts channels from 0. */

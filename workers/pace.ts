@@ -19,18 +19,35 @@ export function pace(
   return { word: start + costNs, waitNs: waitNs > 0n ? waitNs : 0n };
 }
 
+/** A limit that changes is noticed after this, however long the old one would have waited. */
+const SLICE_MS = 50;
+
 /** Waits until `bytes` may go. Returns the milliseconds waited; soon when `stop` becomes 1. */
 export function waitForPace(pacing: BigInt64Array, stop: Int32Array, bytes: number): number {
-  const limit = Atomics.load(pacing, 1);
+  let waitedMs = 0;
+  let limit = Atomics.load(pacing, 1);
+  let leftMs = reserve(pacing, bytes, limit);
+  while (leftMs > 0 && Atomics.load(stop, 0) === 0) {
+    const sliceMs = Math.min(leftMs, SLICE_MS);
+    Atomics.wait(stop, 0, 0, sliceMs);
+    waitedMs += sliceMs;
+    leftMs -= sliceMs;
+    const now = Atomics.load(pacing, 1);
+    if (now === limit) continue;
+    limit = now;
+    leftMs = reserve(pacing, bytes, limit);
+  }
+  return waitedMs;
+}
+
+/** Takes a place for `bytes` in the shared word. Returns the milliseconds until it comes. */
+function reserve(pacing: BigInt64Array, bytes: number, limit: bigint): number {
   if (limit <= 0n) return 0;
-  let waitNs: bigint;
   for (;;) {
     const found = Atomics.load(pacing, 0);
     const next = pace(found, process.hrtime.bigint(), bytes, limit);
-    waitNs = next.waitNs;
-    if (Atomics.compareExchange(pacing, 0, found, next.word) === found) break;
+    if (Atomics.compareExchange(pacing, 0, found, next.word) === found) {
+      return Number(next.waitNs) / 1e6;
+    }
   }
-  const waitMs = Number(waitNs) / 1e6;
-  if (waitMs > 0) Atomics.wait(stop, 0, 0, waitMs);
-  return waitMs;
 }

@@ -5,6 +5,7 @@ import type { Checksum } from "../channels/checksum.ts";
 import { type DescriptorOptions, readSome, writeAll } from "../channels/descriptor.ts";
 import {
   CHECKSUMMED_HEADER_BYTES,
+  corrupt,
   decodeHeader,
   encodeHeader,
   type FrameName,
@@ -14,7 +15,7 @@ import {
   RUN_BYTES,
   writeChecksum,
 } from "../channels/frame.ts";
-import { decodeFence, encodeFence } from "../channels/messages.ts";
+import { decodeFailure, decodeFence, encodeFence } from "../channels/messages.ts";
 import { CounterRow } from "./control.ts";
 import { takeWords, undoWords } from "./dirty-words.ts";
 import type { PageEncoding } from "./encodings/encoding.ts";
@@ -47,7 +48,7 @@ export class PageSender {
     this.#setup = setup;
     this.#counters = new CounterRow(control, place.channel - 1);
     this.#output = { ...common, fd: place.writeFd };
-    this.#input = { ...common, fd: place.readFd };
+    this.#input = { ...common, fd: place.readFd, limitMs: setup.fenceTimeoutMs };
     this.#checksum = checksum;
     this.#writeSequence = place.writeSequence;
     this.#readSequence = place.readSequence;
@@ -82,31 +83,14 @@ export class PageSender {
   /** Returns when the destination has applied everything sent before. */
   fence(number: number): void {
     this.#writeControl("fence", encodeFence(number));
-    const header = new Uint8Array(HEADER_BYTES);
-    this.#read(header);
     const { channel } = this.#input;
-    const frame = decodeHeader(new DataView(header.buffer), 0, {
-      channel,
-      sequence: this.#readSequence,
-    });
-    if (frame.name !== "fenced") {
-      throw new MigrationError("FRAME_UNEXPECTED", {
-        channel,
-        frame: frame.name,
-        wanted: "fenced",
-      });
+    const { name, body } = this.#readAnswer();
+    if (name === "failure") throw decodeFailure(body, channel, "destination");
+    if (name !== "fenced") {
+      throw new MigrationError("FRAME_UNEXPECTED", { channel, frame: name, wanted: "fenced" });
     }
-    this.#readSequence = nextSequence(this.#readSequence);
-    const body = new Uint8Array(frame.length);
-    this.#read(body);
     const answered = decodeFence(body, channel);
-    if (answered !== number) {
-      throw new MigrationError("FRAME_CORRUPT", {
-        channel,
-        field: "fence number",
-        found: answered,
-      });
-    }
+    if (answered !== number) throw corrupt(channel, "fence number", answered);
   }
 
   end(): void {
@@ -221,6 +205,26 @@ export class PageSender {
     assert(this.#pages === 0, "no pages wait when a control frame goes");
     this.#bench.bytes.set(body, PAGES_AT);
     this.#writeFrame(name, PAGES_AT, body.length);
+  }
+
+  #readAnswer(): { name: FrameName; body: Uint8Array } {
+    const { channel } = this.#input;
+    const head = new Uint8Array(HEADER_BYTES);
+    this.#read(head);
+    const wanted = { channel, sequence: this.#readSequence };
+    const header = decodeHeader(new DataView(head.buffer), 0, wanted);
+    this.#readSequence = nextSequence(this.#readSequence);
+    const body = new Uint8Array(header.length);
+    this.#read(body);
+    if (this.#checksum !== null) {
+      if (!header.hasChecksum) throw corrupt(channel, "checksum", "missing");
+      const covered = head.subarray(0, CHECKSUMMED_HEADER_BYTES);
+      if (this.#checksum.ofPair(covered, body) !== header.checksum) {
+        const { sequence } = header;
+        throw new MigrationError("CHECKSUM_MISMATCH", { channel, sequence });
+      }
+    }
+    return { name: header.name, body };
   }
 
   #read(target: Uint8Array): void {

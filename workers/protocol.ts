@@ -31,6 +31,8 @@ export interface SendSetup {
   readonly blocks: readonly SendBlock[];
   readonly hasChecksum: boolean;
   readonly channelTimeoutMs: number;
+  /** For the answer to a fence: the destination must first apply all that is on its way. */
+  readonly fenceTimeoutMs: number;
 }
 
 /** Tasks of a source's worker; the first is `open`. */

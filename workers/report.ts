@@ -9,7 +9,7 @@ export function reportOf(work: () => number): TaskReport {
   } catch (error) {
     if (error instanceof Stopped) return { state: "stopped" };
     if (!(error instanceof MigrationError)) throw error;
-    const { code, facts } = error as Failure;
-    return { state: "failed", failure: { code, facts } };
+    const { code, facts, at } = error as Failure;
+    return { state: "failed", failure: at === undefined ? { code, facts } : { code, facts, at } };
   }
 }

@@ -57,12 +57,13 @@ function fillText(target: Int32Array, at: number, count: number, seed: number): 
 const PIECE_COUNT = 128;
 
 const PROSE =
-  "A guest is a machine that does not know where it runs. Its memory is an array of pages, and its " +
-  "clock is what the host says. To move it, copy the pages while it goes on writing, copy again " +
-  "what it wrote, and again, until what is left is so little that a pause is not noticed. Then " +
-  "stop it here, send the rest with the state of its devices, and start it there. If anything " +
-  "fails on the way it runs on as though nothing had been tried; if nothing fails, nobody can " +
-  "tell that it moved, least of all the guest, which is the whole art of it and all its worth.";
+  "A guest is a machine that does not know where it runs. Its memory is an array of pages, " +
+  "and its clock is what the host says. To move it, copy the pages while it goes on writing, " +
+  "copy again what it wrote, and again, until what is left is so little that a pause is not " +
+  "noticed. Then stop it here, send the rest with the state of its devices, and start it " +
+  "there. If anything fails on the way it runs on as though nothing had been tried; if " +
+  "nothing fails, nobody can tell that it moved, least of all the guest, which is the whole " +
+  "art of it and all its worth.";
 
 const PIECES = piecesOf(PROSE);
 

@@ -49,8 +49,8 @@ const SEQUENCE_SHIFT = 9;
 const SEQUENCE_MAX = 2 ** 22;
 
 /**
- * Orders in one word, so that they change at once: bit 0 run, bit 1 track, bits 2 to 8 throttle, bits 9
- * to 30 the order's number, so that an answer to an earlier equal order is not taken for one to this.
+ * Orders in one word, so that they change at once: bit 0 run, bit 1 track, bits 2 to 8 throttle,
+ * bits 9 to 30 the order's number, so that the answer to an equal order is not taken for its own.
  */
 export function packOrders(orders: Orders, sequence: number): number {
   const { run, track, throttlePercent } = orders;

@@ -30,9 +30,9 @@ interface Attempt {
 }
 
 /**
- * Where a `MemoryGuest` arrives. After `loadDevices` the guest is there, paused and exactly as it was
- * saved; after `resume` it runs and can be migrated onward. After `discard` nothing is left, and
- * another attempt may begin.
+ * Where a `MemoryGuest` arrives. After `loadDevices` the guest is there, paused and exactly as it
+ * was saved; after `resume` it runs and can be migrated onward. After `discard` nothing is left,
+ * and another attempt may begin.
  */
 export class MemoryGuestDestination implements DestinationHost {
   readonly #options: MemoryGuestDestinationOptions;
@@ -107,7 +107,7 @@ export class MemoryGuestDestination implements DestinationHost {
   }
 }
 
-/** The announcement comes from the other host: BLOCK_MISMATCH names the first block that is wrong. */
+/** The other host announces: BLOCK_MISMATCH names the first of its blocks that is wrong. */
 function checkAnnounced(
   announced: readonly BlockAnnouncement[],
   { expected, limitBytes = totalmem() }: MemoryGuestDestinationOptions,

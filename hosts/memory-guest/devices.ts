@@ -32,7 +32,7 @@ export function encodeDevices({ shape, states }: GuestDevices): readonly DeviceS
   ];
 }
 
-/** The sections come from the other host: throws Error, naming the section, for any that is not right. */
+/** The sections come from the other host: throws Error that names the first that is not right. */
 export function decodeDevices(sections: readonly DeviceSection[]): GuestDevices {
   const byName = new Map(sections.map((section) => [section.name, section.bytes]));
   if (byName.size !== sections.length) throw cannotLoad("two sections have the same name");

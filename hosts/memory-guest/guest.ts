@@ -27,8 +27,8 @@ export interface GuestParts extends GuestDevices {
  * A pretend hypervisor in this process whose guest really writes memory, from one thread per vCPU.
  *
  * Its content is at any moment a pure function of its shape and its vCPUs' states, so `verify` can
- * tell every lost, torn or damaged page. Calls are served one after the other, in order. Running, it
- * keeps its process alive; paused, it does not. `stop` ends its threads.
+ * tell every lost, torn or damaged page. Calls are served one after the other, in order. Running,
+ * it keeps its process alive; paused, it does not. `stop` ends its threads.
  */
 export class MemoryGuest implements SourceHost {
   readonly shape: GuestShape;
@@ -226,7 +226,7 @@ export class MemoryGuest implements SourceHost {
     await this.#order(ANSWER_LIMIT_MS);
   }
 
-  /** Remembers that the guest ran before anything can fail, so that `resume` undoes also half of it. */
+  /** Remembers first that the guest ran: `resume` must undo also a pause that failed half-way. */
   async #pause(limitMs: number): Promise<void> {
     if (this.#running) this.#ranBeforePause = true;
     this.#running = false;

@@ -13,8 +13,8 @@ export const WAIT_MS_MAX = 1000;
 const DEBT_MS_MIN = 2;
 
 /**
- * Decides how many pages a vCPU may write now and how long it sleeps otherwise. Pure: it is told the
- * time. Time spent throttled is taken from the guest: it does not catch up on it afterwards.
+ * Decides how many pages a vCPU may write now and how long it sleeps otherwise. Pure: it is told
+ * the time. Time spent throttled is taken from the guest: it does not catch up on it afterwards.
  */
 export class Pace {
   readonly #pagesPerMs: number;

@@ -51,8 +51,8 @@ const RATE_MAX = TIB;
 const SUM_TOLERANCE = 1e-9;
 
 /**
- * A frozen copy of `given` with nothing but what a shape holds. Throws RangeError with every problem
- * found. Takes anything: at the destination a shape comes from the other host.
+ * A frozen copy of `given` with nothing but what a shape holds. Throws RangeError with every
+ * problem found. Takes anything: at the destination a shape comes from the other host.
  */
 export function checkShape(given: unknown): GuestShape {
   const problems: string[] = [];

@@ -9,8 +9,8 @@ import { sweepsOf, type VcpuState, writesOf } from "./sweep.ts";
 const PROBLEMS_MAX = 10;
 
 /**
- * Compares every byte of `memory` with what the vCPUs' states say it must be. Returns a sentence for
- * each page that differs, a few at most, then how many more there are. Nobody may be writing.
+ * Compares every byte of `memory` with what the vCPUs' states say it must be. Returns a sentence
+ * for each page that differs, a few at most, then how many more there are. Nobody may be writing.
  */
 export async function verifyMemory(
   shape: GuestShape,
