@@ -136,6 +136,7 @@ class Arrivals {
     assert(this.#taker === null, "one taker waits at a time");
     const first = this.#waiting.shift();
     if (first !== undefined) return first;
+    if (this.#isClosed) throw new MigrationError("CANCELLED", { phase: "listen" });
     const { promise, resolve, reject } = Promise.withResolvers<Connection>();
     this.#taker = { resolve, reject };
     const late = () => new MigrationError("NO_SOURCE", { address, limitMs });

@@ -184,7 +184,9 @@ export class FrameStream {
     return promise;
   }
 
-  readonly #onData = (bytes: Uint8Array): void => {
+  readonly #onData = (chunk: Uint8Array): void => {
+    // Not a Buffer, whose slices are no copies: a short body would keep a whole chunk in memory.
+    const bytes = new Uint8Array(chunk.buffer, chunk.byteOffset, chunk.byteLength);
     this.heardAtMs = nowMs();
     this.receivedBytes += bytes.length;
     if (this.#failure !== null) return; // What follows a failure is not kept: it has no limit.

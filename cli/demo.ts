@@ -1,24 +1,25 @@
-import { spawn } from "node:child_process";
-import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
 import { assert } from "../base/assert.ts";
-import { within } from "../base/clock.ts";
 import { MigrationError } from "../base/errors.ts";
-import { GIB, MIB, MINUTE_MS } from "../base/units.ts";
+import { formatBytes, GIB, MIB, MINUTE_MS } from "../base/units.ts";
 import { migrateIn } from "../engine/destination.ts";
 import type { ParameterOptions } from "../engine/parameters.ts";
 import { migrateOut } from "../engine/source.ts";
 import type { Report } from "../engine/statistics.ts";
 import { MemoryGuestDestination } from "../hosts/memory-guest/destination.ts";
 import { MemoryGuest } from "../hosts/memory-guest/guest.ts";
-import type { GuestShape, Pattern } from "../hosts/memory-guest/shape.ts";
+import type { ContentMix, GuestShape, Pattern } from "../hosts/memory-guest/shape.ts";
+import { DemoDestination, endWithParent, tellVerdict } from "./demo-process.ts";
 import { type Command, flagsOf, parseFlags } from "./flags.ts";
 import { chooseOutput, type Output } from "./output.ts";
-import { checkUsage, runMigration, tellFailure } from "./run.ts";
+import { checkUsage, EXIT, runMigration, tellFailure } from "./run.ts";
 import { HELP_FLAG, JSON_FLAG } from "./shared-flags.ts";
 
 const PAGE_BYTES = 4096;
 const PATTERNS = ["sweep", "stride", "hot"] as const satisfies readonly Pattern[];
+
+/** What the guest's memory holds at first. */
+const CONTENT: ContentMix = { zero: 1 / 3, text: 1 / 3, random: 1 / 3 };
 
 export const DEMO = {
   name: "demo",
@@ -81,17 +82,29 @@ export const DEMO = {
 type DemoFlags = ReturnType<typeof parseFlags<typeof DEMO.flags>>["flags"];
 
 export async function demo(argv: readonly string[]): Promise<number> {
-  const { options, flags, problems: found } = parseFlags(DEMO, argv);
-  const output = chooseOutput({ json: flags.json });
+  const { options, flags, problems } = parseFlags(DEMO, argv);
+  const { arrive: address, json } = flags;
+  const output = chooseOutput({ json, side: address === undefined ? "source" : "destination" });
   try {
-    const problems = [...found];
-    if (flags["working-set"] > flags.size) problems.push("--working-set must fit into --size");
-    checkUsage(problems);
-    if (flags.arrive !== undefined) return await arrive(flags.arrive, flags, options, output);
+    checkUsage([...problems, ...problemsOf(flags)]);
+    if (address !== undefined) return await arrive(address, flags, options, output);
     return await runMigration(output, (signal) => depart(flags, options, output, signal));
   } catch (error) {
     return tellFailure(output, error);
   }
+}
+
+/** What each flag by itself cannot tell. */
+function problemsOf(flags: DemoFlags): string[] {
+  const problems: string[] = [];
+  if (flags["working-set"] > flags.size) problems.push("--working-set must fit into --size");
+  const neededBytes = 2 * flags.size * (1 - CONTENT.zero);
+  const freeBytes = process.availableMemory();
+  if (flags.arrive === undefined && neededBytes > freeBytes) {
+    const [needed, free] = [formatBytes(neededBytes), formatBytes(freeBytes)];
+    problems.push(`--size needs about ${needed} for both processes: ${free} are free`);
+  }
+  return problems;
 }
 
 /** The parent: the guest's first home. */
@@ -102,10 +115,15 @@ async function depart(
   signal: AbortSignal,
 ): Promise<Report> {
   const guest = await MemoryGuest.create(shapeOf(flags));
-  const destination = startDestination(flags, options);
+  const destination = new DemoDestination([
+    "--arrive=tcp:127.0.0.1:0",
+    `--vcpus=${flags.vcpus}`,
+    `--run-for=${flags["run-for"]}ms`,
+    ...flagsOf(options),
+  ]);
   try {
     await guest.run();
-    const address = await destination.address;
+    const address = await orCancelled(signal, "start", destination.address);
     output.note(`a guest runs here and moves to process ${destination.processId} at ${address}`);
     const report = await migrateOut(guest, address, {
       ...options,
@@ -114,7 +132,8 @@ async function depart(
       onProgress: (progress) => output.progress(progress),
     });
     const writtenHere = guest.writtenPages;
-    const { problems, writtenPages } = await destination.verdict;
+    const verdict = await orCancelled(signal, "verify", destination.verdict);
+    const { problems, writtenPages } = verdict;
     assert(!guest.running && guest.writtenPages === writtenHere, "a guest that left stays paused");
     if (problems.length > 0) {
       throw new MigrationError("INTERNAL", {
@@ -126,8 +145,7 @@ async function depart(
     );
     return { ...report, verified: true };
   } finally {
-    await guest.stop();
-    await destination.stop();
+    await Promise.all([guest.stop(), destination.stop()]);
   }
 }
 
@@ -142,71 +160,25 @@ function shapeOf(flags: DemoFlags): GuestShape {
     rateBytesPerSecond: Math.round(flags["dirty-rate"] / flags.vcpus),
     changedBytes: flags["changed-bytes"],
   }));
-  const third = 1 / 3;
   return {
     blocks: [{ name: "ram", sizeBytes, pageBytes: PAGE_BYTES }],
     seed: flags.seed,
-    content: { zero: third, text: third, random: third },
+    content: CONTENT,
     vcpus,
   };
 }
 
-interface Verdict {
-  readonly problems: readonly string[];
-  readonly writtenPages: number;
-}
-
-/** What the destination says on its standard output beside the usual events. */
-type Said =
-  | { readonly event: "listening"; readonly address: string }
-  | { readonly event: "failed"; readonly failure: { readonly message: string } }
-  | ({ readonly event: "verified" } & Verdict);
-
-const START_LIMIT_MS = 30_000;
-
-/** A process of its own, so that the guest really crosses one. */
-function startDestination(flags: DemoFlags, options: ParameterOptions) {
-  const launcher = process.argv[1];
-  assert(launcher !== undefined, "a command was started from a file");
-  const own = [
-    "--arrive=tcp:127.0.0.1:0",
-    `--vcpus=${flags.vcpus}`,
-    `--run-for=${flags["run-for"]}ms`,
-  ];
-  const child = spawn(process.execPath, [launcher, "demo", "--json", ...own, ...flagsOf(options)], {
-    stdio: ["ignore", "pipe", "inherit"],
-  });
-  const address = Promise.withResolvers<string>();
-  const verdict = Promise.withResolvers<Verdict>();
-  address.promise.catch(() => {});
-  verdict.promise.catch(() => {});
-  createInterface(child.stdout).on("line", (text) => {
-    const said = JSON.parse(text) as Said;
-    if (said.event === "listening") address.resolve(said.address);
-    if (said.event === "verified") verdict.resolve(said);
-    if (said.event === "failed") verdict.reject(new Error(said.failure.message));
-  });
-  const ended = Promise.withResolvers<void>();
-  child.once("close", () => {
-    const gone = new Error("the destination's process ended");
-    address.reject(gone);
-    verdict.reject(gone);
-    ended.resolve();
-  });
-  const late = (limitMs: number) => () =>
-    new Error(`the destination said nothing for ${limitMs} ms`);
-  const verdictLimitMs = START_LIMIT_MS + flags["run-for"] + (flags.size / (100 * MIB)) * 1000;
-  return {
-    processId: child.pid,
-    address: within(START_LIMIT_MS, address.promise, late(START_LIMIT_MS)),
-    get verdict() {
-      return within(verdictLimitMs, verdict.promise, late(verdictLimitMs));
-    },
-    async stop(): Promise<void> {
-      child.kill();
-      await ended.promise;
-    },
-  };
+/** Settles as `work` does, or as CANCELLED as soon as somebody interrupts. */
+async function orCancelled<T>(signal: AbortSignal, phase: string, work: Promise<T>): Promise<T> {
+  const { promise, reject } = Promise.withResolvers<never>();
+  const cancel = (): void => reject(new MigrationError("CANCELLED", { phase }));
+  signal.addEventListener("abort", cancel);
+  if (signal.aborted) cancel();
+  try {
+    return await Promise.race([work, promise]);
+  } finally {
+    signal.removeEventListener("abort", cancel);
+  }
 }
 
 /** The child: the guest's second home. It runs on there, and is then checked page by page. */
@@ -216,6 +188,7 @@ async function arrive(
   options: ParameterOptions,
   output: Output,
 ): Promise<number> {
+  endWithParent();
   const host = new MemoryGuestDestination({ vcpuThreads: flags.vcpus });
   const status = await runMigration(output, (signal) =>
     migrateIn(host, address, {
@@ -224,16 +197,15 @@ async function arrive(
       onListening: (actual) => output.listening(actual),
     }),
   );
-  if (status !== 0) return status;
+  if (status !== EXIT.completed) return status;
   const { guest } = host;
   try {
     const writtenBefore = guest.writtenPages;
     await sleep(flags["run-for"]);
     await guest.pause();
     const problems = await guest.verify();
-    const verdict: Verdict = { problems, writtenPages: guest.writtenPages - writtenBefore };
-    process.stdout.write(`${JSON.stringify({ event: "verified", ...verdict })}\n`);
-    return problems.length === 0 ? 0 : 1;
+    tellVerdict({ problems, writtenPages: guest.writtenPages - writtenBefore });
+    return problems.length === 0 ? EXIT.completed : EXIT.failed;
   } finally {
     await guest.stop();
   }

@@ -1,4 +1,5 @@
 import { readFileSync } from "node:fs";
+import { asMigrationError, MigrationError } from "../base/errors.ts";
 import { nearest } from "../engine/nearest.ts";
 import { DEMO, demo } from "./demo.ts";
 import { type Command, parseFlags } from "./flags.ts";
@@ -8,6 +9,7 @@ import { RECEIVE, receive } from "./receive.ts";
 import { checkUsage, EXIT, tellFailure } from "./run.ts";
 import { SEND, send } from "./send.ts";
 import { HELP_FLAG, JSON_FLAG } from "./shared-flags.ts";
+import { complain, flushed, say } from "./standard-streams.ts";
 import { printFailures, printLegality, printParameters, type TableStyle } from "./tables.ts";
 
 interface Entry {
@@ -32,25 +34,40 @@ const COMMANDS: readonly Entry[] = [
   tableEntry("failures", "Tells every way to fail, and what to do then.", printFailures),
 ];
 
-/** Runs one command line, without the program's name. Returns the exit status. */
+/**
+ * Runs one command line, without the program's name. Returns the exit status when everything that
+ * was said has been taken.
+ */
 export async function main(argv: readonly string[]): Promise<number> {
-  const [name, ...rest] = argv;
-  if (name === "--version") return say(`${packageVersion()}\n`);
-  if (name === undefined) return usage("a command is needed");
-  if (name === "--help" || name === "-h" || name === "help") return say(overview());
-  const entry = COMMANDS.find(({ command }) => command.name === name);
-  if (entry === undefined) {
-    const close = nearest(
-      name,
-      COMMANDS.map(({ command }) => command.name),
-    );
-    return usage(
-      `"${name}" is not a command${close === undefined ? "" : `; did you mean "${close}"?`}`,
-    );
+  process.on("uncaughtException", (error) => void endWith(error, argv));
+  const status = await dispatch(argv);
+  const lost = await flushed();
+  if (lost !== null) {
+    complain(`Some output was lost: ${lost}\n`);
+    await flushed();
   }
-  if (rest.includes("--help") || rest.includes("-h"))
-    return say(helpText(entry.command, columns()));
+  return status;
+}
+
+async function dispatch(argv: readonly string[]): Promise<number> {
+  const [name, ...rest] = argv;
+  if (name === "--version") return tell(`${packageVersion()}\n`);
+  if (name === "--help" || name === "-h") return tell(overview());
+  if (name === "help") return help(rest);
+  const entry = entryOf(name);
+  if (entry === undefined) return usage(name, argv);
+  if (rest.includes("--help") || rest.includes("-h")) return help([entry.command.name]);
   return await entry.run(rest);
+}
+
+function entryOf(name: string | undefined): Entry | undefined {
+  return COMMANDS.find(({ command }) => command.name === name);
+}
+
+function help([name]: readonly string[]): number {
+  if (name === undefined) return tell(overview());
+  const entry = entryOf(name);
+  return entry === undefined ? usage(name, []) : tell(helpText(entry.command, columns()));
 }
 
 function tableEntry(name: string, summary: string, print: (style: TableStyle) => string): Entry {
@@ -70,19 +87,42 @@ function tableEntry(name: string, summary: string, print: (style: TableStyle) =>
       } catch (error) {
         return tellFailure(chooseOutput({ json: flags.json }), error);
       }
-      return say(print({ json: flags.json, ...columnsStyle() }));
+      say(print({ json: flags.json, columns: columns() }));
+      // The output is all there is to this command, so losing it is its failure.
+      return (await flushed()) === null ? EXIT.completed : EXIT.failed;
     },
   };
 }
 
-function say(text: string): number {
-  process.stdout.write(text);
+function tell(text: string): number {
+  say(text);
   return EXIT.completed;
 }
 
-function usage(problem: string): number {
-  process.stderr.write(`${problem}\n\n${overview()}`);
+/** There is no command of this name. A program is told as always; people see what there is. */
+function usage(name: string | undefined, argv: readonly string[]): number {
+  const problem = unknownCommand(name);
+  if (argv.includes("--json")) {
+    const failure = new MigrationError("CONFIGURATION_INVALID", { problems: [problem] });
+    return tellFailure(chooseOutput({ json: true }), failure);
+  }
+  complain(`${problem}\n\n${overview()}`);
   return EXIT.usage;
+}
+
+function unknownCommand(name: string | undefined): string {
+  if (name === undefined || name === "--json") return "a command is needed";
+  const known = [...COMMANDS.map(({ command }) => command.name), "help", "--help", "--version"];
+  const close = nearest(name, known);
+  return `"${name}" is not a command${close === undefined ? "" : `; did you mean "${close}"?`}`;
+}
+
+/** A bug. What it broke is unknown, so nothing goes on; it is told in the same words as the rest. */
+async function endWith(error: unknown, argv: readonly string[]): Promise<never> {
+  const json = argv.includes("--json");
+  const status = tellFailure(chooseOutput({ json }), asMigrationError(error));
+  await flushed();
+  process.exit(status);
 }
 
 function overview(): string {
@@ -94,11 +134,6 @@ function overview(): string {
 
 function columns(): number | undefined {
   return process.stdout.isTTY === true ? process.stdout.columns : undefined;
-}
-
-function columnsStyle(): { columns?: number } {
-  const wide = columns();
-  return wide === undefined ? {} : { columns: wide };
 }
 
 /** From the package's own description: beside the sources, or above the built modules. */

@@ -18,20 +18,25 @@ const KEYS: Readonly<Record<string, "offset" | "sizeBytes" | "pageBytes">> = {
 
 /** The blocks that `--memory` names; what is wrong with them goes to `problems`. */
 export function parseMemoryFlags(texts: readonly string[], problems: string[]): MemoryFile[] {
-  const files = texts.map((text) => parseMemoryFlag(text, problems));
-  if (texts.length === 0) problems.push("--memory NAME=file:PATH is needed, once per block");
-  const names = files.map(({ name }) => name);
-  for (const name of new Set(names.filter((name, index) => names.indexOf(name) !== index))) {
+  const files = texts.flatMap((text) => parseMemoryFlag(text, problems) ?? []);
+  const isTold = problems.some((problem) => problem.startsWith("--memory "));
+  if (texts.length === 0 && !isTold) {
+    problems.push("--memory NAME=file:PATH is needed, once per block");
+  }
+  for (const name of twice(files.map((file) => file.name))) {
     problems.push(`--memory names block "${name}" twice`);
+  }
+  for (const place of twice(files.map(({ path, offset }) => `"${path}" at offset ${offset}`))) {
+    problems.push(`--memory puts two blocks in one place: ${place}`);
   }
   return files;
 }
 
-function parseMemoryFlag(text: string, problems: string[]): MemoryFile {
+function parseMemoryFlag(text: string, problems: string[]): MemoryFile | undefined {
   const match = /^([^=]+)=file:(.+)$/s.exec(text);
   if (match === null) {
     problems.push(`--memory must be NAME=file:PATH: it is "${text}"`);
-    return { name: text, path: "", offset: 0 };
+    return undefined;
   }
   const file: { -readonly [K in keyof MemoryFile]: MemoryFile[K] } = {
     name: match[1] ?? "",
@@ -45,10 +50,20 @@ function parseMemoryFlag(text: string, problems: string[]): MemoryFile {
     if (option === null || key === undefined) return file;
     file.path = option[1] ?? "";
     try {
-      file[key] = parseSize(option[3] ?? "");
+      file[key] = wholeBytes(option[3] ?? "");
     } catch (error) {
       if (!(error instanceof RangeError)) throw error;
       problems.push(`--memory ${file.name}: ${option[2]} ${error.message}`);
     }
   }
+}
+
+function wholeBytes(text: string): number {
+  const bytes = parseSize(text);
+  if (Number.isSafeInteger(bytes)) return bytes;
+  throw new RangeError(`"${text}" is not a whole number of bytes`);
+}
+
+function twice(texts: readonly string[]): Set<string> {
+  return new Set(texts.filter((text, index) => texts.indexOf(text) !== index));
 }

@@ -1,10 +1,15 @@
-import type { MigrationError } from "../base/errors.ts";
-import { formatBytes, formatMs } from "../base/units.ts";
+import type { MigrationError, Origin } from "../base/errors.ts";
 import type { Progress, Report } from "../engine/statistics.ts";
+import { failureText } from "./failure-text.ts";
+import { progressLine, progressText } from "./progress-text.ts";
 import { reportText } from "./report-text.ts";
+import { complain, say } from "./standard-streams.ts";
 
 /** What a command says while it runs, in one of three voices; see `chooseOutput`. */
 export interface Output {
+  /** Which end of a migration speaks; absent where a command is neither. */
+  readonly side: Origin | undefined;
+  /** The first phase of a destination, said when its address is known. */
   listening(address: string): void;
   phase(phase: string): void;
   progress(progress: Progress): void;
@@ -18,95 +23,71 @@ const LINE_MS = 1000;
 const EVENT_MS = 250;
 
 /** A program gets JSON lines, a terminal a progress bar, a pipe plain lines. */
-export function chooseOutput(options: { json: boolean }): Output {
-  if (options.json) return jsonOutput();
-  return process.stdout.isTTY === true ? terminalOutput() : plainOutput();
+export function chooseOutput(options: { json: boolean; side?: Origin }): Output {
+  const { json, side } = options;
+  if (json) return jsonOutput(side);
+  const isTerminal = process.stdout.isTTY === true && process.env["TERM"] !== "dumb";
+  return isTerminal ? terminalOutput(side) : plainOutput(side);
 }
 
 /** Every line is one JSON object with an `event`. */
-function jsonOutput(): Output {
-  const say = (event: string, fields: object): void => line(JSON.stringify({ event, ...fields }));
+function jsonOutput(side: Origin | undefined): Output {
+  const event = (name: string, fields: object): void =>
+    say(`${JSON.stringify({ event: name, ...fields })}\n`);
   const isDue = atMostEvery(EVENT_MS);
   return {
-    listening: (address) => say("listening", { address }),
-    phase: (phase) => say("phase", { phase }),
-    progress: (progress) => isDue() && say("progress", progress),
-    note: (text) => say("note", { text }),
-    completed: (report) => say("completed", { report }),
-    failed: (failure) => say("failed", { failure: failure.toJSON() }),
+    side,
+    listening(address) {
+      event("listening", { address });
+      event("phase", { phase: "listen" });
+    },
+    phase: (phase) => event("phase", { phase }),
+    progress: (progress) => isDue() && event("progress", progress),
+    note: (text) => event("note", { text }),
+    completed: (report) => event("completed", { report }),
+    failed: (failure) => event("failed", { failure: failure.toJSON() }),
   };
 }
 
-function plainOutput(): Output {
+function plainOutput(side: Origin | undefined): Output {
   const isDue = atMostEvery(LINE_MS);
   return {
-    listening: (address) => line(`listening on ${address}`),
-    phase: (phase) => line(`phase ${phase}`),
-    progress: (progress) => isDue() && line(progressText(progress)),
-    note: line,
-    completed: (report) => line(`completed\n${reportText(report).trimEnd()}`),
-    failed: (failure) => process.stderr.write(failureText(failure)),
+    side,
+    listening: (address) => say(`listening on ${address}\n`),
+    phase: (phase) => say(`phase ${phase}\n`),
+    progress: (progress) => isDue() && say(`${progressText(progress, side)}\n`),
+    note: (text) => say(`${text}\n`),
+    completed: (report) => say(`completed\n${reportText(report)}`),
+    failed: (failure) => complain(failureText(failure)),
   };
 }
 
-const CLEAR_LINE = "\r\u001b[K";
-const BAR_COLUMNS = 24;
+/** To the line's beginning; and, behind what was written over the old text, away with its rest. */
+const HOME = "\r";
+const CLEAR_REST = "\u001b[K";
 
-function terminalOutput(): Output {
-  const say = (text: string): void => {
-    process.stdout.write(`${CLEAR_LINE}${text}\n`);
-  };
-  let phase = "";
+/** Narrower than most terminals are, for one that does not say. */
+const COLUMNS_UNKNOWN = 80;
+
+/** The last line is redrawn in place; what stays is written over it. */
+function terminalOutput(side: Origin | undefined): Output {
+  const stay = (text: string): void => say(`${HOME}${CLEAR_REST}${text}`);
+  const redraw = (text: string): void => say(`${HOME}${text}${CLEAR_REST}`);
   return {
-    listening: (address) => say(`listening on ${address}`),
-    phase(name) {
-      phase = name;
-      process.stdout.write(`${CLEAR_LINE}${phase}`);
-    },
+    side,
+    listening: (address) => stay(`listening on ${address}\n`),
+    phase: (phase) => redraw(`phase ${phase}`),
     progress(progress) {
-      const columns = process.stdout.columns ?? 80;
-      const text = `${bar(progress)} ${progressText(progress)}`;
-      process.stdout.write(`${CLEAR_LINE}${text.slice(0, columns - 1)}`);
+      // One column less: a full line would wrap, and could not be redrawn.
+      redraw(progressLine(progress, side, (process.stdout.columns || COLUMNS_UNKNOWN) - 1));
     },
-    note: say,
-    completed: (report) => say(`completed\n${reportText(report).trimEnd()}`),
+    note: (text) => stay(`${text}\n`),
+    completed: (report) => stay(`completed\n${reportText(report)}`),
     failed(failure) {
-      process.stdout.write(CLEAR_LINE);
-      process.stderr.write(failureText(failure));
+      stay("");
+      complain(failureText(failure));
     },
   };
-}
-
-/** How much of the guest is clean: what is left shrinks round by round. */
-function bar({ dirtyBytes, totalBytes }: Progress): string {
-  const share = totalBytes === 0 ? 1 : 1 - dirtyBytes / totalBytes;
-  const full = Math.round(Math.min(1, Math.max(0, share)) * BAR_COLUMNS);
-  return `[${"=".repeat(full)}${" ".repeat(BAR_COLUMNS - full)}]`;
-}
-
-export function progressText(progress: Progress): string {
-  const { expectedDowntimeMs, throttlePercent } = progress;
-  const parts = [
-    `${progress.phase}, round ${progress.round}`,
-    `dirty ${formatBytes(progress.dirtyBytes)}`,
-    `${formatBytes(progress.bytesPerSecond)}/s`,
-    `sent ${formatBytes(progress.sentBytes)}`,
-  ];
-  if (expectedDowntimeMs !== null && Number.isFinite(expectedDowntimeMs)) {
-    parts.push(`expected downtime ${formatMs(expectedDowntimeMs)}`);
-  }
-  if (throttlePercent > 0) parts.push(`guest throttled ${throttlePercent} %`);
-  return parts.join(", ");
-}
-
-/** What failed, in full, and what to do about it. */
-export function failureText(failure: MigrationError): string {
-  const where = failure.at === undefined ? "" : ` (at the ${failure.at})`;
-  return `${failure.code}${where}: ${failure.message}\n${failure.advice}\n`;
-}
-
-function line(text: string): void {
-  process.stdout.write(`${text}\n`);
 }
 
 function atMostEvery(ms: number): () => boolean {

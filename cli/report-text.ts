@@ -1,10 +1,14 @@
 import { formatBytes, formatMs } from "../base/units.ts";
-import type { Report } from "../engine/statistics.ts";
+import type { ChannelFigures, PageFigures, Report, RoundFigures } from "../engine/statistics.ts";
 import { aligned } from "./layout.ts";
+
+/** Of more rounds than these together, those between are told in one line. */
+const FIRST_ROUNDS = 6;
+const LAST_ROUNDS = 4;
 
 /** A report as people read it. Ends in a line feed. */
 export function reportText(report: Report): string {
-  const { downtime, pages, rounds } = report;
+  const { downtime, rounds } = report;
   const rate = report.totalMs === 0 ? 0 : (report.guestBytes / report.totalMs) * 1000;
   const parts = [
     `pause ${formatMs(downtime.pauseMs)}`,
@@ -13,30 +17,64 @@ export function reportText(report: Report): string {
     `devices ${formatMs(downtime.devicesMs)}`,
     `hand-over ${formatMs(downtime.handoverMs)}`,
   ];
-  const kinds = Object.entries(pages)
-    .filter(([, count]) => count > 0)
-    .map(([kind, count]) => `${count} ${kind}`);
-  const last = rounds.length - 1;
   const rows: string[][] = [
     ["total", `${formatMs(report.totalMs)}, ${formatBytes(rate)}/s of guest memory`],
     ["downtime", `${formatMs(report.downtimeMs)}: ${parts.join(", ")}`],
     ["guest", formatBytes(report.guestBytes)],
-    [
-      "sent",
-      `${formatBytes(report.sentBytes)}, ${pages.zero === 0 && pages.raw === 0 ? "no pages" : `pages: ${kinds.join(", ")}`}`,
-    ],
-    ...rounds.map((round, index) => [
-      index === last ? "rest" : `round ${index + 1}`,
-      `${round.dirtyPages} pages dirty, ${formatBytes(round.sentBytes)} sent in ${formatMs(round.elapsedMs)}`,
-    ]),
-    ...report.channels.map((channel) => [
-      `channel ${channel.id}`,
-      `${channel.lane}, ${formatBytes(channel.sentBytes)}, busy ${formatMs(channel.busyMs)}, waited ${formatMs(channel.waitMs)}`,
-    ]),
+    ["sent", `${formatBytes(report.sentBytes)}; ${pagesText(report.pages)}`],
+    ...roundRows(rounds),
+    ...report.channels.map((channel) => [`channel ${channel.id}`, channelText(channel)]),
     ["processor", formatMs(report.cpuMs)],
   ];
   if (report.verified !== undefined) {
     rows.push(["verified", report.verified ? "yes: nothing was lost" : "NO: memory differs"]);
   }
   return aligned(rows);
+}
+
+/** What was sent while the guest was paused is the last of them. */
+function roundRows(rounds: readonly RoundFigures[]): string[][] {
+  const rows = rounds.map((round, index) => [
+    index === rounds.length - 1 ? "rest" : `round ${index + 1}`,
+    roundText(round),
+  ]);
+  const between = rounds.slice(FIRST_ROUNDS, -LAST_ROUNDS);
+  if (between.length < 2) return rows;
+  const folded = [
+    `rounds ${FIRST_ROUNDS + 1} to ${FIRST_ROUNDS + between.length}`,
+    roundText({
+      dirtyPages: sumOf(between, "dirtyPages"),
+      sentPages: sumOf(between, "sentPages"),
+      sentBytes: sumOf(between, "sentBytes"),
+      elapsedMs: sumOf(between, "elapsedMs"),
+    }),
+  ];
+  return rows.toSpliced(FIRST_ROUNDS, between.length, folded);
+}
+
+function roundText({ dirtyPages, sentBytes, elapsedMs }: RoundFigures): string {
+  return `${dirtyPages} pages dirty, ${formatBytes(sentBytes)} sent in ${formatMs(elapsedMs)}`;
+}
+
+function sumOf(rounds: readonly RoundFigures[], figure: keyof RoundFigures): number {
+  return rounds.reduce((sum, round) => sum + round[figure], 0);
+}
+
+function pagesText({ untouched, ...sent }: PageFigures): string {
+  const kinds = Object.entries(sent)
+    .filter(([, count]) => count > 0)
+    .map(([kind, count]) => `${count} ${kind}${kind === "zero" ? untouchedText(untouched) : ""}`);
+  return kinds.length === 0 ? "no pages" : `pages: ${kinds.join(", ")}`;
+}
+
+/** Untouched pages are counted among the zero pages, too. */
+function untouchedText(untouched: number): string {
+  return untouched === 0 ? "" : ` (${untouched} left untouched)`;
+}
+
+function channelText({ id, lane, sentBytes, busyMs, waitMs }: ChannelFigures): string {
+  const moved = `${lane}, ${formatBytes(sentBytes)}`;
+  // The main channel has no thread of its own whose time could be told.
+  if (id === 0) return moved;
+  return `${moved}, busy ${formatMs(busyMs)}, waited ${formatMs(waitMs)}`;
 }

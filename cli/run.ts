@@ -4,6 +4,8 @@ import type { Output } from "./output.ts";
 
 export const EXIT = { completed: 0, failed: 1, usage: 2 } as const;
 
+const INTERRUPTS = ["SIGINT", "SIGTERM"] as const;
+
 /**
  * Runs a migration for a command: an interrupt cancels it, and its end is told. Returns the exit
  * status.
@@ -14,24 +16,24 @@ export async function runMigration(
 ): Promise<number> {
   const controller = new AbortController();
   const cancel = (): void => controller.abort();
-  process.on("SIGINT", cancel);
-  process.on("SIGTERM", cancel);
+  for (const interrupt of INTERRUPTS) process.on(interrupt, cancel);
   try {
     output.completed(await migrate(controller.signal));
     return EXIT.completed;
   } catch (error) {
     return tellFailure(output, error);
   } finally {
-    process.off("SIGINT", cancel);
-    process.off("SIGTERM", cancel);
+    for (const interrupt of INTERRUPTS) process.off(interrupt, cancel);
   }
 }
 
 /** Tells how a command failed. A configuration that cannot be used is wrong usage. */
 export function tellFailure(output: Output, error: unknown): number {
-  const failure = asMigrationError(error);
+  const { side } = output;
+  const noticed = asMigrationError(error);
+  const failure = side === undefined ? noticed : noticed.from(side);
   output.failed(failure);
-  const isUsage = failure.code === "CONFIGURATION_INVALID" && failure.at === undefined;
+  const isUsage = failure.code === "CONFIGURATION_INVALID" && failure.at === side;
   return isUsage ? EXIT.usage : EXIT.failed;
 }
 

@@ -1,5 +1,6 @@
 import { migrateOut } from "../engine/source.ts";
 import { fileGuest } from "../hosts/file-guest.ts";
+import { addressProblems } from "./address-problems.ts";
 import { addressFeatures, type Command, parseFlags } from "./flags.ts";
 import { MEMORY_FLAG, parseMemoryFlags } from "./memory-flag.ts";
 import { chooseOutput } from "./output.ts";
@@ -22,12 +23,12 @@ export const SEND = {
 
 export async function send(argv: readonly string[]): Promise<number> {
   const { options, flags, positionals, problems: found } = parseFlags(SEND, argv);
-  const output = chooseOutput({ json: flags.json });
+  const output = chooseOutput({ json: flags.json, side: "source" });
+  const [address = ""] = positionals;
   try {
-    const problems = [...found];
+    const problems = [...addressProblems(positionals[0]), ...found];
     const files = parseMemoryFlags(flags.memory, problems);
     checkUsage(problems);
-    const [address = ""] = positionals;
     const host = fileGuest(files);
     return await runMigration(output, (signal) =>
       migrateOut(host, address, {

@@ -1,5 +1,16 @@
 import { within } from "../base/clock.ts";
 import { asMigrationError, MigrationError, type Origin, reasonOf } from "../base/errors.ts";
+import type { Hold } from "./hold.ts";
+
+/** A step that a host performs. */
+export interface HostStep<T> {
+  /** For messages: what it could not do. */
+  readonly action: string;
+  readonly limitMs: number;
+  call(): Promise<T>;
+  /** Where its effect lasts: how it is taken back, should it come when the attempt is over. */
+  readonly lasting?: { readonly hold: Hold; undo(): Promise<unknown> };
+}
 
 /**
  * One attempt at a migration at one end: which phase it is in, and the first thing that ended it.
@@ -40,7 +51,8 @@ export class Attempt<Phase extends string> {
   async run<T>(phase: Phase, work: () => Promise<T>): Promise<T> {
     this.#throwIfFailed();
     this.phase = phase;
-    this.#onPhase(phase);
+    this.callBack(() => this.#onPhase(phase));
+    this.#throwIfFailed();
     try {
       return await this.guard(work());
     } catch (error) {
@@ -56,22 +68,29 @@ export class Attempt<Phase extends string> {
 
   /**
    * Asks the host for a step, with a deadline. When the attempt ends first, the step may still take
-   * effect some time: `undo` is called then, so that it does not outlive the attempt.
+   * effect some time: it is taken back then, so that it does not outlive the attempt.
    */
-  async askHost<T>(
-    action: string,
-    limitMs: number,
-    call: () => Promise<T>,
-    undo: () => Promise<unknown> = async () => {},
-  ): Promise<T> {
+  async askHost<T>(step: HostStep<T>): Promise<T> {
+    const { action, limitMs, lasting } = step;
     this.#throwIfFailed();
     const watched = async (): Promise<T> => {
-      const result = await call();
+      lasting?.hold.take();
+      const result = await step.call();
       // Nobody is left to tell that it failed: whoever undid the rest has reported already.
-      if (this.#failure !== null) undo().catch(() => {});
+      const isLate = this.#failure !== null && lasting?.hold.isSuperseded === false;
+      if (isLate) lasting.undo().catch(() => {});
       return result;
     };
-    return await this.guard(callHost(action, limitMs, watched));
+    return await callHost(action, limitMs, () => this.guard(watched()));
+  }
+
+  /** Calls the embedder back. What it throws ends the attempt; after COMMIT nothing of it may. */
+  callBack(call: () => void): void {
+    try {
+      call();
+    } catch (error) {
+      if (!this.#isCommitted) this.fail(asMigrationError(error));
+    }
   }
 
   /** Ends the attempt unless something else did before, or it succeeded. */

@@ -1,4 +1,4 @@
-import { assert } from "../base/assert.ts";
+import { assert, must } from "../base/assert.ts";
 import { nowMs } from "../base/clock.ts";
 import { asMigrationError, MigrationError } from "../base/errors.ts";
 import type { Address } from "../channels/address.ts";
@@ -23,6 +23,7 @@ import { receiveDevices } from "./device-state.ts";
 import { Doorman } from "./doorman.ts";
 import { pageFigures } from "./figures.ts";
 import { startHeartbeat } from "./heartbeat.ts";
+import { Hold } from "./hold.ts";
 import type { DestinationHost, DeviceSection } from "./host.ts";
 import { agreedParameters, type Parameters } from "./parameters.ts";
 import { preferPeersWord } from "./peers-word.ts";
@@ -59,6 +60,8 @@ export class DestinationMigration {
   readonly #throughput = new Throughput();
   readonly #rounds: RoundFigures[] = [];
   readonly #stops: (() => void)[] = [];
+  readonly #preparing: Hold;
+  #failure: Promise<MigrationError> | null = null;
   #doorman: Doorman | null = null;
   #main: FrameStream | null = null;
   #receiver: Receiver | null = null;
@@ -75,6 +78,7 @@ export class DestinationMigration {
     configuration: { address: Address; parameters: Parameters; checksum: Checksum },
   ) {
     this.#host = host;
+    this.#preparing = new Hold(host, "memory");
     this.#options = options;
     this.#address = configuration.address;
     this.#parameters = configuration.parameters;
@@ -133,12 +137,12 @@ export class DestinationMigration {
     const { body } = await this.#ofMain.receive(["agree"], stepTimeoutMs);
     const agreement = decodeAgreement(body, 0);
     checkParameters(agreement, agreedParameters(this.#parameters), this.#checksum);
-    const prepared = await this.attempt.askHost(
-      "prepare memory",
-      stepTimeoutMs,
-      () => this.#host.prepare(agreement.blocks),
-      () => this.#host.discard(),
-    );
+    const prepared = await this.attempt.askHost({
+      action: "prepare memory",
+      limitMs: stepTimeoutMs,
+      call: () => this.#host.prepare(agreement.blocks),
+      lasting: { hold: this.#preparing, undo: () => this.#host.discard() },
+    });
     this.#checkPrepared(prepared);
     const matched = matchBlocks(agreement.blocks, prepared);
     // The wire speaks the source's pages; ours may differ, a page is a page of the guest.
@@ -180,9 +184,12 @@ export class DestinationMigration {
   async load(): Promise<void> {
     const { stepTimeoutMs, channelTimeoutMs } = this.#parameters;
     await this.attempt.guard(this.#ofReceiver.ended());
-    await this.attempt.askHost("load devices", stepTimeoutMs, () =>
-      this.#host.loadDevices(this.#sections),
-    );
+    await this.attempt.askHost({
+      action: "load devices",
+      limitMs: stepTimeoutMs,
+      call: () => this.#host.loadDevices(this.#sections),
+      lasting: { hold: this.#preparing, undo: () => this.#host.discard() },
+    });
     await this.#ofMain.send("ready", NOTHING, channelTimeoutMs);
   }
 
@@ -230,13 +237,20 @@ export class DestinationMigration {
 
   /** The attempt failed before COMMIT: the host frees what it prepared, once nobody writes there. */
   async discard(): Promise<void> {
+    // The source is told first: it need not wait for us to tidy up, which may hang.
+    await this.failureOf(must(this.attempt.failure, "only a failed attempt is discarded"));
     await this.#endThreads();
+    this.#preparing.release();
     await callHost("discard the guest", this.#parameters.stepTimeoutMs, () => this.#host.discard());
   }
 
-  /** What `migrateIn` fails with. */
+  /** What `migrateIn` fails with. The source is told, once. */
   async failureOf(thrown: unknown): Promise<MigrationError> {
-    const first = this.attempt.failure ?? asMigrationError(thrown);
+    this.#failure ??= this.#conclude(this.attempt.failure ?? asMigrationError(thrown));
+    return await this.#failure;
+  }
+
+  async #conclude(first: MigrationError): Promise<MigrationError> {
     const failure = await preferPeersWord(first, this.#main);
     if (this.#main !== null && failure.at !== "source") {
       await this.#main.send("failure", encodeFailure(failure), FAREWELL_MS).catch(() => {});
@@ -290,7 +304,8 @@ export class DestinationMigration {
   #startProgress(): void {
     const { onProgress } = this.#options;
     if (onProgress === undefined) return;
-    const timer = setInterval(() => onProgress(this.#progress()), PROGRESS_MS);
+    const tell = (): void => this.attempt.callBack(() => onProgress(this.#progress()));
+    const timer = setInterval(tell, PROGRESS_MS);
     this.#stops.push(() => clearInterval(timer));
   }
 

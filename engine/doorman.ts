@@ -51,19 +51,20 @@ export class Doorman {
 
   /** Waits for the source. Throws NO_SOURCE after `limitMs`. */
   async admitMain(limitMs: number): Promise<FrameStream> {
-    const accepting = this.#accept(limitMs);
+    const accepting = this.#accept();
     accepting.catch((error) => this.#main.reject(error));
     return await within(limitMs, this.#main.promise, () => {
       return new MigrationError("NO_SOURCE", { address: this.#listener.address, limitMs });
     });
   }
 
-  /** Waits for all bulk channels. Throws CHANNELS_MISSING after `limitMs`. */
+  /** Waits for all bulk channels, until closed. Throws CHANNELS_MISSING after `limitMs`. */
   async *admitChannels(channels: number, limitMs: number): AsyncGenerator<ChannelPlace> {
     this.expectChannels(channels);
     const deadline = new Deadline(limitMs);
     for (let admitted = 0; admitted < channels; admitted += 1) {
       while (this.#places.length === 0) {
+        if (this.#isClosed) return; // Nobody waits for the rest any more.
         const { promise, resolve } = Promise.withResolvers<void>();
         this.#onPlace = resolve;
         const facts = { wanted: channels, found: admitted, limitMs };
@@ -84,6 +85,7 @@ export class Doorman {
   /** Closes every connection, those of bulk channels once no thread uses them any more. */
   close({ areThreadsGone }: { areThreadsGone: boolean }): void {
     this.#isClosed = true;
+    this.#onPlace();
     this.#listener.close();
     for (const stream of this.#streams) {
       if (areThreadsGone || !this.#joined.has(stream.channel)) stream.close();
@@ -91,9 +93,10 @@ export class Doorman {
   }
 
   /** Takes connections in as long as the listener lives; each is looked at by itself. */
-  async #accept(limitMs: number): Promise<void> {
+  async #accept(): Promise<void> {
     for (;;) {
-      const connection = await this.#listener.next(limitMs);
+      // Without a limit of its own: channels come long after the source, if memory takes a while.
+      const connection = await this.#listener.next(Number.POSITIVE_INFINITY);
       if (this.#isClosed || this.#strangers >= STRANGERS_MAX) {
         connection.close();
         continue;
@@ -136,11 +139,13 @@ export class Doorman {
     const version = chooseVersion(hello);
     if (this.#migrationId !== null) throw new MigrationError("TOKEN_REFUSED", { channel: 0 });
     this.#migrationId = hello.migrationId;
-    await stream.send(
-      "welcome",
-      encodeWelcome({ version, token: this.#token }),
-      this.#helloTimeoutMs,
-    );
+    const welcome = encodeWelcome({ version, token: this.#token });
+    try {
+      await stream.send("welcome", welcome, this.#helloTimeoutMs);
+    } catch (error) {
+      this.#migrationId = null; // It was nobody's source, so the next one is welcome.
+      throw error;
+    }
     this.#main.resolve(stream);
   }
 

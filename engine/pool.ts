@@ -64,8 +64,8 @@ export class ChannelPool {
       );
     }
     if (report.state === "failed") {
-      const { code, facts } = must(report.failure, "a failed task says why");
-      throw new MigrationError(code, facts);
+      const { code, facts, at } = must(report.failure, "a failed task says why");
+      throw new MigrationError(code, facts, at === undefined ? {} : { at });
     }
     return report.state === "done" ? report.pages : null;
   }

@@ -9,6 +9,7 @@ import { Convergence, type Judgement, type Verdict } from "./convergence.ts";
 import type { DirtyLog } from "./dirty-log.ts";
 import { pageFigures } from "./figures.ts";
 import { startHeartbeat } from "./heartbeat.ts";
+import { Hold } from "./hold.ts";
 import type { DeviceSection, SourceHost } from "./host.ts";
 import { agreedParameters, type Parameters } from "./parameters.ts";
 import { preferPeersWord } from "./peers-word.ts";
@@ -33,6 +34,10 @@ export class SourceMigration {
   readonly #throughput = new Throughput();
   readonly #rounds: RoundFigures[] = [];
   readonly #stops: (() => void)[] = [];
+  readonly #tracking: Hold;
+  readonly #throttling: Hold;
+  readonly #pausing: Hold;
+  readonly #notUndone: { action: string; reason: string }[] = [];
   #parameters: Parameters;
   #sender: Sender | null = null;
   #logs: readonly DirtyLog[] = [];
@@ -47,8 +52,7 @@ export class SourceMigration {
     devicesMs: 0,
     handoverMs: 0,
   };
-  #deviceMark = 0;
-  #downtimeMs = 0;
+  #lapStartMs = 0;
   #totalMs = 0;
   #untouchedPages = 0;
 
@@ -59,6 +63,9 @@ export class SourceMigration {
     parameters: Parameters,
   ) {
     this.#host = host;
+    this.#tracking = new Hold(host, "dirty log");
+    this.#throttling = new Hold(host, "throttle");
+    this.#pausing = new Hold(host, "pause");
     this.#peer = peer;
     this.#options = options;
     this.#parameters = parameters;
@@ -123,13 +130,12 @@ export class SourceMigration {
 
   /** Sends round after round while the guest runs, until it may be paused. */
   async sendRounds(): Promise<void> {
-    const { stepTimeoutMs } = this.#parameters;
-    this.#logs = await this.attempt.askHost(
-      "start the dirty log",
-      stepTimeoutMs,
-      () => this.#host.startDirtyLog(),
-      () => this.#host.stopDirtyLog(),
-    );
+    this.#logs = await this.attempt.askHost({
+      action: "start the dirty log",
+      limitMs: this.#parameters.stepTimeoutMs,
+      call: () => this.#host.startDirtyLog(),
+      lasting: { hold: this.#tracking, undo: () => this.#host.stopDirtyLog() },
+    });
     this.#checkLogs();
     this.#startTimeout();
     this.#startProgress();
@@ -145,56 +151,50 @@ export class SourceMigration {
 
   async pauseGuest(): Promise<void> {
     this.#pausedAtMs = nowMs();
-    await this.attempt.askHost(
-      "pause the guest",
-      this.#parameters.stepTimeoutMs,
-      () => this.#host.pause(),
+    this.#lapStartMs = this.#pausedAtMs;
+    await this.attempt.askHost({
+      action: "pause the guest",
+      limitMs: this.#parameters.stepTimeoutMs,
+      call: () => this.#host.pause(),
       // It came to rest after we had given up and let it run again.
-      () => this.#host.resume(),
-    );
-    this.#downtime.pauseMs = nowMs() - this.#pausedAtMs;
+      lasting: { hold: this.#pausing, undo: () => this.#host.resume() },
+    });
+    this.#downtime.pauseMs = this.#lap();
   }
 
   /** Sends the rest over all channels, until all of it is applied at the destination. */
   async sendRest(): Promise<void> {
-    const startMs = nowMs();
     const sender = this.#ofSender;
     sender.resumeRounds();
     sender.sync(this.#logs);
-    const syncedMs = nowMs();
-    this.#downtime.syncMs = syncedMs - startMs;
+    this.#downtime.syncMs = this.#lap();
     await this.#sendRound();
     await sender.fence();
     await sender.end();
     assert(sender.dirtyPages === 0, "nothing is dirty when all was sent and nobody writes");
-    this.#downtime.pagesMs = nowMs() - syncedMs;
+    this.#downtime.pagesMs = this.#lap();
   }
 
   async sendDevices(): Promise<void> {
-    this.#deviceMark = nowMs();
-    const { stepTimeoutMs } = this.#parameters;
-    const sections: readonly DeviceSection[] = await this.attempt.askHost(
-      "save devices",
-      stepTimeoutMs,
-      () => this.#host.saveDevices(),
-    );
+    const sections: readonly DeviceSection[] = await this.attempt.askHost({
+      action: "save devices",
+      limitMs: this.#parameters.stepTimeoutMs,
+      call: () => this.#host.saveDevices(),
+    });
     await this.#peer.sendDevices(sections);
   }
 
   async awaitReady(): Promise<void> {
     await this.#peer.awaitReady();
-    this.#downtime.devicesMs = nowMs() - this.#deviceMark;
+    this.#downtime.devicesMs = this.#lap();
   }
 
   /** After this was called, the guest is not ours any more, whatever happens. */
   async handOver(): Promise<void> {
-    const startMs = nowMs();
     this.#untouchedPages = await this.#peer.commit();
     this.attempt.succeed();
-    const endMs = nowMs();
-    this.#downtime.handoverMs = endMs - startMs;
-    this.#downtimeMs = endMs - this.#pausedAtMs;
-    this.#totalMs = endMs - this.#startMs;
+    this.#downtime.handoverMs = this.#lap();
+    this.#totalMs = this.#lapStartMs - this.#startMs;
     const done = { totalMs: this.#totalMs, ...this.#downtime };
     await this.#peer.tellDone(done).catch(() => {}); // The guest runs there; the rest is figures.
   }
@@ -211,7 +211,7 @@ export class SourceMigration {
     const channels = [main, ...this.#ofSender.channelFigures()];
     return {
       totalMs: this.#totalMs,
-      downtimeMs: this.#downtimeMs,
+      downtimeMs: this.#lapStartMs - this.#pausedAtMs,
       downtime: { ...this.#downtime },
       rounds: this.#rounds,
       guestBytes: this.#guestBytes,
@@ -224,24 +224,22 @@ export class SourceMigration {
 
   /** Undoes `pauseGuest`, also when that threw. */
   async resumeGuest(): Promise<void> {
-    await this.#undo("resume the guest", () => this.#host.resume());
+    await this.#undo("resume the guest", this.#pausing, () => this.#host.resume());
   }
 
-  /** Undoes the throttling of `sendRounds`. */
+  /** Undoes the throttling of `sendRounds`, also when that threw. */
   async liftThrottle(): Promise<void> {
-    const { throttle } = this.#host;
-    if (this.#throttlePercent === 0 || throttle === undefined) return;
-    await this.#undo("lift the throttle", () => throttle.call(this.#host, 0));
+    const lift = async (): Promise<void> => await this.#host.throttle?.(0);
+    await this.#undo("lift the throttle", this.#throttling, lift);
   }
 
   /** Undoes the dirty log of `sendRounds`, also when starting it threw. */
   async stopTracking(): Promise<void> {
-    await this.#undo("stop the dirty log", () => this.#host.stopDirtyLog());
+    await this.#undo("stop the dirty log", this.#tracking, () => this.#host.stopDirtyLog());
   }
 
   /** What `migrateOut` fails with. */
   async failureOf(thrown: unknown): Promise<MigrationError> {
-    if (thrown instanceof SuppressedError) return asMigrationError(thrown.error);
     const first = this.attempt.failure ?? asMigrationError(thrown);
     const main = this.#peer.isConnected ? this.#peer.main : null;
     const failure = await preferPeersWord(first, main);
@@ -253,7 +251,7 @@ export class SourceMigration {
       );
     }
     await this.#peer.tellFailure(failure);
-    return failure.from("source");
+    return this.#notRestored(failure) ?? failure.from("source");
   }
 
   /** Ends threads, then connections; nothing else may still use a descriptor. */
@@ -302,15 +300,13 @@ export class SourceMigration {
   async #throttle(percent: number): Promise<void> {
     const { throttle } = this.#host;
     if (throttle === undefined || percent === this.#throttlePercent) return;
-    this.#throttlePercent = percent; // Before the call: a throttle that fails is lifted as well.
-    const { stepTimeoutMs } = this.#parameters;
-    const lift = (): Promise<void> => throttle.call(this.#host, 0);
-    await this.attempt.askHost(
-      "throttle the guest",
-      stepTimeoutMs,
-      () => throttle.call(this.#host, percent),
-      lift,
-    );
+    this.#throttlePercent = percent;
+    await this.attempt.askHost({
+      action: "throttle the guest",
+      limitMs: this.#parameters.stepTimeoutMs,
+      call: () => throttle.call(this.#host, percent),
+      lasting: { hold: this.#throttling, undo: () => throttle.call(this.#host, 0) },
+    });
   }
 
   #notConverging(): MigrationError {
@@ -349,7 +345,8 @@ export class SourceMigration {
   #startProgress(): void {
     const { onProgress } = this.#options;
     if (onProgress === undefined) return;
-    const timer = setInterval(() => onProgress(this.#progress()), PROGRESS_MS);
+    const tell = (): void => this.attempt.callBack(() => onProgress(this.#progress()));
+    const timer = setInterval(tell, PROGRESS_MS);
     this.#stops.push(() => clearInterval(timer));
   }
 
@@ -378,17 +375,31 @@ export class SourceMigration {
     }
   }
 
-  /** A step back that fails leaves the guest in somebody's hands: it must be said, with the cause. */
-  async #undo(action: string, call: () => Promise<void>): Promise<void> {
+  /** The time since the last lap: the parts of the downtime follow each other without a gap. */
+  #lap(): number {
+    const now = nowMs();
+    const lapMs = now - this.#lapStartMs;
+    this.#lapStartMs = now;
+    return lapMs;
+  }
+
+  /** Takes back what was asked of the host. All that can be taken back is, whatever fails. */
+  async #undo(action: string, hold: Hold, call: () => Promise<void>): Promise<void> {
+    if (!hold.isAsked) return;
+    hold.release();
     try {
       await callHost(action, this.#parameters.stepTimeoutMs, call);
     } catch (error) {
-      const after = this.attempt.failure?.code ?? "a failure";
-      throw new MigrationError(
-        "GUEST_NOT_RESTORED",
-        { action, reason: reasonOf(error), after },
-        { at: "source", cause: this.attempt.failure ?? error },
-      );
+      this.#notUndone.push({ action, reason: reasonOf(error) });
     }
+  }
+
+  /** A step back that fails leaves the guest in somebody's hands: it must be said, with the cause. */
+  #notRestored(failure: MigrationError): MigrationError | null {
+    if (this.#notUndone.length === 0) return null;
+    const action = this.#notUndone.map((each) => each.action).join(" and ");
+    const reason = this.#notUndone.map((each) => each.reason).join("; ");
+    const facts = { action, reason, after: failure.code };
+    return new MigrationError("GUEST_NOT_RESTORED", facts, { at: "source", cause: failure });
   }
 }

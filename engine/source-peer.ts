@@ -41,6 +41,7 @@ export class SourcePeer {
   readonly #streams: FrameStream[] = [];
   readonly #address: string;
   #main: FrameStream | null = null;
+  #isClosed = false;
   #token = new Uint8Array(TOKEN_BYTES);
 
   constructor(address: Address, parameters: Parameters, checksum: Checksum) {
@@ -120,6 +121,7 @@ export class SourcePeer {
 
   /** Closes the main channel, and the others once no thread uses them any more. */
   close({ areThreadsGone }: { areThreadsGone: boolean }): void {
+    this.#isClosed = true;
     for (const stream of this.#streams) {
       if (areThreadsGone || stream === this.#main) stream.close();
     }
@@ -135,6 +137,10 @@ export class SourcePeer {
   ): Promise<{ stream: FrameStream; token: Uint8Array<ArrayBuffer> }> {
     const { connectTimeoutMs } = this.#parameters;
     const connection = await this.#connector.connect(channel, connectTimeoutMs);
+    if (this.#isClosed) {
+      connection.close();
+      throw new MigrationError("CHANNEL_LOST", { channel, reason: "this end closed it" });
+    }
     const stream = new FrameStream(connection, {
       channel,
       checksum: this.#checksum,

@@ -1,4 +1,5 @@
-import { closeSync, ftruncateSync, openSync, statSync, unlinkSync } from "node:fs";
+import { closeSync, ftruncateSync, openSync, realpathSync, rmSync, statSync } from "node:fs";
+import { basename, dirname, resolve } from "node:path";
 import { errnoOf, MigrationError, reasonOf } from "../base/errors.ts";
 import { KIB } from "../base/units.ts";
 import type { Block, BlockAnnouncement } from "../engine/block.ts";
@@ -12,6 +13,7 @@ export interface MemoryFile {
   readonly offset: number;
   /** Absent at the source: up to the file's end. At the destination it is what is announced. */
   readonly sizeBytes?: number;
+  /** Absent: 4 KiB at the source, at the destination as announced. */
   readonly pageBytes?: number;
 }
 
@@ -37,25 +39,29 @@ function sourceBlock(file: MemoryFile): Block {
   const fileBytes = sizeOf(file);
   if (fileBytes === null) throw unusable(file, "it does not exist");
   const sizeBytes = file.sizeBytes ?? fileBytes - offset;
-  if (offset + sizeBytes > fileBytes) throw unusable(file, `it has only ${fileBytes} bytes`);
+  if (sizeBytes <= 0 || offset + sizeBytes > fileBytes) {
+    throw unusable(file, fileBytes === 0 ? "it is empty" : `it has only ${fileBytes} bytes`);
+  }
+  checkOpens(file, "r");
   return { name, sizeBytes, pageBytes, place: { kind: "file", path, offset } };
 }
 
 /**
  * Takes a guest's RAM into files: it creates them, sparse, with the announced size, or takes
  * existing ones of just that size, whose content counts as unknown. Created files are removed again
- * when the attempt fails.
+ * when the attempt fails. A file may hold several blocks, each at its offset.
  */
 export function fileGuestDestination(files: readonly MemoryFile[]): DestinationHost {
-  const created: string[] = [];
+  const created = new Set<string>();
   const discard = async (): Promise<void> => {
-    for (const path of created.splice(0)) unlinkSync(path);
+    // All of them, also those that somebody else has removed meanwhile.
+    for (const path of created) rmSync(path, { force: true });
+    created.clear();
   };
   return {
     async prepare(announced) {
-      const wanted = new Map(announced.map((block) => [block.name, block]));
       try {
-        return files.map((file) => destinationBlock(file, wanted.get(file.name), created));
+        return placesOf(files, announced).map((place) => destinationBlock(place, created));
       } catch (error) {
         await discard();
         throw error;
@@ -67,29 +73,89 @@ export function fileGuestDestination(files: readonly MemoryFile[]): DestinationH
   };
 }
 
-function destinationBlock(
-  file: MemoryFile,
-  announced: BlockAnnouncement | undefined,
-  created: string[],
-): Block {
-  const { name, path, offset } = file;
-  if (announced === undefined) {
+/** A block that is announced, and where in which file it shall lie. */
+interface Placed {
+  readonly file: MemoryFile;
+  readonly block: BlockAnnouncement;
+  /** The same for all names of one file. */
+  readonly identity: string;
+  /** Where the last block of the file ends. */
+  readonly fileEndBytes: number;
+  /** The file is this block and nothing else. */
+  readonly isAlone: boolean;
+}
+
+function placesOf(
+  files: readonly MemoryFile[],
+  announced: readonly BlockAnnouncement[],
+): readonly Placed[] {
+  const wanted = new Map(announced.map((block) => [block.name, block]));
+  const found = files.map((file) => {
+    return { file, block: wantedBlock(file, wanted.get(file.name)), identity: identityOf(file) };
+  });
+  return found.map((place) => {
+    const neighbours = found.filter(({ identity }) => identity === place.identity);
+    const shared = neighbours.find((other) => other !== place && overlaps(other, place));
+    if (shared !== undefined) {
+      throw unusable(place.file, `block "${shared.file.name}" lies there, too`);
+    }
+    const fileEndBytes = Math.max(...neighbours.map(endBytesOf));
+    const isAlone = neighbours.length === 1 && place.file.offset === 0;
+    return { ...place, fileEndBytes, isAlone };
+  });
+}
+
+function wantedBlock(file: MemoryFile, block: BlockAnnouncement | undefined): BlockAnnouncement {
+  const { name, sizeBytes } = file;
+  if (block === undefined) {
     throw new MigrationError("BLOCK_MISMATCH", { block: name, problem: "the source lacks it" });
   }
-  const { sizeBytes, pageBytes } = announced;
+  if (sizeBytes !== undefined && sizeBytes !== block.sizeBytes) {
+    const problem = `it has ${block.sizeBytes} bytes at the source and ${sizeBytes} at the destination`;
+    throw new MigrationError("BLOCK_MISMATCH", { block: name, problem });
+  }
+  return block;
+}
+
+type Span = Pick<Placed, "file" | "block">;
+
+function endBytesOf({ file, block }: Span): number {
+  return file.offset + block.sizeBytes;
+}
+
+function overlaps(one: Span, other: Span): boolean {
+  return one.file.offset < endBytesOf(other) && other.file.offset < endBytesOf(one);
+}
+
+function destinationBlock(placed: Placed, created: Set<string>): Block {
+  const { file, block, identity, fileEndBytes, isAlone } = placed;
+  const { name, path, offset } = file;
+  const { sizeBytes } = block;
   const place = { kind: "file", path, offset } as const;
-  const endBytes = offset + sizeBytes;
+  const pageBytes = file.pageBytes ?? block.pageBytes;
   const fileBytes = sizeOf(file);
   if (fileBytes === null) {
-    createSparse(file, endBytes);
-    created.push(path);
-    return { name, sizeBytes, pageBytes, place, pristine: true };
+    createSparse(file, fileEndBytes);
+    created.add(identity);
+  } else if (!created.has(identity)) {
+    if (isAlone ? fileBytes !== fileEndBytes : fileBytes < fileEndBytes) {
+      throw unusable(file, `it has ${fileBytes} bytes and needs ${fileEndBytes}`);
+    }
+    checkOpens(file, "r+");
   }
-  if (offset === 0 ? fileBytes !== endBytes : fileBytes < endBytes) {
-    throw unusable(file, `it has ${fileBytes} bytes and the block needs ${endBytes}`);
+  return { name, sizeBytes, pageBytes, place, pristine: created.has(identity) };
+}
+
+/** By what a file is known under all of its paths. */
+function identityOf({ path }: MemoryFile): string {
+  for (const known of [path, dirname(path)]) {
+    try {
+      return resolve(realpathSync(known), known === path ? "" : basename(path));
+    } catch {
+      // It is not there, or cannot be reached: whoever opens it will tell.
+    }
   }
-  checkWritable(file);
-  return { name, sizeBytes, pageBytes, place, pristine: false };
+  return resolve(path);
 }
 
 function sizeOf(file: MemoryFile): number | null {
@@ -109,6 +175,9 @@ function createSparse(file: MemoryFile, bytes: number): void {
     const fd = openSync(file.path, "wx+", 0o600);
     try {
       ftruncateSync(fd, bytes);
+    } catch (error) {
+      rmSync(file.path, { force: true });
+      throw error;
     } finally {
       closeSync(fd);
     }
@@ -117,9 +186,9 @@ function createSparse(file: MemoryFile, bytes: number): void {
   }
 }
 
-function checkWritable(file: MemoryFile): void {
+function checkOpens(file: MemoryFile, mode: "r" | "r+"): void {
   try {
-    closeSync(openSync(file.path, "r+"));
+    closeSync(openSync(file.path, mode));
   } catch (error) {
     throw unusable(file, reasonOf(error));
   }

@@ -28,6 +28,8 @@ export interface CliOptions {
   readonly descriptors?: readonly number[];
   /** The program to run instead of this checkout's, such as an installed one. */
   readonly program?: string;
+  /** Its standard input is written by `tell`; else it is empty. */
+  readonly input?: boolean;
 }
 
 const PROGRAM = fileURLToPath(new URL("../cli/multifd.js", import.meta.url));
@@ -70,12 +72,15 @@ export class Cli {
   constructor(args: readonly string[], options: CliOptions) {
     this.#args = args;
     this.#limitMs = options.limitMs ?? LIMIT_MS;
-    const stdio: StdioOptions = ["ignore", "pipe", "pipe", ...(options.descriptors ?? [])];
+    const input = options.input === true ? "pipe" : "ignore";
+    const stdio: StdioOptions = [input, "pipe", "pipe", ...(options.descriptors ?? [])];
     this.#process = spawn(process.execPath, [options.program ?? PROGRAM, ...args], {
       stdio,
       ...(options.cwd !== undefined && { cwd: options.cwd }),
       env: { ...process.env, ...options.env },
     });
+    // What it has no use for any more is lost with it.
+    this.#process.stdin?.on("error", () => {});
     this.exit = this.#watchExit();
     // A test that waits for an event only is told there; nobody need wait for the exit as well.
     this.exit.catch(() => {});
@@ -107,6 +112,13 @@ export class Cli {
       if (event.event === name && such(event)) return event;
     }
     throw this.#error(`Cannot wait for event "${name}": the command has ended`);
+  }
+
+  /** Writes a line to its standard input. */
+  tell(line: string): void {
+    const { stdin } = this.#process;
+    assert(stdin !== null, "its input is a pipe");
+    stdin.write(`${line}\n`);
   }
 
   kill(signal: NodeJS.Signals = "SIGTERM"): void {

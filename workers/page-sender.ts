@@ -86,9 +86,6 @@ export class PageSender {
     const { channel } = this.#input;
     const { name, body } = this.#readAnswer();
     if (name === "failure") throw decodeFailure(body, channel, "destination");
-    if (name !== "fenced") {
-      throw new MigrationError("FRAME_UNEXPECTED", { channel, frame: name, wanted: "fenced" });
-    }
     const answered = decodeFence(body, channel);
     if (answered !== number) throw corrupt(channel, "fence number", answered);
   }
@@ -207,12 +204,16 @@ export class PageSender {
     this.#writeFrame(name, PAGES_AT, body.length);
   }
 
-  #readAnswer(): { name: FrameName; body: Uint8Array } {
+  #readAnswer(): { name: "fenced" | "failure"; body: Uint8Array } {
     const { channel } = this.#input;
     const head = new Uint8Array(HEADER_BYTES);
     this.#read(head);
     const wanted = { channel, sequence: this.#readSequence };
     const header = decodeHeader(new DataView(head.buffer), 0, wanted);
+    const { name } = header;
+    if (name !== "fenced" && name !== "failure") {
+      throw new MigrationError("FRAME_UNEXPECTED", { channel, frame: name, wanted: "fenced" });
+    }
     this.#readSequence = nextSequence(this.#readSequence);
     const body = new Uint8Array(header.length);
     this.#read(body);
@@ -224,7 +225,7 @@ export class PageSender {
         throw new MigrationError("CHECKSUM_MISMATCH", { channel, sequence });
       }
     }
-    return { name: header.name, body };
+    return { name, body };
   }
 
   #read(target: Uint8Array): void {

@@ -1,0 +1,85 @@
+/**
+ * `node .ci/summary.ts REPORT…` adds up Vitest's JSON reports and prints one line, the last of CI:
+ * `N passed, N failed`, and `, N skipped` where there are any. Exits 1 when something failed, when
+ * a report is missing or holds no test, and when one of a report named `real…` was skipped: nobody
+ * reads why.
+ */
+import { readFileSync } from "node:fs";
+import { basename } from "node:path";
+
+/** What of a report is looked at. */
+interface VitestReport {
+  readonly numPassedTests: number;
+  readonly numFailedTests: number;
+  readonly numPendingTests: number;
+  readonly numTodoTests: number;
+  readonly testResults: readonly {
+    readonly status: string;
+    readonly assertionResults: readonly { readonly status: string }[];
+  }[];
+}
+
+export interface Summary {
+  readonly passed: number;
+  readonly failed: number;
+  readonly skipped: number;
+  /** Why CI fails, beside what failed. */
+  readonly problems: readonly string[];
+}
+
+/** `texts` are the reports by their names; a report that was not written is undefined. */
+export function summarize(texts: ReadonlyMap<string, string | undefined>): Summary {
+  const sum = { passed: 0, failed: 0, skipped: 0 };
+  const problems: string[] = [];
+  for (const [name, text] of texts) {
+    if (text === undefined) {
+      sum.failed += 1;
+      problems.push(`${name}: the run ended without a report`);
+      continue;
+    }
+    const { passed, failed, skipped } = countsOf(JSON.parse(text) as VitestReport);
+    sum.passed += passed;
+    sum.failed += failed;
+    sum.skipped += skipped;
+    if (passed + failed === 0) problems.push(`${name}: no test ran`);
+    if (skipped > 0 && name.startsWith("real")) problems.push(`${name}: ${skipped} were skipped`);
+  }
+  if (texts.size === 0) problems.push("there are no reports");
+  return { ...sum, problems };
+}
+
+function countsOf(report: VitestReport): { passed: number; failed: number; skipped: number } {
+  // A file that cannot be loaded, or whose hook fails, is a failure without a failed test.
+  const brokenFiles = report.testResults.filter(
+    ({ status, assertionResults }) =>
+      status === "failed" && assertionResults.every((one) => one.status !== "failed"),
+  );
+  return {
+    passed: report.numPassedTests,
+    failed: report.numFailedTests + brokenFiles.length,
+    skipped: report.numPendingTests + report.numTodoTests,
+  };
+}
+
+export function summaryLine({ passed, failed, skipped }: Summary): string {
+  const counts = `${passed} passed, ${failed} failed`;
+  return skipped === 0 ? counts : `${counts}, ${skipped} skipped`;
+}
+
+function read(path: string): string | undefined {
+  try {
+    return readFileSync(path, "utf8");
+  } catch (error) {
+    if ((error as { code?: unknown }).code === "ENOENT") return undefined;
+    throw error;
+  }
+}
+
+function main(paths: readonly string[]): void {
+  const summary = summarize(new Map(paths.map((path) => [basename(path), read(path)])));
+  for (const problem of summary.problems) process.stderr.write(`${problem}\n`);
+  process.stdout.write(`${summaryLine(summary)}\n`);
+  process.exitCode = summary.failed > 0 || summary.problems.length > 0 ? 1 : 0;
+}
+
+if (import.meta.main) main(process.argv.slice(2));

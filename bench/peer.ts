@@ -1,0 +1,197 @@
+import { readFileSync, writeFileSync } from "node:fs";
+import { type IntervalHistogram, monitorEventLoopDelay } from "node:perf_hooks";
+import { assert, must } from "../base/assert.ts";
+import { type DestinationPhase, migrateIn } from "../engine/destination.ts";
+import type { ParameterOptions } from "../engine/parameters.ts";
+import { migrateOut, type SourcePhase } from "../engine/source.ts";
+import type { Report } from "../engine/statistics.ts";
+import { MemoryGuestDestination } from "../hosts/memory-guest/destination.ts";
+import { MemoryGuest } from "../hosts/memory-guest/guest.ts";
+import { type PumpFigures, type PumpLoad, pumpIn, pumpOut } from "./pump.ts";
+import { busyShape, type Content, digest, fill, stillGuest, waitingMemory } from "./workloads.ts";
+
+/** What one end knows of a migration. */
+export interface Travel {
+  readonly report: Report;
+  /** This whole process's, main thread included, while pages moved before the pause. */
+  readonly cpuMs: number;
+}
+
+/** Delay of the main thread's event loop beyond the interval at which it is looked at. */
+export interface LoopDelay {
+  readonly p50Ms: number;
+  readonly p99Ms: number;
+  readonly maxMs: number;
+  readonly samples: number;
+}
+
+/** The interval of the delay's samples, and what an idle loop shows for it. */
+const LOOP_INTERVAL_MS = 1;
+
+/**
+ * One end of a benchmark, in a process of its own, which does what the benchmark orders: hold
+ * memory, send it, take it in, pump. It is the same for engine and pump.
+ */
+export class Peer {
+  #memory: SharedArrayBuffer | null = null;
+  #guest: MemoryGuest | null = null;
+  #arriving: Promise<Travel> | null = null;
+  #pumping: Promise<PumpFigures> | null = null;
+  #delay: IntervalHistogram | null = null;
+
+  /** Memory of which every page is written: it is there, at both ends, before anything is timed. */
+  async hold(what: { bytes: number; content: Content; seed: number }): Promise<void> {
+    if (this.#memory?.byteLength !== what.bytes) this.#memory = new SharedArrayBuffer(what.bytes);
+    fill(this.#bytes, what.content, what.seed);
+  }
+
+  /** Overwrites everything, so that what is found later must have arrived. */
+  async soil(): Promise<void> {
+    this.#bytes.fill(0xa5);
+  }
+
+  /** Memory that nobody has written: the system provides pages as they arrive. */
+  async holdFresh(bytes: number): Promise<void> {
+    this.#memory = new SharedArrayBuffer(bytes);
+  }
+
+  async digest(): Promise<string> {
+    return await digest(this.#bytes);
+  }
+
+  async holdBusy(size: Parameters<typeof busyShape>[0]): Promise<void> {
+    this.#guest = await MemoryGuest.create(busyShape(size));
+    await this.#guest.run();
+  }
+
+  async listen(options: ParameterOptions & { pristine?: boolean }): Promise<string> {
+    const { pristine = false, ...parameters } = options;
+    const memory = must(this.#memory, "memory is held before a guest arrives");
+    return await this.#arrive(waitingMemory(memory, pristine), parameters);
+  }
+
+  async listenBusy(options: ParameterOptions & { vcpus: number }): Promise<string> {
+    const { vcpus, ...parameters } = options;
+    return await this.#arrive(new MemoryGuestDestination({ vcpuThreads: vcpus }), parameters);
+  }
+
+  async arrived(): Promise<Travel> {
+    return await must(this.#arriving, "somebody listens before something arrives");
+  }
+
+  async depart(address: string, options: ParameterOptions): Promise<Travel> {
+    const memory = this.#guest === null ? must(this.#memory, "memory is held to be sent") : null;
+    const host = memory === null ? must(this.#guest, "a guest runs") : stillGuest(memory);
+    const meter = new PhaseMeter<SourcePhase>("precopy");
+    const report = await migrateOut(host, address, { ...options, onPhase: meter.onPhase });
+    await this.#guest?.stop();
+    return { report, cpuMs: meter.cpuMs };
+  }
+
+  async pumpIn(load: PumpLoad): Promise<string> {
+    const { address, finished } = await pumpIn(load);
+    this.#pumping = finished;
+    return address;
+  }
+
+  async pumpedIn(): Promise<PumpFigures> {
+    return await must(this.#pumping, "a pump was started");
+  }
+
+  async pumpOut(address: string, load: PumpLoad): Promise<PumpFigures> {
+    return await pumpOut(address, load);
+  }
+
+  async watchLoop(): Promise<void> {
+    this.#delay = monitorEventLoopDelay({ resolution: LOOP_INTERVAL_MS });
+    this.#delay.enable();
+  }
+
+  async loopDelay(): Promise<LoopDelay> {
+    const delay = must(this.#delay, "the loop was watched");
+    delay.disable();
+    const beyond = (ns: number): number => Math.max(0, ns / 1e6 - LOOP_INTERVAL_MS);
+    return {
+      p50Ms: beyond(delay.percentile(50)),
+      p99Ms: beyond(delay.percentile(99)),
+      maxMs: beyond(delay.max),
+      samples: delay.count,
+    };
+  }
+
+  /** From here on `peakBytes` is of what follows. */
+  async resetPeak(): Promise<void> {
+    globalThis.gc?.();
+    writeFileSync("/proc/self/clear_refs", "5");
+  }
+
+  /** The most memory that was resident at once, the guest's included. */
+  async peakBytes(): Promise<number> {
+    const kib = /^VmHWM:\s+(\d+) kB$/m.exec(readFileSync("/proc/self/status", "utf8"))?.[1];
+    return Number(must(kib, "Linux tells the peak")) * 1024;
+  }
+
+  get #bytes(): Uint8Array {
+    return new Uint8Array(must(this.#memory, "memory is held first"));
+  }
+
+  async #arrive(host: Parameters<typeof migrateIn>[0], options: ParameterOptions): Promise<string> {
+    const listening = Promise.withResolvers<string>();
+    const meter = new PhaseMeter<DestinationPhase>("receive");
+    const arriving = migrateIn(host, "tcp:127.0.0.1:0", {
+      ...options,
+      onListening: listening.resolve,
+      onPhase: meter.onPhase,
+    }).then((report) => ({ report, cpuMs: meter.cpuMs }));
+    arriving.catch(listening.reject);
+    this.#arriving = arriving;
+    return await listening.promise;
+  }
+}
+
+/** Processor time of this process while one phase lasts. */
+class PhaseMeter<P extends string> {
+  readonly #phase: P;
+  #before: NodeJS.CpuUsage | null = null;
+  cpuMs = 0;
+
+  constructor(phase: P) {
+    this.#phase = phase;
+  }
+
+  readonly onPhase = (phase: P): void => {
+    if (phase === this.#phase) {
+      this.#before = process.cpuUsage();
+    } else if (this.#before !== null) {
+      const { user, system } = process.cpuUsage(this.#before);
+      this.cpuMs = (user + system) / 1000;
+      this.#before = null;
+    }
+  };
+}
+
+/** An order as it crosses to the process, and what comes back. */
+export interface Order {
+  readonly id: number;
+  readonly name: string;
+  readonly words: readonly unknown[];
+}
+export type Answer =
+  | { readonly id: number; readonly value: unknown }
+  | { readonly id: number; readonly problem: string };
+
+function serve(): void {
+  const peer = new Peer();
+  const say = (answer: Answer): void => void process.send?.(answer);
+  process.on("message", ({ id, name, words }: Order) => {
+    const method = peer[name as keyof Peer] as (...words: readonly unknown[]) => Promise<unknown>;
+    assert(typeof method === "function", "an order is a method of Peer");
+    method.apply(peer, [...words]).then(
+      (value) => say({ id, value }),
+      (error: Error) => say({ id, problem: error.stack ?? String(error) }),
+    );
+  });
+  process.once("disconnect", () => process.exit());
+}
+
+if (import.meta.main) serve();

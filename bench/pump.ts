@@ -1,0 +1,88 @@
+import { once } from "node:events";
+import { Worker } from "node:worker_threads";
+import { assert } from "../base/assert.ts";
+import { parseAddress } from "../channels/address.ts";
+import { type Connection, connector, descriptorOf, listen, stopReading } from "../channels/connection.ts";
+import type { PumpTask } from "./pump-worker.ts";
+
+/** What a pump moves: `bytes` in all, shared by the connections, in writes of `pieceBytes`. */
+export interface PumpLoad {
+  readonly connections: number;
+  readonly bytes: number;
+  readonly pieceBytes: number;
+}
+
+/** From the first thread's first call to the last thread's last; processor time is the threads'. */
+export interface PumpFigures {
+  readonly elapsedMs: number;
+  readonly cpuMs: number;
+}
+
+const LIMIT_MS = 10_000;
+
+/**
+ * The least that any engine must do: threads that write and read the sockets that the engine would
+ * use, in pieces of its size, waiting as it waits. Nothing is looked at, and the bytes come from
+ * and go to one small buffer that never leaves the cache.
+ */
+export async function pumpIn(
+  load: PumpLoad,
+): Promise<{ address: string; finished: Promise<PumpFigures> }> {
+  const listener = await listen(parseAddress("tcp:127.0.0.1:0"));
+  const receive = async (): Promise<PumpFigures> => {
+    const connections: Connection[] = [];
+    while (connections.length < load.connections) connections.push(await listener.next(LIMIT_MS));
+    listener.close();
+    return await pump("in", connections, load);
+  };
+  const finished = receive();
+  finished.catch(() => {}); // Whoever asks for the figures gets it.
+  return { address: listener.address, finished };
+}
+
+export async function pumpOut(address: string, load: PumpLoad): Promise<PumpFigures> {
+  const dialer = connector(parseAddress(address));
+  const connections: Connection[] = [];
+  for (let channel = 1; channel <= load.connections; channel += 1) {
+    connections.push(await dialer.connect(channel, LIMIT_MS));
+  }
+  return await pump("out", connections, load);
+}
+
+async function pump(
+  direction: "in" | "out",
+  connections: readonly Connection[],
+  load: PumpLoad,
+): Promise<PumpFigures> {
+  assert(load.bytes % load.connections === 0, "every connection moves as much");
+  const stop = new Int32Array(new SharedArrayBuffer(4));
+  const start = new Int32Array(new SharedArrayBuffer(8));
+  const times = connections.map(() => new Float64Array(new SharedArrayBuffer(24)));
+  const workers = connections.map(({ reader }, index) => {
+    stopReading(reader);
+    const task: PumpTask = {
+      direction,
+      fd: descriptorOf(reader),
+      channel: index + 1,
+      bytes: load.bytes / load.connections,
+      pieceBytes: load.pieceBytes,
+      stop,
+      start,
+      times: times[index] as Float64Array,
+    };
+    return new Worker(new URL("./pump-worker.ts", import.meta.url), { workerData: task });
+  });
+  for (let ready = 0; ready < workers.length; ready = Atomics.load(start, 0)) {
+    const { async, value } = Atomics.waitAsync(start, 0, ready, LIMIT_MS);
+    if (async) await value;
+  }
+  Atomics.store(start, 1, 1);
+  Atomics.notify(start, 1);
+  const codes = await Promise.all(workers.map((worker) => once(worker, "exit")));
+  for (const connection of connections) connection.close();
+  assert(codes.every(([code]) => code === 0), "every thread of the pump did its work");
+  const began = Math.min(...times.map((triple) => triple[0] as number));
+  const ended = Math.max(...times.map((triple) => triple[1] as number));
+  const cpuMs = times.reduce((sum, triple) => sum + (triple[2] as number), 0);
+  return { elapsedMs: ended - began, cpuMs };
+}

@@ -1,0 +1,103 @@
+import { assert, must } from "../base/assert.ts";
+import { GIB, MIB } from "../base/units.ts";
+import { PIECE_BYTES } from "../workers/workbench.ts";
+import { type Benchmark, gbps, listed, median } from "./measure.ts";
+import type { Travel } from "./peer.ts";
+import { Pair } from "./peer-process.ts";
+import { PAGE_BYTES } from "./workloads.ts";
+
+const SMOKE = { guestBytes: 8 * MIB, channels: 2, pairs: 1, warmups: 0 };
+
+/** One transfer: how long, and the processor's time at both ends. */
+interface Sample {
+  readonly elapsedMs: number;
+  readonly cpuMs: number;
+}
+
+/**
+ * Incompressible pages between two processes on one machine, against a pump that only writes and
+ * reads the same sockets (`pump.ts`), turn and turn about in one run.
+ *
+ * Compared are the times in which all bytes of the guest are moved and known to have arrived. The
+ * pump's begins with the first write and ends when every reader has confirmed its last byte. The
+ * engine's is round 1 of the report, from the first dispatch to the last write, and the whole of
+ * the rest, with its fence. Threads and connections are ready before, in both. Processor time of
+ * the pump is its threads'; the engine's is all that both processes used before the pause.
+ */
+export const throughput: Benchmark<typeof SMOKE> = {
+  name: "throughput",
+  about: "incompressible pages over TCP loopback against a bare descriptor pump",
+  smoke: SMOKE,
+  real: { guestBytes: 2 * GIB, channels: 2, pairs: 7, warmups: 1 },
+
+  async run(report, { guestBytes, channels, pairs, warmups }) {
+    await using pair = new Pair();
+    const { source, destination } = pair;
+    const bytes = guestBytes;
+    await Promise.all([
+      source.order("hold", { bytes, content: "random", seed: 1 }),
+      destination.order("hold", { bytes, content: "zero", seed: 0 }),
+    ]);
+    const wanted = await source.order("digest");
+    const pumps: Sample[] = [];
+    const engines: Sample[] = [];
+    for (let run = -warmups; run < pairs; run += 1) {
+      const pumped = await pumpOnce(pair, { connections: channels, bytes, pieceBytes: PIECE_BYTES });
+      await destination.order("soil");
+      const moved = await migrateOnce(pair, { guestBytes, channels });
+      assert((await destination.order("digest")) === wanted, "every byte of the guest arrived");
+      if (run < 0) continue;
+      pumps.push(pumped);
+      engines.push(moved);
+    }
+    const rate = ({ elapsedMs }: Sample): number => gbps(guestBytes, elapsedMs);
+    const cost = ({ cpuMs }: Sample): number => cpuMs / 1000 / (guestBytes / 1e9);
+    const ratios = engines.map((engine, run) => rate(engine) / rate(must(pumps[run], "pairs")));
+    const costs = engines.map((engine, run) => cost(must(pumps[run], "pairs")) / cost(engine));
+    for (const [name, samples] of [
+      ["pump", pumps],
+      ["engine", engines],
+    ] as const) {
+      const rates = samples.map(rate);
+      const detail = listed(rates);
+      report({ name, value: median(rates), unit: "GB/s", detail });
+      report({ name: `${name} processor`, value: median(samples.map(cost)), unit: "s/GB" });
+    }
+    report({
+      name: "engine / pump",
+      value: median(engines.map(rate)) / median(pumps.map(rate)),
+      unit: "",
+      goal: { atLeast: 0.8 },
+      detail: `of medians; by pair ${listed(ratios)}`,
+    });
+    report({
+      name: "pump / engine processor",
+      value: median(costs),
+      unit: "",
+      detail: `by pair ${listed(costs)}`,
+    });
+  },
+};
+
+async function pumpOnce(
+  { source, destination }: Pair,
+  load: { connections: number; bytes: number; pieceBytes: number },
+): Promise<Sample> {
+  const address = await destination.order("pumpIn", load);
+  const out = await source.order("pumpOut", address, load);
+  const taken = await destination.order("pumpedIn");
+  return { elapsedMs: out.elapsedMs, cpuMs: out.cpuMs + taken.cpuMs };
+}
+
+async function migrateOnce(
+  { source, destination }: Pair,
+  { guestBytes, channels }: { guestBytes: number; channels: number },
+): Promise<Sample> {
+  const address = await destination.order("listen", {});
+  const out: Travel = await source.order("depart", address, { channels });
+  const taken = await destination.order("arrived");
+  const { rounds, pages, downtime } = out.report;
+  assert(pages.raw === guestBytes / PAGE_BYTES, "every page went as it is");
+  const first = must(rounds[0], "a migration has a round");
+  return { elapsedMs: first.elapsedMs + downtime.pagesMs, cpuMs: out.cpuMs + taken.cpuMs };
+}

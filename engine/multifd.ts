@@ -1,0 +1,50 @@
+/**
+ * What an embedder imports from "multifd". Everything else is private and may change with any
+ * version. `docs/embedding.md` tells what the engine asks of a host and what it promises.
+ */
+export {
+  FAILURES,
+  type FactsOf,
+  type Failure,
+  type FailureCode,
+  MigrationError,
+  type Origin,
+  type Remedy,
+} from "../base/errors.ts";
+export { orBits } from "../workers/dirty-words.ts";
+export type { RamPlace, RamRegion } from "../workers/ram.ts";
+export type { Block, BlockAnnouncement } from "./block.ts";
+export {
+  DESTINATION_PHASES,
+  type DestinationPhase,
+  type MigrateInOptions,
+  migrateIn,
+} from "./destination.ts";
+export { createDirtyLog, type DirtyLog, markDirty } from "./dirty-log.ts";
+export type { DestinationHost, DeviceSection, SourceHost } from "./host.ts";
+export {
+  type Condition,
+  FEATURES,
+  type Features,
+  LEGALITY,
+  type LegalityRule,
+} from "./legality.ts";
+export { LiveParameters } from "./live-parameters.ts";
+export {
+  PARAMETERS,
+  type ParameterOptions,
+  type ParameterRow,
+  type Parameters,
+  resolveParameters,
+} from "./parameters.ts";
+export { type MigrateOutOptions, migrateOut, SOURCE_PHASES, type SourcePhase } from "./source.ts";
+export {
+  type ChannelFigures,
+  type DowntimeFigures,
+  type FaultFigures,
+  type PageFigures,
+  type Progress,
+  type Report,
+  type RoundFigures,
+  STATISTICS,
+} from "./statistics.ts";

@@ -1,0 +1,223 @@
+import { describe, expect, test } from "vitest";
+import { must } from "../base/assert.ts";
+import { MIB } from "../base/units.ts";
+import type { FrameName } from "../channels/frame.ts";
+import type { DestinationPhase } from "../engine/destination.ts";
+import type { SourcePhase } from "../engine/source.ts";
+import { CliFolder, isSameFile } from "./fixtures/cli-folder.ts";
+import { failureOf } from "./fixtures/cli-outcome.ts";
+import { HoldingRelay } from "./fixtures/cli-relay.ts";
+import { type Cli, type CliExit, startCli } from "./run-cli.ts";
+
+const SIGNALS = ["SIGINT", "SIGTERM"] as const;
+const IMAGE_BYTES = 4 * MIB;
+const SEED = 20;
+
+/** With it, the image takes seconds: long enough to be met in the middle of pre-copy. */
+const SLOWLY = ["--max-bandwidth", "512KiB/s"];
+
+/** No end gives the other up by itself while it is held. */
+const PATIENTLY = ["--channels", "2", "--json"];
+const DESTINATION_PATIENTLY = ["--json"];
+
+/** How a migration is kept in a phase, and how it ends when it is interrupted there. */
+interface Stop {
+  readonly hold?: FrameName;
+  readonly flags?: readonly string[];
+  /** The phase passes at once; where the signal meets the migration, nobody knows. */
+  readonly isFleeting?: true;
+  /** The interrupt comes too late and changes nothing. */
+  readonly isTooLate?: true;
+  /** What the other end fails with; null where it knows of nothing and goes on waiting. */
+  readonly other?: string | null;
+}
+
+const SOURCE_STOPS: Readonly<Record<SourcePhase, Stop>> = {
+  connect: { hold: "hello", other: null },
+  agree: { hold: "accept" },
+  precopy: { flags: SLOWLY },
+  pause: { isFleeting: true },
+  rest: { hold: "fenced" },
+  devices: { isFleeting: true },
+  ready: { hold: "ready" },
+  commit: { hold: "running", isTooLate: true },
+};
+
+const DESTINATION_STOPS: Readonly<Record<DestinationPhase, Stop>> = {
+  listen: { other: null },
+  agree: { hold: "agree" },
+  receive: { flags: SLOWLY },
+  devices: { isFleeting: true },
+  load: { hold: "end" },
+  commit: { hold: "ready" },
+  resume: { hold: "running", isTooLate: true },
+};
+
+for (const signal of SIGNALS) {
+  describe(`${signal} to the source`, () => {
+    for (const [phase, stop] of Object.entries(SOURCE_STOPS)) {
+      test(`${phase}: ${outcomeText(stop, "the source")}`, async () => {
+        using folder = new CliFolder();
+        const image = folder.image("source.ram", { bytes: IMAGE_BYTES, seed: SEED });
+        await using destination = receive(folder);
+        const address = await addressOf(destination);
+        await using relay = await relayTo(address, stop);
+        await using source = send(relay?.address ?? address, image, stop.flags);
+        await source.waitFor("phase", (event) => event["phase"] === phase);
+        await relay?.holding;
+        source.kill(signal);
+        if (stop.isTooLate) relay?.release();
+
+        const left = await source.exit;
+        if (stop.other === null) {
+          expectCancelled(left, phase);
+          return await expectArrival(destination, address, folder, image);
+        }
+        const arrived = await destination.exit;
+        if (left.status === 0) return await expectCompleted(left, arrived, folder, image, stop);
+        expectCancelled(left, stop.isFleeting ? undefined : phase);
+        expect(failureOf(arrived)).toMatchObject({ code: "CANCELLED", at: "source" });
+        expect(arrived.status).toBe(1);
+        expect(folder.names()).toEqual(["source.ram"]);
+        await expectRetry(folder, image);
+      });
+    }
+  });
+
+  describe(`${signal} to the destination`, () => {
+    for (const [phase, stop] of Object.entries(DESTINATION_STOPS)) {
+      test(`${phase}: ${outcomeText(stop, "the destination")}`, async () => {
+        using folder = new CliFolder();
+        const image = folder.image("source.ram", { bytes: IMAGE_BYTES, seed: SEED });
+        await using destination = receive(folder);
+        const address = await addressOf(destination);
+        if (stop.other === null) {
+          destination.kill(signal);
+          expectCancelled(await destination.exit, phase);
+          expect(folder.names()).toEqual(["source.ram"]);
+          return await expectRetry(folder, image);
+        }
+        await using relay = await relayTo(address, stop);
+        await using source = send(relay?.address ?? address, image, stop.flags);
+        await destination.waitFor("phase", (event) => event["phase"] === phase);
+        await relay?.holding;
+        destination.kill(signal);
+        if (stop.isTooLate) relay?.release();
+
+        const [left, arrived] = await Promise.all([source.exit, destination.exit]);
+        if (left.status === 0) return await expectCompleted(left, arrived, folder, image, stop);
+        expectCancelled(arrived, stop.isFleeting ? undefined : phase);
+        expect(failureOf(left)).toMatchObject({ code: "CANCELLED", at: "destination" });
+        expect(left.status).toBe(1);
+        expect(folder.names()).toEqual(["source.ram"]);
+        await expectRetry(folder, image);
+      });
+    }
+  });
+}
+
+test("a destination that is cancelled while COMMIT is on its way leaves the source unsure", async () => {
+  using folder = new CliFolder();
+  const image = folder.image("source.ram", { bytes: IMAGE_BYTES, seed: SEED });
+  await using destination = receive(folder);
+  const address = await addressOf(destination);
+  await using relay = must(await relayTo(address, { hold: "commit" }), "it holds");
+  await using source = send(relay.address, image);
+  await relay.holding;
+  await destination.waitFor("phase", (event) => event["phase"] === "commit");
+  destination.kill("SIGTERM");
+
+  const [left, arrived] = await Promise.all([source.exit, destination.exit]);
+  expectCancelled(arrived, "commit");
+  expect(failureOf(left)).toMatchObject({
+    code: "HANDOVER_UNKNOWN",
+    remedy: "settle",
+    at: "source",
+  });
+  expect(left.status).toBe(1);
+  expect(folder.names()).toEqual(["source.ram"]);
+});
+
+for (const side of ["source", "destination"] as const) {
+  test(`a file that was there before stays when the ${side} is interrupted`, async () => {
+    using folder = new CliFolder();
+    const image = folder.image("source.ram", { bytes: IMAGE_BYTES, seed: SEED });
+    folder.image("arrived.ram", { bytes: IMAGE_BYTES, seed: SEED + 1 });
+    await using destination = receive(folder);
+    await using source = send(await addressOf(destination), image, SLOWLY);
+    await destination.waitFor("phase", (event) => event["phase"] === "receive");
+    (side === "source" ? source : destination).kill("SIGINT");
+    for (const exit of await Promise.all([source.exit, destination.exit])) {
+      expect(failureOf(exit)).toMatchObject({ code: "CANCELLED", at: side });
+      expect(exit.status).toBe(1);
+    }
+    expect(folder.names()).toEqual(["arrived.ram", "source.ram"]);
+    await expectRetry(folder, image);
+  });
+}
+
+function outcomeText(stop: Stop, who: string): string {
+  if (stop.isTooLate) return "too late, the migration completes";
+  if (stop.other === null) return `${who} is cancelled, nobody else is concerned`;
+  if (stop.isFleeting) return "both ends are cancelled, or both complete";
+  return `${who} is cancelled, and the other end says so`;
+}
+
+function receive(folder: CliFolder): Cli {
+  const memory = `ram=file:${folder.at("arrived.ram")}`;
+  return startCli(["receive", "tcp:127.0.0.1:0", "--memory", memory, ...DESTINATION_PATIENTLY]);
+}
+
+function send(address: string, image: string, flags: readonly string[] = []): Cli {
+  return startCli(["send", address, "--memory", `ram=file:${image}`, ...PATIENTLY, ...flags]);
+}
+
+async function addressOf(destination: Cli): Promise<string> {
+  return String((await destination.waitFor("listening"))["address"]);
+}
+
+async function relayTo(target: string, { hold }: Stop): Promise<HoldingRelay | undefined> {
+  if (hold === undefined) return undefined;
+  return await HoldingRelay.start({ target, hold, whenSenderGoes: "deliver" });
+}
+
+function expectCancelled(exit: CliExit, phase: string | undefined): void {
+  const failure = failureOf(exit);
+  expect(failure.code).toBe("CANCELLED");
+  if (phase !== undefined) expect(failure.facts).toEqual({ phase });
+  expect(exit.status).toBe(1);
+  expect(exit.signal).toBe(null);
+}
+
+async function expectCompleted(
+  left: CliExit,
+  arrived: CliExit,
+  folder: CliFolder,
+  image: string,
+  stop: Stop,
+): Promise<void> {
+  expect(stop.isTooLate === true || stop.isFleeting === true).toBe(true);
+  for (const { status, events } of [left, arrived]) {
+    expect(status).toBe(0);
+    expect(events.at(-1)?.event).toBe("completed");
+  }
+  expect(await isSameFile(image, folder.at("arrived.ram"))).toBe(true);
+}
+
+/** The same source again, to a new destination. */
+async function expectRetry(folder: CliFolder, image: string): Promise<void> {
+  await using destination = receive(folder);
+  await expectArrival(destination, await addressOf(destination), folder, image);
+}
+
+async function expectArrival(
+  destination: Cli,
+  address: string,
+  folder: CliFolder,
+  image: string,
+): Promise<void> {
+  await using source = send(address, image);
+  const [left, arrived] = await Promise.all([source.exit, destination.exit]);
+  expect([left.status, arrived.status]).toEqual([0, 0]);
+  expect(await isSameFile(image, folder.at("arrived.ram"))).toBe(true);
+}

@@ -1,0 +1,135 @@
+import { beforeAll, expect, test } from "vitest";
+import { FaultRig, verdictsOf, warmUp } from "./harness/fault-rig.ts";
+import { Delay } from "./harness/misbehaviour.ts";
+import { seedFromEnvironment } from "./prng.ts";
+
+const seed = seedFromEnvironment();
+
+/** A step that is late for this is late on purpose. */
+const STEP_MS = 300;
+const HASTY = { stepTimeoutMs: STEP_MS } as const;
+
+beforeAll(warmUp);
+
+test(`a pause that comes after its deadline ends with the guest running (SEED=${seed})`, async () => {
+  const rig = new FaultRig(seed);
+  const pausing = new Delay();
+  rig.source.misbehave("pause", pausing.misbehaviour);
+  const outcome = await rig.fails({ out: HASTY });
+  expect(outcome.source.failure?.code).toBe("HOST_TIMEOUT");
+
+  await pausing.end();
+  expect(rig.source.calls).toEqual(["startDirtyLog", "pause", "resume", "stopDirtyLog", "resume"]);
+  rig.expectUnharmed();
+  await rig.succeeds();
+});
+
+test(`a dirty log that starts after its deadline is stopped again (SEED=${seed})`, async () => {
+  const rig = new FaultRig(seed);
+  const starting = new Delay();
+  rig.source.misbehave("startDirtyLog", starting.misbehaviour);
+  await rig.fails({ out: HASTY });
+  await starting.end();
+  rig.expectUnharmed();
+  await rig.succeeds();
+});
+
+test(`a throttle that acts after its deadline is lifted again (SEED=${seed})`, async () => {
+  const rig = new FaultRig(seed);
+  const throttling = new Delay();
+  rig.source.onLook = () => rig.source.writePages(2000);
+  rig.source.misbehave("throttle", throttling.misbehaviour);
+  const stubborn = { autoConverge: true, downtimeLimitMs: 1, maxRounds: 8 };
+  await rig.fails({ out: { ...HASTY, ...stubborn } });
+  expect(rig.source.calls.filter((call) => call.startsWith("throttle"))).toEqual([
+    "throttle 20",
+    "throttle 0",
+  ]);
+  await throttling.end();
+  rig.expectUnharmed();
+  await rig.succeeds();
+});
+
+test(`memory that is prepared after its deadline is discarded (SEED=${seed})`, async () => {
+  const rig = new FaultRig(seed);
+  const preparing = new Delay();
+  rig.destination.misbehave("prepare", preparing.misbehaviour);
+  const outcome = await rig.fails({ in: HASTY });
+  expect(verdictsOf(outcome).source).toBe("HOST_TIMEOUT at destination");
+  await preparing.end();
+  rig.expectDiscarded();
+  await rig.succeeds();
+});
+
+test(`devices that are loaded after their deadline are discarded (SEED=${seed})`, async () => {
+  const rig = new FaultRig(seed);
+  const loading = new Delay();
+  rig.destination.misbehave("loadDevices", loading.misbehaviour);
+  await rig.fails({ in: HASTY });
+  await loading.end();
+  expect(rig.destination.sections).toBe(null);
+  await rig.succeeds();
+});
+
+test(`a pause of an earlier attempt never runs a guest that has left since (SEED=${seed})`, async () => {
+  const rig = new FaultRig(seed);
+  const pausing = new Delay();
+  rig.source.misbehave("pause", pausing.misbehaviour);
+  await rig.fails({ out: HASTY });
+  await rig.succeeds();
+
+  await pausing.end();
+  expect(rig.source.running).toBe(false);
+  expect(rig.destination.running).toBe(true);
+});
+
+test(`a pause of an earlier attempt does not keep a guest that runs on (SEED=${seed})`, async () => {
+  const rig = new FaultRig(seed);
+  const pausing = new Delay();
+  rig.source.misbehave("pause", pausing.misbehaviour);
+  await rig.fails({ out: HASTY });
+  rig.source.misbehave("saveDevices", async () => {
+    throw new Error("the second attempt fails");
+  });
+  await rig.fails();
+  await pausing.end();
+  rig.expectUnharmed();
+  await rig.succeeds();
+});
+
+test(`a dirty log of an earlier attempt does not end that of the next (SEED=${seed})`, async () => {
+  const rig = new FaultRig(seed);
+  const { source } = rig;
+  const starting = new Delay();
+  source.misbehave("startDirtyLog", starting.misbehaviour);
+  await rig.fails({ out: HASTY });
+
+  let ended: Promise<void> | null = null;
+  source.misbehave("pause", async (act) => {
+    ended = starting.end();
+    await ended;
+    source.writePages(40);
+    return await act();
+  });
+  await rig.succeeds();
+  expect(ended).not.toBe(null);
+});
+
+test(`memory of an earlier attempt is not discarded under the next (SEED=${seed})`, async () => {
+  const rig = new FaultRig(seed);
+  const { destination } = rig;
+  const preparing = new Delay();
+  destination.misbehave("prepare", preparing.misbehaviour);
+  await rig.fails({ in: HASTY });
+
+  destination.misbehave("loadDevices", async (act) => {
+    const { blocks } = destination;
+    await preparing.end();
+    destination.blocks = blocks;
+    return await act();
+  });
+  destination.calls.length = 0;
+  const outcome = await rig.attempt();
+  expect(verdictsOf(outcome)).toEqual({ source: "completed", destination: "completed" });
+  rig.expectArrived();
+});

@@ -1,0 +1,204 @@
+import { mkdtemp, open, rm, truncate } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { beforeAll, expect, onTestFinished, test } from "vitest";
+import { KIB, MIB } from "../base/units.ts";
+import type { Block, BlockAnnouncement } from "../engine/block.ts";
+import { fileGuest, fileGuestDestination } from "../hosts/file-guest.ts";
+import { FaultRig, verdictsOf, warmUp } from "./harness/fault-rig.ts";
+import { blockNamed, bytesOf, SMALL_GUEST } from "./harness/guest-memory.ts";
+import { LeakCheck } from "./harness/leaks.ts";
+import { migratePair } from "./harness/pair.ts";
+import { RecordingDestination } from "./harness/recording-destination.ts";
+import { RecordingSource } from "./harness/recording-source.ts";
+import { SmallDisk, whyNoSmallDisk } from "./harness/small-disk.ts";
+import { seedFromEnvironment } from "./prng.ts";
+
+const seed = seedFromEnvironment();
+
+/** Less than the guest has that is not zero, and more than nothing. */
+const ROOM_BYTES = 2 * MIB;
+
+/** Two tests need a disk of their own. Where that is not allowed, their names say so. */
+const obstacle = whyNoSmallDisk();
+const diskTest = obstacle === null ? test : test.skip;
+const reason = obstacle === null ? "" : ` [NOT RUN, for lack of a right: ${obstacle}]`;
+
+beforeAll(warmUp);
+
+async function newFolder(): Promise<string> {
+  const folder = await mkdtemp(join(tmpdir(), "multifd-memory-"));
+  onTestFinished(() => rm(folder, { recursive: true }));
+  return folder;
+}
+
+async function sparseFiles(folder: string, shape: readonly BlockAnnouncement[]): Promise<void> {
+  for (const { name, sizeBytes } of shape) {
+    const path = join(folder, name);
+    await (await open(path, "w")).close();
+    await truncate(path, sizeBytes);
+  }
+}
+
+/** Blocks in files of which nobody has checked anything. */
+function filesIn(folder: string, shape: readonly BlockAnnouncement[]): Block[] {
+  return shape.map((block) => ({
+    ...block,
+    pristine: true,
+    place: { kind: "file", path: join(folder, block.name), offset: 0 },
+  }));
+}
+
+async function expectSameAsFiles(blocks: readonly Block[], folder: string): Promise<void> {
+  for (const block of blocks) {
+    await using file = await open(join(folder, block.name));
+    expect(Buffer.compare(await file.readFile(), bytesOf(block))).toBe(0);
+  }
+}
+
+diskTest(
+  `a destination out of space is MEMORY_FULL at both ends (SEED=${seed})${reason}`,
+  async () => {
+    using disk = new SmallDisk(ROOM_BYTES);
+    await sparseFiles(disk.path, SMALL_GUEST);
+    const rig = new FaultRig(seed);
+    rig.destination = new RecordingDestination((shape) => filesIn(disk.path, shape));
+    const outcome = await rig.fails({ out: { channels: 2 } });
+    for (const { failure } of [outcome.source, outcome.destination]) {
+      expect(failure).toMatchObject({
+        code: "MEMORY_FULL",
+        at: "destination",
+        facts: { path: expect.stringContaining(disk.path) },
+      });
+    }
+    await rig.succeeds();
+  },
+);
+
+diskTest(`memory that cannot be written is MEMORY_UNUSABLE (SEED=${seed})${reason}`, async () => {
+  using disk = new SmallDisk(64 * MIB);
+  await sparseFiles(disk.path, SMALL_GUEST);
+  disk.protect();
+  const rig = new FaultRig(seed);
+  rig.destination = new RecordingDestination((shape) => filesIn(disk.path, shape));
+  const outcome = await rig.fails();
+  for (const { failure } of [outcome.source, outcome.destination]) {
+    expect(failure).toMatchObject({ code: "MEMORY_UNUSABLE", at: "destination" });
+    expect(failure?.message).toMatch(/EROFS/);
+  }
+  await rig.succeeds();
+});
+
+diskTest(`a destination's host finds files that it cannot write at once${reason}`, async () => {
+  using disk = new SmallDisk(64 * MIB);
+  await sparseFiles(disk.path, SMALL_GUEST);
+  disk.protect();
+  const rig = new FaultRig(seed);
+  const files = SMALL_GUEST.map(({ name }) => ({ name, path: join(disk.path, name), offset: 0 }));
+  const destination = fileGuestDestination(files);
+  const outcome = await migratePair({ source: rig.source, destination });
+  expect(outcome.source.failure).toMatchObject({ code: "MEMORY_UNUSABLE", at: "destination" });
+  expect(rig.source.calls).toEqual([]);
+  rig.expectUnharmed();
+  await rig.succeeds();
+});
+
+test(`a destination file that is a folder or a device is MEMORY_UNUSABLE (SEED=${seed})`, async () => {
+  for (const path of ["/", "/dev/null"]) {
+    const rig = new FaultRig(seed);
+    const destination = fileGuestDestination([{ name: "ram", path, offset: 0 }]);
+    const source = new RecordingSource({ seed, shape: SMALL_GUEST.slice(0, 1) });
+    const outcome = await migratePair({ source, destination });
+    expect(outcome.source.failure).toMatchObject({ code: "MEMORY_UNUSABLE", at: "destination" });
+    await rig.expectNoLeaks();
+  }
+});
+
+for (const [problem, change] of [
+  ["smaller", -4 * KIB],
+  ["larger", 4 * KIB],
+] as const) {
+  test(`a destination file that is ${problem} than its block is refused (SEED=${seed})`, async () => {
+    const folder = await newFolder();
+    await sparseFiles(
+      folder,
+      SMALL_GUEST.map((block) => ({ ...block, sizeBytes: block.sizeBytes + change })),
+    );
+    const rig = new FaultRig(seed);
+    const files = SMALL_GUEST.map(({ name }) => ({ name, path: join(folder, name), offset: 0 }));
+    const destination = fileGuestDestination(files);
+    const outcome = await migratePair({ source: rig.source, destination });
+    expect(verdictsOf(outcome)).toEqual({
+      source: "MEMORY_UNUSABLE at destination",
+      destination: "MEMORY_UNUSABLE at destination",
+    });
+    expect(outcome.source.failure?.message).toContain(`${SMALL_GUEST[0]?.sizeBytes}`);
+    rig.expectUnharmed();
+
+    await sparseFiles(folder, SMALL_GUEST);
+    await migratePair({ source: rig.source, destination });
+    await expectSameAsFiles(rig.source.blocks, folder);
+    await rig.expectNoLeaks();
+  });
+}
+
+test(`a destination file that goes away is MEMORY_UNUSABLE (SEED=${seed})`, async () => {
+  const folder = await newFolder();
+  const rig = new FaultRig(seed);
+  // The host promised memory, but there is none when the threads open it.
+  rig.destination = new RecordingDestination((shape) => filesIn(folder, shape));
+  const outcome = await rig.fails({ out: { channels: 2 } });
+  expect(verdictsOf(outcome)).toEqual({
+    source: "MEMORY_UNUSABLE at destination",
+    destination: "MEMORY_UNUSABLE at destination",
+  });
+  await rig.succeeds();
+});
+
+test(`a source file that shrinks is MEMORY_FAILED, and what is left can move (SEED=${seed})`, async () => {
+  const leaks = new LeakCheck();
+  const folder = await newFolder();
+  const path = join(folder, "ram");
+  await sparseFiles(folder, SMALL_GUEST);
+  const files = [{ name: "ram", path, offset: 0 }];
+  const source = fileGuest(files);
+  const { sizeBytes } = blockNamed(source.blocks, "ram");
+  await truncate(path, sizeBytes - 64 * KIB);
+
+  const destination = new RecordingDestination();
+  const outcome = await migratePair({ source, destination });
+  for (const { failure } of [outcome.source, outcome.destination]) {
+    expect(failure).toMatchObject({
+      code: "MEMORY_FAILED",
+      at: "source",
+      facts: { block: "ram", action: "read", reason: "the file is shorter than the block" },
+    });
+  }
+  expect(destination.blocks).toBe(null);
+
+  const retry = await migratePair({ source: fileGuest(files), destination });
+  expect(verdictsOf(retry)).toEqual({ source: "completed", destination: "completed" });
+  await expectSameAsFiles(destination.blocks ?? [], folder);
+  await leaks.settled();
+});
+
+test(`a source file that goes away is MEMORY_UNUSABLE at the source (SEED=${seed})`, async () => {
+  const leaks = new LeakCheck();
+  const folder = await newFolder();
+  await sparseFiles(folder, SMALL_GUEST);
+  const files = [{ name: "ram", path: join(folder, "ram"), offset: 0 }];
+  const source = fileGuest(files);
+  await rm(join(folder, "ram"));
+  const destination = new RecordingDestination();
+  const outcome = await migratePair({ source, destination });
+  expect(verdictsOf(outcome)).toEqual({
+    source: "MEMORY_UNUSABLE at source",
+    destination: "MEMORY_UNUSABLE at source",
+  });
+  expect(destination.calls).not.toContain("resume");
+
+  await sparseFiles(folder, SMALL_GUEST);
+  const retry = await migratePair({ source, destination });
+  expect(verdictsOf(retry)).toEqual({ source: "completed", destination: "completed" });
+  await leaks.settled();
+});

@@ -1,0 +1,158 @@
+import { assert, must } from "../../base/assert.ts";
+import type { Block, BlockAnnouncement } from "../../engine/block.ts";
+import { createDirtyLog, type DirtyLog, markDirty } from "../../engine/dirty-log.ts";
+import type { DeviceSection, SourceHost } from "../../engine/host.ts";
+import { Prng } from "../prng.ts";
+import { allocate, bytesOf, fillBlocks, SMALL_GUEST } from "./guest-memory.ts";
+import type { Misbehaviour } from "./misbehaviour.ts";
+
+export type SourceAction =
+  | "startDirtyLog"
+  | "stopDirtyLog"
+  | "pause"
+  | "resume"
+  | "throttle"
+  | "saveDevices";
+
+export const DEVICES: readonly DeviceSection[] = [
+  { name: "clock", bytes: new Uint8Array([1, 2, 3]) },
+  { name: "nothing", bytes: new Uint8Array(0) },
+  { name: "cpu/0", bytes: new Uint8Array(300).fill(7) },
+];
+
+/**
+ * A source whose every call is recorded and can be made to fail. Its guest writes when the test
+ * says so: in `onLook`, whenever the engine is about to read the dirty log, and in `onPause`, just
+ * before it comes to rest. So rounds have the same dirty pages however fast this machine is.
+ */
+export class RecordingSource implements SourceHost {
+  readonly blocks: readonly Block[];
+  readonly calls: string[] = [];
+  sections: readonly DeviceSection[] = DEVICES;
+  running = true;
+  tracking = false;
+  throttlePercent = 0;
+  /** Absent for a host that cannot throttle. */
+  throttle?: (percent: number) => Promise<void>;
+  onLook: () => void = () => {};
+  onPause: () => void = () => {};
+  readonly #misbehaviours = new Map<SourceAction, Misbehaviour>();
+  readonly #prng: Prng;
+  #logs: readonly DirtyLog[] = [];
+  #isWriting = false;
+  #isPaused = false;
+  #ranBefore = false;
+
+  constructor(options: {
+    seed: number;
+    shape?: readonly BlockAnnouncement[];
+    blocks?: readonly Block[];
+    canThrottle?: boolean;
+  }) {
+    this.blocks = options.blocks ?? allocate(options.shape ?? SMALL_GUEST);
+    this.#prng = new Prng(options.seed);
+    if (options.blocks === undefined) fillBlocks(this.blocks, options.seed);
+    if (options.canThrottle === true) this.throttle = (percent) => this.#throttle(percent);
+  }
+
+  /** The next call of `action`, and only that one, goes wrong. */
+  misbehave(action: SourceAction, misbehaviour: Misbehaviour): void {
+    this.#misbehaviours.set(action, misbehaviour);
+  }
+
+  /** The running guest writes so many pages, anywhere in its memory. */
+  writePages(count: number): void {
+    assert(this.running, "a guest that does not run does not write");
+    for (let done = 0; done < count; done += 1) {
+      const index = this.#prng.below(this.blocks.length);
+      const block = must(this.blocks[index], "a random block is there");
+      const page = this.#prng.below(block.sizeBytes / block.pageBytes);
+      this.#write(block, page);
+    }
+  }
+
+  async startDirtyLog(): Promise<readonly DirtyLog[]> {
+    return await this.#call("startDirtyLog", async () => {
+      if (!this.tracking) {
+        this.#logs = this.blocks.map((block) => createDirtyLog(block.name, block));
+      }
+      this.tracking = true;
+      return this.#logs.map((log) => this.#watched(log));
+    });
+  }
+
+  async stopDirtyLog(): Promise<void> {
+    await this.#call("stopDirtyLog", async () => {
+      this.tracking = false;
+    });
+  }
+
+  async pause(): Promise<void> {
+    await this.#call("pause", async () => {
+      if (this.#isPaused) return;
+      if (this.running) this.onPause();
+      this.#ranBefore = this.running;
+      this.#isPaused = true;
+      this.running = false;
+    });
+  }
+
+  async resume(): Promise<void> {
+    await this.#call("resume", async () => {
+      if (this.#isPaused) this.running = this.#ranBefore;
+      this.#isPaused = false;
+    });
+  }
+
+  async saveDevices(): Promise<readonly DeviceSection[]> {
+    return await this.#call("saveDevices", async () => {
+      assert(!this.running, "devices are saved at rest");
+      return this.sections;
+    });
+  }
+
+  async #throttle(percent: number): Promise<void> {
+    this.calls.push(`throttle ${percent}`);
+    await this.#act("throttle", async () => {
+      this.throttlePercent = percent;
+    });
+  }
+
+  /** The log, and the guest writes just before somebody reads of which block it is. */
+  #watched(log: DirtyLog): DirtyLog {
+    const look = (): void => {
+      if (!this.running || !this.tracking || this.#isWriting) return;
+      this.#isWriting = true;
+      this.onLook();
+      this.#isWriting = false;
+    };
+    return {
+      ...log,
+      get block() {
+        look();
+        return log.block;
+      },
+    };
+  }
+
+  #write(block: Block, page: number): void {
+    const { pageBytes } = block;
+    const target = bytesOf(block).subarray(page * pageBytes, (page + 1) * pageBytes);
+    // A few bytes and, now and then, a page that becomes zero.
+    if (this.#prng.below(8) === 0) target.fill(0);
+    else this.#prng.bytes(target.subarray(this.#prng.below(pageBytes - 64)).subarray(0, 64));
+    const log = this.#logs.find((each) => each.block === block.name);
+    if (this.tracking && log !== undefined) markDirty(log, page);
+  }
+
+  async #call<T>(action: SourceAction, act: () => Promise<T>): Promise<T> {
+    this.calls.push(action);
+    return await this.#act(action, act);
+  }
+
+  async #act<T>(action: SourceAction, act: () => Promise<T>): Promise<T> {
+    const misbehaviour = this.#misbehaviours.get(action);
+    this.#misbehaviours.delete(action);
+    return await (misbehaviour === undefined ? act() : misbehaviour(act));
+  }
+}
