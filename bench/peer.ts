@@ -1,6 +1,7 @@
 import { readFileSync, writeFileSync } from "node:fs";
-import { type IntervalHistogram, monitorEventLoopDelay } from "node:perf_hooks";
+import { monitorEventLoopDelay } from "node:perf_hooks";
 import { assert, must } from "../base/assert.ts";
+import { KIB } from "../base/units.ts";
 import { type DestinationPhase, migrateIn } from "../engine/destination.ts";
 import type { ParameterOptions } from "../engine/parameters.ts";
 import { migrateOut, type SourcePhase } from "../engine/source.ts";
@@ -35,9 +36,10 @@ const LOOP_INTERVAL_MS = 1;
 export class Peer {
   #memory: SharedArrayBuffer | null = null;
   #guest: MemoryGuest | null = null;
+  #busyDestination: MemoryGuestDestination | null = null;
   #arriving: Promise<Travel> | null = null;
   #pumping: Promise<PumpFigures> | null = null;
-  #delay: IntervalHistogram | null = null;
+  #delay: ReturnType<typeof monitorEventLoopDelay> | null = null;
 
   /** Memory of which every page is written: it is there, at both ends, before anything is timed. */
   async hold(what: { bytes: number; content: Content; seed: number }): Promise<void> {
@@ -72,7 +74,15 @@ export class Peer {
 
   async listenBusy(options: ParameterOptions & { vcpus: number }): Promise<string> {
     const { vcpus, ...parameters } = options;
-    return await this.#arrive(new MemoryGuestDestination({ vcpuThreads: vcpus }), parameters);
+    this.#busyDestination = new MemoryGuestDestination({ vcpuThreads: vcpus });
+    return await this.#arrive(this.#busyDestination, parameters);
+  }
+
+  /** Ends the busy guest that arrived and looks at every byte of it. */
+  async problems(): Promise<readonly string[]> {
+    const { guest } = must(this.#busyDestination, "a busy guest was awaited");
+    await guest.stop();
+    return await guest.verify();
   }
 
   async arrived(): Promise<Travel> {
@@ -119,16 +129,16 @@ export class Peer {
     };
   }
 
-  /** From here on `peakBytes` is of what follows. */
-  async resetPeak(): Promise<void> {
+  /** From here on `peakBytes` is of what follows. Returns what is resident now. */
+  async resetPeak(): Promise<number> {
     globalThis.gc?.();
     writeFileSync("/proc/self/clear_refs", "5");
+    return statusBytes("VmRSS");
   }
 
   /** The most memory that was resident at once, the guest's included. */
   async peakBytes(): Promise<number> {
-    const kib = /^VmHWM:\s+(\d+) kB$/m.exec(readFileSync("/proc/self/status", "utf8"))?.[1];
-    return Number(must(kib, "Linux tells the peak")) * 1024;
+    return statusBytes("VmHWM");
   }
 
   get #bytes(): Uint8Array {
@@ -147,6 +157,12 @@ export class Peer {
     this.#arriving = arriving;
     return await listening.promise;
   }
+}
+
+function statusBytes(field: "VmRSS" | "VmHWM"): number {
+  const status = readFileSync("/proc/self/status", "utf8");
+  const kib = new RegExp(`^${field}:\\s+(\\d+) kB$`, "m").exec(status)?.[1];
+  return Number(must(kib, "Linux tells what is resident")) * KIB;
 }
 
 /** Processor time of this process while one phase lasts. */

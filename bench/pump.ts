@@ -2,7 +2,13 @@ import { once } from "node:events";
 import { Worker } from "node:worker_threads";
 import { assert } from "../base/assert.ts";
 import { parseAddress } from "../channels/address.ts";
-import { type Connection, connector, descriptorOf, listen, stopReading } from "../channels/connection.ts";
+import {
+  type Connection,
+  connector,
+  descriptorOf,
+  listen,
+  stopReading,
+} from "../channels/connection.ts";
 import type { PumpTask } from "./pump-worker.ts";
 
 /** What a pump moves: `bytes` in all, shared by the connections, in writes of `pieceBytes`. */
@@ -80,7 +86,10 @@ async function pump(
   Atomics.notify(start, 1);
   const codes = await Promise.all(workers.map((worker) => once(worker, "exit")));
   for (const connection of connections) connection.close();
-  assert(codes.every(([code]) => code === 0), "every thread of the pump did its work");
+  assert(
+    codes.every(([code]) => code === 0),
+    "every thread of the pump did its work",
+  );
   const began = Math.min(...times.map((triple) => triple[0] as number));
   const ended = Math.max(...times.map((triple) => triple[1] as number));
   const cpuMs = times.reduce((sum, triple) => sum + (triple[2] as number), 0);

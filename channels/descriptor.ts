@@ -16,6 +16,11 @@ export interface DescriptorOptions {
   readonly stop: Int32Array;
   /** No byte moved for so long: CHANNEL_STALLED. */
   readonly limitMs: number;
+  /**
+   * The system keeps megabytes between the two ends, as for TCP: more than is moved while a thread
+   * sleeps. A thread then sleeps at once, which costs the least, and the other end goes on.
+   */
+  readonly isDeep?: boolean;
 }
 
 /** The transfer was stopped from outside; whoever stopped it knows why. Never leaves a thread. */
@@ -24,43 +29,96 @@ export class Stopped extends Error {
 }
 
 /**
- * Attempts before the thread sleeps. Each costs some 3 to 5 us (a system call and an exception),
- * so a peer that drains a small buffer, as of a unix socket, is met without a sleep.
+ * Attempts before the thread sleeps, where the system keeps little between the ends (208 KiB in a
+ * unix socket): a peer that moves on within them is met without a sleep. An attempt costs some 3 us
+ * (a system call and an exception), so all of them last longer than the peer's shortest sleep.
  */
-const SPINS = 16;
+const SPINS = 48;
+/** After attempts that came to nothing, up to so many waits begin with a sleep: a slow link. */
+const SKIPPED_MAX = 64;
+
+/** The system adds some 50 us to each. */
 const WAIT_MS_MIN = 0.05;
+/** A deep channel holds what comes meanwhile (0.5 MB at 25 Gb/s), so half as many waits do. */
+const DEEP_WAIT_MS_MIN = 0.15;
 /** Long enough to cost an idle channel next to nothing, short enough not to be noticed. */
 const WAIT_MS_MAX = 1;
+
+/** Whether spinning pays on one descriptor: after each time that it did not, it is tried less. */
+class Spinning {
+  #skips = 0;
+  #skipsNext = 1;
+
+  /** Attempts for the wait that begins now. */
+  budget(): number {
+    if (this.#skips === 0) return SPINS;
+    this.#skips -= 1;
+    return 0;
+  }
+
+  paid(): void {
+    this.#skipsNext = 1;
+  }
+
+  failed(): void {
+    this.#skips = this.#skipsNext;
+    this.#skipsNext = Math.min(SKIPPED_MAX, 2 * this.#skipsNext);
+  }
+}
+
+/** By the descriptor's options, which live as long as the thread owns it. */
+const SPINNING = new WeakMap<DescriptorOptions, Spinning>();
 
 /** Waits for a descriptor: first by spinning, then longer and longer, until `limitMs` are over. */
 class Patience {
   readonly #options: DescriptorOptions;
   /** Idle channels may wait for ever at a frame's edge: the main channel watches the peer. */
   readonly #isBounded: boolean;
-  #spins = 0;
+  readonly #spinning: Spinning | null;
+  #spinsLeft: number;
+  #sleeps = 0;
   #sinceMs = 0;
-  waitedMs = 0;
 
   constructor(options: DescriptorOptions, isBounded: boolean) {
     this.#options = options;
     this.#isBounded = isBounded;
+    this.#spinning = options.isDeep === true ? null : spinningOf(options);
+    this.#spinsLeft = this.#spinning?.budget() ?? 0;
   }
 
   /** Returns when it is worth trying again. Throws Stopped or CHANNEL_STALLED. */
   pause(direction: "read" | "write"): void {
-    const { stop, limitMs, channel } = this.#options;
+    const { stop, limitMs, channel, isDeep } = this.#options;
     if (Atomics.load(stop, 0) !== 0) throw new Stopped();
-    this.#spins += 1;
-    if (this.#spins <= SPINS) return;
+    if (this.#spinsLeft > 0) {
+      this.#spinsLeft -= 1;
+      if (this.#spinsLeft === 0) this.#spinning?.failed();
+      return;
+    }
     const now = nowMs();
     if (this.#sinceMs === 0) this.#sinceMs = now;
-    this.waitedMs = now - this.#sinceMs;
-    if (this.#isBounded && this.waitedMs > limitMs) {
+    if (this.#isBounded && now - this.#sinceMs > limitMs) {
       throw new MigrationError("CHANNEL_STALLED", { channel, direction, limitMs });
     }
-    const waitMs = Math.min(WAIT_MS_MAX, WAIT_MS_MIN * (1 + (this.#spins - SPINS) / 64));
+    const shortestMs = isDeep === true ? DEEP_WAIT_MS_MIN : WAIT_MS_MIN;
+    const waitMs = Math.min(WAIT_MS_MAX, shortestMs * (1 + this.#sleeps / 64));
+    this.#sleeps += 1;
     if (Atomics.wait(stop, 0, 0, waitMs) !== "timed-out") throw new Stopped();
   }
+
+  /** Bytes moved. Returns the milliseconds slept. */
+  end(): number {
+    if (this.#spinsLeft > 0) this.#spinning?.paid();
+    return this.#sinceMs === 0 ? 0 : nowMs() - this.#sinceMs;
+  }
+}
+
+function spinningOf(options: DescriptorOptions): Spinning {
+  const known = SPINNING.get(options);
+  if (known !== undefined) return known;
+  const spinning = new Spinning();
+  SPINNING.set(options, spinning);
+  return spinning;
 }
 
 /** Writes all of `source`. Returns the milliseconds slept. Throws CHANNEL_LOST or _STALLED. */
@@ -73,7 +131,7 @@ export function writeAll(options: DescriptorOptions, source: Uint8Array): number
     );
     if (count > 0) {
       done += count;
-      waitedMs += patience?.waitedMs ?? 0;
+      waitedMs += patience?.end() ?? 0;
       patience = null;
       continue;
     }
@@ -107,7 +165,7 @@ export function readSome(
       );
     if (count > 0) {
       done += count;
-      waitedMs += patience?.waitedMs ?? 0;
+      waitedMs += patience?.end() ?? 0;
       patience = null;
       continue;
     }
@@ -117,8 +175,10 @@ export function readSome(
   return { bytes: done, waitedMs };
 }
 
-/** What the call moved, or -1 when the descriptor would block. */
+/** What the call moved, or -1 when the descriptor would block: common, so no stack is kept. */
 function transfer(options: DescriptorOptions, call: () => number): number {
+  const { stackTraceLimit } = Error;
+  Error.stackTraceLimit = 0;
   try {
     return call();
   } catch (error) {
@@ -127,6 +187,8 @@ function transfer(options: DescriptorOptions, call: () => number): number {
     if (errno === "EINTR") return -1;
     if (errno === "EOF") return 0;
     throw lost(options, reasonOf(error));
+  } finally {
+    Error.stackTraceLimit = stackTraceLimit;
   }
 }
 

@@ -27,6 +27,8 @@ export interface ReleasedDescriptors {
   readonly writeFd: number;
   readonly readSequence: number;
   readonly writeSequence: number;
+  /** See `DescriptorOptions`. */
+  readonly isDeep: boolean;
 }
 
 /** Frames received but not yet asked for; beyond this the peer is made to wait. */
@@ -53,6 +55,8 @@ export class FrameStream {
   #failure: MigrationError | null = null;
   #failed = Promise.withResolvers<never>();
   #isClosed = false;
+  /** What the peer sends cannot be read any more, but it can still be told so. */
+  #isUnreadable = false;
   /** The only frames that are let in, else FRAME_UNEXPECTED before any body is kept. */
   #admitted: readonly FrameName[] | null;
   /** When the last byte came and the last frame went, for the watch on a silent peer. */
@@ -93,7 +97,8 @@ export class FrameStream {
 
   /** Sends a frame; settles when the operating system has taken it, within `limitMs`. */
   async send(name: FrameName, body: Uint8Array, limitMs: number): Promise<void> {
-    if (this.#failure !== null) throw this.#failure;
+    const isFarewell = name === "failure" && this.#isUnreadable && !this.#isClosed;
+    if (this.#failure !== null && !isFarewell) throw this.#failure;
     assert(!this.#isClosed, "a closed stream sends nothing");
     const frame = new Uint8Array(HEADER_BYTES + body.length);
     const view = new DataView(frame.buffer);
@@ -157,6 +162,7 @@ export class FrameStream {
       writeFd: descriptorOf(writer),
       readSequence: this.#readSequence,
       writeSequence: this.#writeSequence,
+      isDeep: reader.remoteAddress !== undefined,
     };
   }
 
@@ -196,6 +202,7 @@ export class FrameStream {
     } catch (error) {
       assert(error instanceof MigrationError, "hostile bytes give typed failures only");
       this.#unread = NOTHING;
+      this.#isUnreadable = true;
       this.#fail(error);
     }
     if (this.#queue.length >= QUEUE_MAX) this.#connection.reader.pause();

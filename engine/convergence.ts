@@ -6,9 +6,12 @@ export interface RoundFacts {
   readonly guestBytes: number;
   /** What that came to on the wire. */
   readonly sentBytes: number;
-  /** Time that a channel spent in sending, the mean of all channels. */
+  /** Time that a channel spent in sending until all was applied, the mean of all channels. */
   readonly sendMs: number;
+  /** From the first page to the last answer that all is applied. */
   readonly elapsedMs: number;
+  /** What the answers take when there is nothing to apply; it is within both times above. */
+  readonly roundTripMs: number;
   /** Guest memory that is dirty after the round. */
   readonly dirtyBytes: number;
   readonly deviceBytes: number;
@@ -42,8 +45,17 @@ export interface Judgement {
  */
 const DECAY = 0.5;
 
-/** Messages back and forth, waking threads, resuming: there however little is left to send. */
+/** Waking threads, pausing, resuming: there however little is left to send. */
 const HANDOVER_MS = 5;
+
+/** The last fence, the devices with READY, COMMIT with RUNNING: each waits for an answer. */
+const HANDOVER_ROUND_TRIPS = 3;
+
+/**
+ * A gigabit: taken for the link of a guest that is nearly all zero, when its devices are larger than
+ * anything that was sent. No further round would tell more about it.
+ */
+const UNPROVEN_BYTES_PER_MS = 125_000;
 
 /** Pages go out no slower than half of what the guest dirties anew, or the round did not help. */
 const SHRINKING = 0.5;
@@ -54,9 +66,16 @@ const PATIENCE_ROUNDS = 2;
 /**
  * Decides after each round whether the guest can be paused now.
  *
- * The time of a round has two parts: describing guest memory, in proportion to the memory, and
- * sending, in proportion to the bytes sent. Both rates are filtered over the rounds; what is dirty
- * now is expected to take both, and to shrink by nothing. The device state must be sent as well.
+ * Without the round trip, the time of a round has two parts: describing guest memory, in proportion
+ * to the memory, and sending, in proportion to the bytes sent. Both rates are filtered over the
+ * rounds; what is dirty now is expected to take both, and to shrink by nothing. The device state
+ * must be sent as well.
+ *
+ * While zero pages are described, the few bytes that they come to go out beside it, and sending
+ * seems to take no time. So a link is believed to be that fast only for as many bytes as it carried
+ * in one round of which at least half was sending: it cannot be off by more than two then. For more
+ * bytes, it is taken to have needed all the time of the rounds. The next round will tell, for it
+ * sends them.
  *
  * Pure: it is told what happened and reads no clock, bitmap or socket. Limits may change between
  * two rounds.
@@ -67,6 +86,8 @@ export class Convergence {
   #sentBytes = 0;
   #sendMs = 0;
   #describeMs = 0;
+  /** The most that was sent in one round that was mainly sending. */
+  #provenBytes = 0;
   #stubbornRounds = 0;
   #throttlePercent = 0;
 
@@ -85,18 +106,29 @@ export class Convergence {
   }
 
   #remember(round: RoundFacts): void {
-    const sendMs = Math.min(round.sendMs, round.elapsedMs);
+    const workMs = Math.max(0, round.elapsedMs - round.roundTripMs);
+    const sendMs = Math.min(Math.max(0, round.sendMs - round.roundTripMs), workMs);
+    if (2 * sendMs >= workMs) this.#provenBytes = Math.max(this.#provenBytes, round.sentBytes);
     this.#guestBytes = this.#guestBytes * DECAY + round.guestBytes;
     this.#sentBytes = this.#sentBytes * DECAY + round.sentBytes;
     this.#sendMs = this.#sendMs * DECAY + sendMs;
-    this.#describeMs = this.#describeMs * DECAY + (round.elapsedMs - sendMs);
+    this.#describeMs = this.#describeMs * DECAY + (workMs - sendMs);
   }
 
-  #expectedDowntimeMs({ dirtyBytes, deviceBytes }: RoundFacts): number {
+  #expectedDowntimeMs({ dirtyBytes, deviceBytes, roundTripMs }: RoundFacts): number {
     const describeMs = dirtyBytes === 0 ? 0 : (dirtyBytes * this.#describeMs) / this.#guestBytes;
-    const bytes = dirtyBytes + deviceBytes;
-    const sendMs = bytes === 0 ? 0 : (bytes * this.#sendMs) / this.#sentBytes;
-    return describeMs + sendMs + HANDOVER_MS;
+    const sendMs = this.#expectedSendMs(dirtyBytes, deviceBytes);
+    return describeMs + sendMs + HANDOVER_MS + HANDOVER_ROUND_TRIPS * roundTripMs;
+  }
+
+  #expectedSendMs(dirtyBytes: number, deviceBytes: number): number {
+    if (dirtyBytes + deviceBytes === 0) return 0;
+    const sendMs = this.#sendMs / this.#sentBytes;
+    if (dirtyBytes + deviceBytes <= this.#provenBytes) return (dirtyBytes + deviceBytes) * sendMs;
+    const cautiousMs = (this.#sendMs + this.#describeMs) / this.#sentBytes;
+    const dirtyMs = dirtyBytes <= this.#provenBytes ? sendMs : cautiousMs;
+    const deviceMs = Math.max(sendMs, Math.min(cautiousMs, 1 / UNPROVEN_BYTES_PER_MS));
+    return dirtyBytes * dirtyMs + deviceBytes * deviceMs;
   }
 
   #verdict(round: RoundFacts, limits: ConvergenceLimits, expectedDowntimeMs: number): Verdict {

@@ -118,6 +118,7 @@ export class DestinationMigration {
     const doorman = new Doorman(listener, {
       checksum: this.#checksum,
       helloTimeoutMs: connectTimeoutMs,
+      isOnlyChance: this.#address.kind === "fd" || this.#address.kind === "exec",
     });
     this.#doorman = doorman;
     if (this.attempt.failure !== null) return doorman.close({ areThreadsGone: true });

@@ -30,6 +30,7 @@ export class Doorman {
   readonly #listener: Listener;
   readonly #checksum: Checksum;
   readonly #helloTimeoutMs: number;
+  readonly #isOnlyChance: boolean;
   readonly #token = new Uint8Array(randomBytes(TOKEN_BYTES));
   readonly #streams = new Set<FrameStream>();
   readonly #main = Promise.withResolvers<FrameStream>();
@@ -42,8 +43,16 @@ export class Doorman {
   #strangers = 0;
   #isClosed = false;
 
-  constructor(listener: Listener, options: { checksum: Checksum; helloTimeoutMs: number }) {
+  /**
+   * With `isOnlyChance`, nobody else will come if the first connection fails (it was inherited, or
+   * is a command's); but whoever has it may be long in coming.
+   */
+  constructor(
+    listener: Listener,
+    options: { checksum: Checksum; helloTimeoutMs: number; isOnlyChance?: boolean },
+  ) {
     this.#listener = listener;
+    this.#isOnlyChance = options.isOnlyChance ?? false;
     this.#checksum = options.checksum;
     this.#helloTimeoutMs = options.helloTimeoutMs;
     this.#main.promise.catch(() => {}); // It may fail when nobody waits any more.
@@ -119,7 +128,9 @@ export class Doorman {
     });
     this.#streams.add(stream);
     try {
-      const { body } = await stream.receive(["hello"], this.#helloTimeoutMs);
+      const isAwaited = this.#isOnlyChance && this.#migrationId === null;
+      const limitMs = isAwaited ? Number.POSITIVE_INFINITY : this.#helloTimeoutMs;
+      const { body } = await stream.receive(["hello"], limitMs);
       const hello = decodeHello(body, 0);
       stream.admitAll();
       stream.channel = hello.channel;
@@ -131,7 +142,7 @@ export class Doorman {
         .send("failure", encodeFailure(asMigrationError(error)), FAREWELL_MS)
         .catch(() => {});
       stream.close();
-      if (!(error instanceof MigrationError)) throw error;
+      if (this.#isOnlyChance || !(error instanceof MigrationError)) throw error;
     }
   }
 

@@ -5,6 +5,9 @@ import type { FrameStream } from "../channels/frame-stream.ts";
 /** Signs of life go out four times within the time after which the peer would miss them. */
 const BEATS_PER_LIMIT = 4;
 
+/** The peer's limit may be shorter than ours: no end stays silent for longer than this. */
+const BEAT_MS_MAX = 1000;
+
 const NOTHING = new Uint8Array(0);
 
 /**
@@ -16,7 +19,7 @@ export function startHeartbeat(
   limitMs: number,
   onSilence: (error: MigrationError) => void,
 ): () => void {
-  const beatMs = limitMs / BEATS_PER_LIMIT;
+  const beatMs = Math.min(limitMs / BEATS_PER_LIMIT, BEAT_MS_MAX);
   let beatAtMs = nowMs();
   const timer = setInterval(() => {
     const now = nowMs();

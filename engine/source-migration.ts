@@ -169,7 +169,6 @@ export class SourceMigration {
     sender.sync(this.#logs);
     this.#downtime.syncMs = this.#lap();
     await this.#sendRound();
-    await sender.fence();
     await sender.end();
     assert(sender.dirtyPages === 0, "nothing is dirty when all was sent and nobody writes");
     this.#downtime.pagesMs = this.#lap();
@@ -289,6 +288,7 @@ export class SourceMigration {
         sentBytes: round.sentBytes,
         sendMs: round.sendMs,
         elapsedMs: round.elapsedMs,
+        roundTripMs: round.roundTripMs,
         dirtyBytes: this.#ofSender.dirtyBytes,
         deviceBytes: this.#host.deviceBytes ?? 0,
       },

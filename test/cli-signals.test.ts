@@ -6,10 +6,11 @@ import type { DestinationPhase } from "../engine/destination.ts";
 import type { SourcePhase } from "../engine/source.ts";
 import { CliFolder, isSameFile } from "./fixtures/cli-folder.ts";
 import { failureOf } from "./fixtures/cli-outcome.ts";
-import { HoldingRelay } from "./fixtures/cli-relay.ts";
+import { HoldingRelay, type WhenSenderGoes } from "./fixtures/cli-relay.ts";
 import { type Cli, type CliExit, startCli } from "./run-cli.ts";
 
-const SIGNALS = ["SIGINT", "SIGTERM"] as const;
+/** Both do the same, so what follows a failure is tried after one of them. */
+const SIGNALS = { SIGINT: { retries: true }, SIGTERM: { retries: false } } as const;
 const IMAGE_BYTES = 4 * MIB;
 const SEED = 20;
 
@@ -23,6 +24,7 @@ const DESTINATION_PATIENTLY = ["--json"];
 /** How a migration is kept in a phase, and how it ends when it is interrupted there. */
 interface Stop {
   readonly hold?: FrameName;
+  readonly whenSenderGoes?: WhenSenderGoes;
   readonly flags?: readonly string[];
   /** The phase passes at once; where the signal meets the migration, nobody knows. */
   readonly isFleeting?: true;
@@ -33,7 +35,7 @@ interface Stop {
 }
 
 const SOURCE_STOPS: Readonly<Record<SourcePhase, Stop>> = {
-  connect: { hold: "hello", other: null },
+  connect: { hold: "hello", whenSenderGoes: "drop", other: null },
   agree: { hold: "accept" },
   precopy: { flags: SLOWLY },
   pause: { isFleeting: true },
@@ -53,7 +55,7 @@ const DESTINATION_STOPS: Readonly<Record<DestinationPhase, Stop>> = {
   resume: { hold: "running", isTooLate: true },
 };
 
-for (const signal of SIGNALS) {
+for (const [signal, { retries }] of Object.entries(SIGNALS)) {
   describe(`${signal} to the source`, () => {
     for (const [phase, stop] of Object.entries(SOURCE_STOPS)) {
       test(`${phase}: ${outcomeText(stop, "the source")}`, async () => {
@@ -65,7 +67,7 @@ for (const signal of SIGNALS) {
         await using source = send(relay?.address ?? address, image, stop.flags);
         await source.waitFor("phase", (event) => event["phase"] === phase);
         await relay?.holding;
-        source.kill(signal);
+        source.kill(signal as keyof typeof SIGNALS);
         if (stop.isTooLate) relay?.release();
 
         const left = await source.exit;
@@ -79,7 +81,7 @@ for (const signal of SIGNALS) {
         expect(failureOf(arrived)).toMatchObject({ code: "CANCELLED", at: "source" });
         expect(arrived.status).toBe(1);
         expect(folder.names()).toEqual(["source.ram"]);
-        await expectRetry(folder, image);
+        if (retries) await expectRetry(folder, image);
       });
     }
   });
@@ -92,25 +94,29 @@ for (const signal of SIGNALS) {
         await using destination = receive(folder);
         const address = await addressOf(destination);
         if (stop.other === null) {
-          destination.kill(signal);
+          destination.kill(signal as keyof typeof SIGNALS);
           expectCancelled(await destination.exit, phase);
           expect(folder.names()).toEqual(["source.ram"]);
-          return await expectRetry(folder, image);
+          if (retries) await expectRetry(folder, image);
+          return;
         }
         await using relay = await relayTo(address, stop);
         await using source = send(relay?.address ?? address, image, stop.flags);
         await destination.waitFor("phase", (event) => event["phase"] === phase);
         await relay?.holding;
-        destination.kill(signal);
+        destination.kill(signal as keyof typeof SIGNALS);
         if (stop.isTooLate) relay?.release();
 
         const [left, arrived] = await Promise.all([source.exit, destination.exit]);
         if (left.status === 0) return await expectCompleted(left, arrived, folder, image, stop);
         expectCancelled(arrived, stop.isFleeting ? undefined : phase);
-        expect(failureOf(left)).toMatchObject({ code: "CANCELLED", at: "destination" });
         expect(left.status).toBe(1);
         expect(folder.names()).toEqual(["source.ram"]);
-        await expectRetry(folder, image);
+        const failure = failureOf(left);
+        // Where the signal crossed COMMIT, the source must not guess.
+        if (stop.isFleeting && failure.code === "HANDOVER_UNKNOWN") return;
+        expect(failure).toMatchObject({ code: "CANCELLED", at: "destination" });
+        if (retries) await expectRetry(folder, image);
       });
     }
   });
@@ -176,9 +182,10 @@ async function addressOf(destination: Cli): Promise<string> {
   return String((await destination.waitFor("listening"))["address"]);
 }
 
-async function relayTo(target: string, { hold }: Stop): Promise<HoldingRelay | undefined> {
+async function relayTo(target: string, stop: Stop): Promise<HoldingRelay | undefined> {
+  const { hold, whenSenderGoes = "deliver" } = stop;
   if (hold === undefined) return undefined;
-  return await HoldingRelay.start({ target, hold, whenSenderGoes: "deliver" });
+  return await HoldingRelay.start({ target, hold, whenSenderGoes });
 }
 
 function expectCancelled(exit: CliExit, phase: string | undefined): void {

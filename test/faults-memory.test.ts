@@ -19,10 +19,13 @@ const seed = seedFromEnvironment();
 /** Less than the guest has that is not zero, and more than nothing. */
 const ROOM_BYTES = 2 * MIB;
 
-/** Two tests need a disk of their own. Where that is not allowed, their names say so. */
+/**
+ * Some tests need a disk of their own. Where this user may not mount one, their names say that they
+ * were not run, and why; what needs no disk is tested in any case.
+ */
 const obstacle = whyNoSmallDisk();
-const diskTest = obstacle === null ? test : test.skip;
-const reason = obstacle === null ? "" : ` [NOT RUN, for lack of a right: ${obstacle}]`;
+const diskTest = test.runIf(obstacle === null);
+const reason = obstacle === null ? "" : ` [NOT RUN, FOR LACK OF A RIGHT: ${obstacle}]`;
 
 beforeAll(warmUp);
 
@@ -74,6 +77,34 @@ diskTest(
     await rig.succeeds();
   },
 );
+
+test(`no room for the first byte is MEMORY_FULL at both ends (SEED=${seed})`, async () => {
+  const rig = new FaultRig(seed);
+  const place = { kind: "file", path: "/dev/full", offset: 0 } as const;
+  rig.destination = new RecordingDestination((shape) =>
+    shape.map((block) => ({ ...block, place, pristine: true })),
+  );
+  const outcome = await rig.fails({ out: { channels: 2 } });
+  expect(verdictsOf(outcome)).toEqual({
+    source: "MEMORY_FULL at destination",
+    destination: "MEMORY_FULL at destination",
+  });
+  await rig.succeeds();
+});
+
+test(`memory that cannot be opened is MEMORY_UNUSABLE at both ends (SEED=${seed})`, async () => {
+  const rig = new FaultRig(seed);
+  const place = { kind: "file", path: "/", offset: 0 } as const;
+  rig.destination = new RecordingDestination((shape) =>
+    shape.map((block) => ({ ...block, place })),
+  );
+  const outcome = await rig.fails();
+  expect(verdictsOf(outcome)).toEqual({
+    source: "MEMORY_UNUSABLE at destination",
+    destination: "MEMORY_UNUSABLE at destination",
+  });
+  await rig.succeeds();
+});
 
 diskTest(`memory that cannot be written is MEMORY_UNUSABLE (SEED=${seed})${reason}`, async () => {
   using disk = new SmallDisk(64 * MIB);

@@ -22,7 +22,11 @@ for (const [point, deed] of [
   [{ channel: 1, frame: "pages", nth: 3, where: "middle" }, "stall"],
   [{ channel: 1, frame: "pages", nth: 3, where: "before" }, "stall link"],
   [{ channel: 0, frame: "round", where: "before" }, "stall link"],
-  [{ channel: 1, frame: "fence", where: "after" }, "stall link"],
+  [{ channel: 1, frame: "fence", nth: 3, where: "after" }, "stall link"],
+  // Between two frames only the answer to the fence is missed.
+  [{ channel: 1, frame: "pages", nth: 3, where: "before" }, "stall"],
+  [{ channel: 1, frame: "fence", nth: 2, where: "before" }, "stall"],
+  [{ channel: 1, frame: "fenced", nth: 3, where: "middle" }, "stall"],
   [{ channel: 0, frame: "devices", where: "middle" }, "stall"],
   [{ channel: 0, frame: "piece", where: "middle" }, "stall"],
   [{ channel: 0, frame: "ready", where: "before" }, "stall"],
@@ -35,7 +39,8 @@ for (const [point, deed] of [
     relay.at(point, deed);
     const rig = new FaultRig(seed);
     const limits = { channelTimeoutMs: STALL_MS, connectTimeoutMs: STALL_MS };
-    const outcome = await rig.fails({ relay, out: limits, in: limits });
+    const out = { ...limits, stepTimeoutMs: 2 * STALL_MS };
+    const outcome = await rig.fails({ relay, out, in: limits });
     const verdicts = verdictsOf(outcome);
     expect(verdicts.source).toMatch(STALLED);
     const isKnown = !(point.channel === 0 && point.frame === "hello");

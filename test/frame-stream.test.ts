@@ -254,6 +254,21 @@ for (const [what, bytes, failure] of BREACHES) {
   });
 }
 
+test("a peer that cannot be understood can still be told so, and nothing else", async () => {
+  const { stream, peer } = await makeStream();
+  peer.write(Buffer.alloc(24, 1));
+  const corrupt = { code: "FRAME_CORRUPT" };
+  await expect(stream.failed).rejects.toMatchObject(corrupt);
+  await expect(stream.send("accept", NOTHING, LIMIT_MS)).rejects.toMatchObject(corrupt);
+  const body = encodeFailure(new MigrationError("INTERNAL", { reason: "garbage" }));
+  await stream.send("failure", body, LIMIT_MS);
+  stream.close();
+  const found: Buffer[] = [];
+  for await (const bytes of peer) found.push(bytes as Buffer);
+  expect(Buffer.concat(found)).toEqual(controlFrame(KIND.failure, 0, body));
+  await expect(stream.send("failure", body, LIMIT_MS)).rejects.toMatchObject(corrupt);
+});
+
 test("a stranger is held to the frames that are admitted, before a body is kept", async () => {
   const { stream, peer } = await makeStream(["hello"]);
   peer.write(controlFrame(KIND.agree, 0, new Uint8Array(300_000)).subarray(0, 24));
@@ -298,9 +313,10 @@ test("released descriptors come with the numbers at which a thread goes on", asy
   peer.write(controlFrame(KIND.hello, 0, new Uint8Array(56)));
   await stream.receive(["hello"], LIMIT_MS);
   await stream.send("welcome", new Uint8Array(36), LIMIT_MS);
-  const { readFd, writeFd, ...sequences } = stream.release();
+  const { readFd, writeFd, isDeep, ...sequences } = stream.release();
   expect(readFd).toBe(writeFd);
   expect(readFd).toBeGreaterThan(2);
+  expect(isDeep).toBe(false); // A unix socket.
   expect(sequences).toEqual({ readSequence: 1, writeSequence: 1 });
 });
 

@@ -1,5 +1,5 @@
 import { type ChildProcess, type StdioOptions, spawn } from "node:child_process";
-import { createInterface } from "node:readline";
+import { createInterface, type Interface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import { assert } from "../base/assert.ts";
 
@@ -28,6 +28,8 @@ export interface CliOptions {
   readonly descriptors?: readonly number[];
   /** The program to run instead of this checkout's, such as an installed one. */
   readonly program?: string;
+  /** A command, with arguments, that runs the program that follows it, such as `unshare`. */
+  readonly through?: readonly string[];
   /** Its standard input is written by `tell`; else it is empty. */
   readonly input?: boolean;
 }
@@ -63,6 +65,7 @@ export class Cli {
   readonly #args: readonly string[];
   readonly #limitMs: number;
   readonly #events: CliEvent[] = [];
+  #lines: Interface | undefined;
   #stdout = "";
   #stderr = "";
   #problem: string | undefined;
@@ -74,7 +77,9 @@ export class Cli {
     this.#limitMs = options.limitMs ?? LIMIT_MS;
     const input = options.input === true ? "pipe" : "ignore";
     const stdio: StdioOptions = [input, "pipe", "pipe", ...(options.descriptors ?? [])];
-    this.#process = spawn(process.execPath, [options.program ?? PROGRAM, ...args], {
+    const started = [process.execPath, options.program ?? PROGRAM, ...args];
+    const [command = "", ...commandArgs] = [...(options.through ?? []), ...started];
+    this.#process = spawn(command, commandArgs, {
       stdio,
       ...(options.cwd !== undefined && { cwd: options.cwd }),
       env: { ...process.env, ...options.env },
@@ -121,6 +126,12 @@ export class Cli {
     stdin.write(`${line}\n`);
   }
 
+  /** Leaves as a reader: what it says from now on goes nowhere. */
+  closeOutput(): void {
+    this.#lines?.close();
+    this.#process.stdout?.destroy();
+  }
+
   kill(signal: NodeJS.Signals = "SIGTERM"): void {
     this.#process.kill(signal);
   }
@@ -158,7 +169,8 @@ export class Cli {
     stderr.setEncoding("utf8").on("data", (text: string) => {
       this.#stderr += text;
     });
-    for await (const line of createInterface({ input: stdout })) this.#hear(line);
+    this.#lines = createInterface({ input: stdout });
+    for await (const line of this.#lines) this.#hear(line);
   }
 
   #hear(line: string): void {

@@ -1,15 +1,44 @@
+import { readFileSync } from "node:fs";
 import { expect, test } from "vitest";
+import { MigrationError } from "../base/errors.ts";
 import { MIB } from "../base/units.ts";
+import { loadChecksum } from "../channels/checksum.ts";
+import {
+  BLOCKS_MAX,
+  CHANNELS_MAX,
+  encodeHeader,
+  FRAMES,
+  type FrameName,
+  HEADER_BYTES,
+  NAME_BYTES_MAX,
+  PARAMETERS_MAX,
+  PAYLOAD_BYTES_MAX,
+  PIECE_BYTES_MAX,
+  RUNS_MAX,
+  writeChecksum,
+} from "../channels/frame.ts";
+import {
+  encodeAgreement,
+  encodeFailure,
+  encodeFence,
+  encodeHello,
+  encodeWelcome,
+  VERSION,
+} from "../channels/messages.ts";
+import { fingerprintOf } from "../engine/agreement.ts";
 import type { Block } from "../engine/block.ts";
 import { migrateIn } from "../engine/destination.ts";
+import { agreedParameters, resolveParameters } from "../engine/parameters.ts";
 import { migrateOut } from "../engine/source.ts";
+import { ENCODINGS } from "../workers/encodings/list.ts";
 import { receiveGuest, WireListener } from "./fixtures/wire-destination.ts";
-import { WireSource } from "./fixtures/wire-source.ts";
+import { MIGRATION_ID, TOKEN } from "./fixtures/wire-messages.ts";
+import { pagesBody, WireSource } from "./fixtures/wire-source.ts";
 import { allocate, bytesOf, fillBlocks } from "./harness/guest-memory.ts";
 import { pristine, RecordingDestination, used } from "./harness/recording-destination.ts";
 import { RecordingSource } from "./harness/recording-source.ts";
 import { seedFromEnvironment } from "./prng.ts";
-import type { WireBlock } from "./wire-peer.ts";
+import { ENCODING, KIND, type WireBlock } from "./wire-peer.ts";
 
 const seed = seedFromEnvironment();
 
@@ -51,7 +80,7 @@ for (const checksum of [false, true]) {
     ]);
     expect(guest.sections.get("cpu")?.every((byte) => byte === 9)).toBe(true);
     expect(guest.rounds).toBe(report.rounds.length);
-    expect(guest.fences).toHaveLength(3);
+    expect(guest.fences).toHaveLength(3 * (1 + report.rounds.length));
     expect(guest.hasDone).toBe(true);
     expect(host.running).toBe(false);
   });
@@ -105,3 +134,106 @@ function bytesAt(blocks: readonly Block[], index: number): Uint8Array {
   if (block === undefined) throw new RangeError("the guest lacks a block");
   return bytesOf(block);
 }
+
+const DOCUMENT = readFileSync(new URL("../docs/wire.md", import.meta.url), "utf8");
+
+/** The blocks of bytes in the document, in order: hexadecimal, and `ab × 4096` for many bytes. */
+function examplesOf(text: string): string[] {
+  return [...text.matchAll(/```hex\n(.*?)```/gs)].map(([, block]) =>
+    (block ?? "")
+      .replace(/(\w\w) × (\d+)/g, (_, byte: string, count: string) => byte.repeat(Number(count)))
+      .replace(/\s/g, ""),
+  );
+}
+
+test("the examples in docs/wire.md are what the engine writes", async () => {
+  const checksum = await loadChecksum();
+  const frame = (name: FrameName, sequence: number, body: Uint8Array, hasChecksum = true) => {
+    const bytes = new Uint8Array(HEADER_BYTES + body.length);
+    const view = new DataView(bytes.buffer);
+    encodeHeader(view, 0, { name, sequence, length: body.length, hasChecksum });
+    bytes.set(body, HEADER_BYTES);
+    if (hasChecksum) writeChecksum(view, 0, checksum.ofPair(bytes.subarray(0, 16), body));
+    return Buffer.from(bytes).toString("hex");
+  };
+  const parameters = agreedParameters(resolveParameters({}));
+  const fingerprint = fingerprintOf(parameters, checksum);
+  const blocks = [{ name: "ram", sizeBytes: 1 * MIB, pageBytes: 4096 }];
+  const hello = { versionMin: 1, versionMax: 1, migrationId: MIGRATION_ID };
+  const runs = [
+    { first: 3, pages: 5, encoding: ENCODING.zero, payload: new Uint8Array(0) },
+    { first: 8, pages: 1, encoding: ENCODING.raw, payload: new Uint8Array(4096).fill(0xab) },
+  ];
+  const cancelled = new MigrationError("CANCELLED", { phase: "precopy" });
+  const none = new Uint8Array(0);
+  expect(DOCUMENT).toContain(`0x${fingerprint.toString(16)}`);
+  expect(examplesOf(DOCUMENT)).toEqual([
+    frame(
+      "hello",
+      0,
+      encodeHello({ ...hello, channel: 0, lane: "main", token: new Uint8Array(32) }),
+    ),
+    frame("welcome", 0, encodeWelcome({ version: 1, token: TOKEN })),
+    frame("agree", 1, encodeAgreement({ fingerprint, channels: 2, parameters, blocks })),
+    frame("accept", 1, none),
+    frame("hello", 0, encodeHello({ ...hello, channel: 1, lane: "bulk", token: TOKEN })),
+    frame("pages", 1, pagesBody(0, runs), false),
+    frame("fence", 2, encodeFence(1), false),
+    frame("fenced", 1, encodeFence(1)),
+    frame("ping", 2, none),
+    frame("failure", 3, encodeFailure(cancelled)),
+  ]);
+});
+
+/** Cells of the document's tables, without thin spaces within numbers, by their first cell. */
+function rowsOf(text: string): Map<string, string[]> {
+  const rows = text.split("\n").filter((line) => line.startsWith("| "));
+  return new Map(
+    rows.map((line) => {
+      const [first = "", ...rest] = line
+        .split("|")
+        .slice(1, -1)
+        .map((cell) => cell.trim().replace(/(?<=\d) (?=\d{3})/g, ""));
+      return [first, rest];
+    }),
+  );
+}
+
+test("docs/wire.md has every frame, with the number and the limit of the table", () => {
+  const rows = rowsOf(DOCUMENT);
+  const limits = new Map(
+    [...rows].flatMap(([first, [bytes = "", other = "", otherBytes = ""]]) => [
+      ...first.split(", ").map((name) => [name, bytes] as const),
+      ...other.split(", ").map((name) => [name, otherBytes] as const),
+    ]),
+  );
+  for (const [name, { kind, bodyBytesMax }] of Object.entries(FRAMES)) {
+    const title = name.toUpperCase();
+    const isNamed =
+      DOCUMENT.includes(`${title}, kind ${kind}`) || rows.get(`${kind}`)?.[0] === title;
+    expect(isNamed, `${title} is kind ${kind}`).toBe(true);
+    expect(limits.get(title)?.replace("≤ ", ""), title).toBe(String(bodyBytesMax));
+    expect(KIND[name as FrameName], "the peer was written from the same numbers").toBe(kind);
+  }
+});
+
+test("docs/wire.md has the limits, versions, parameters and encodings of the code", () => {
+  const rows = rowsOf(DOCUMENT);
+  const limits: Record<string, number> = {
+    "bulk channels": CHANNELS_MAX,
+    "parameters in AGREE": PARAMETERS_MAX,
+    blocks: BLOCKS_MAX,
+    "bytes of a name or value": NAME_BYTES_MAX,
+    "runs in a PAGES frame": RUNS_MAX,
+    "payload bytes in a PAGES frame": PAYLOAD_BYTES_MAX,
+    "bytes in a PIECE": PIECE_BYTES_MAX,
+  };
+  for (const [what, limit] of Object.entries(limits)) {
+    expect(rows.get(what), what).toEqual([String(limit)]);
+  }
+  expect(DOCUMENT).toContain(`This is wire version ${VERSION.max}.`);
+  for (const { name } of agreedParameters(resolveParameters({}))) {
+    expect(rows.has(`\`${name}\``), name).toBe(true);
+  }
+  for (const { number, name } of ENCODINGS) expect(rows.get(`${number}`)?.[0]).toBe(name);
+});

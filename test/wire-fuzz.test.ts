@@ -11,6 +11,7 @@ import { decodeFailure, decodeHello, encodeFailure, encodeHello } from "../chann
 import {
   decoderOffence,
   type FuzzBlock,
+  fenceOffence,
   type Offence,
   receiverOffence,
   streamOffence,
@@ -26,6 +27,9 @@ import { ENCODING, KIND, u32 } from "./wire-peer.ts";
 
 const seed = seedFromEnvironment();
 const CHANNEL = 3;
+
+/** What is broken shows within some hundred runs: to miss it in so many takes a broken checker. */
+const CANARY_RUNS = 10_000;
 
 let pairs: SocketPairs;
 let checksum: Checksum;
@@ -218,7 +222,7 @@ const GULLIBLE: Checksum = {
 };
 
 test(`a main channel that does not check checksums is caught (SEED=${seed})`, async () => {
-  const offence = await firstOffence(600, (random) =>
+  const offence = await firstOffence(CANARY_RUNS, (random) =>
     streamOffence(pairs, spoiltMain(random), GULLIBLE),
   );
   expect(offence).not.toBeNull();
@@ -272,9 +276,6 @@ function bulkPieces(random: Prng): Piece[] {
 
 const RECEIVER_RUNS = 700;
 
-/** What is broken shows within some hundred runs: to miss it in so many takes a broken checker. */
-const CANARY_RUNS = 10_000;
-
 for (const hasChecksum of [true, false]) {
   const how = hasChecksum ? "with checksums" : "without checksums";
 
@@ -310,6 +311,27 @@ for (const hasChecksum of [true, false]) {
     }
   });
 }
+
+const ANSWERS: readonly Piece[] = [{ kind: KIND.fenced, body: u32(7) }, FAILURE];
+
+function spoiltAnswer(random: Prng): Buffer {
+  const answer = ANSWERS[random.below(ANSWERS.length)] ?? FAILURE;
+  return mutated(random, [answer], { firstSequence: 1, hasChecksum: random.below(8) > 0 });
+}
+
+test(`any bytes are the answer to a fence, or a typed failure (SEED=${seed})`, async () => {
+  const offence = await firstOffence(600, (random) =>
+    fenceOffence(pairs, spoiltAnswer(random), checksum),
+  );
+  expect(offence).toBeNull();
+});
+
+test(`a sender that does not check the answer to a fence is caught (SEED=${seed})`, async () => {
+  const offence = await firstOffence(CANARY_RUNS, (random) =>
+    fenceOffence(pairs, spoiltAnswer(random), GULLIBLE),
+  );
+  expect(offence).not.toBeNull();
+});
 
 /** Receivers that are nearly right, and what finds them out. */
 const BROKEN = [

@@ -51,10 +51,16 @@ export class WireConnection {
     }
   }
 
+  /** The same, but throws WireFailure for a FAILURE. */
+  async receiveOrFail(): Promise<WireFrame> {
+    const frame = await this.receive();
+    if (frame.kind === KIND.failure) throw failureOf(frame.body);
+    return frame;
+  }
+
   /** The next frame, which must be of that kind. Throws WireFailure for a FAILURE instead. */
   async expect(kind: number): Promise<Buffer> {
-    const frame = await this.receive();
-    if (frame.kind === KIND.failure && kind !== KIND.failure) throw failureOf(frame.body);
+    const frame = await this.receiveOrFail();
     if (frame.kind !== kind) throw new Error(`frame ${frame.kind} came, not ${kind}`);
     return frame.body;
   }

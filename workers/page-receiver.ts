@@ -66,7 +66,8 @@ export class PageReceiver {
 
   constructor(setup: ReceiveSetup, place: ChannelPlace, checksum: Checksum) {
     const { control, channelTimeoutMs } = setup;
-    const common = { channel: place.channel, stop: control.stop, limitMs: channelTimeoutMs };
+    const { channel, isDeep = false } = place;
+    const common = { channel, isDeep, stop: control.stop, limitMs: channelTimeoutMs };
     this.#input = { ...common, fd: place.readFd };
     this.#output = { ...common, fd: place.writeFd };
     this.#hasChecksum = setup.hasChecksum;

@@ -44,7 +44,8 @@ export class PageSender {
 
   constructor(setup: SendSetup, place: ChannelPlace, checksum: Checksum | null) {
     const { control, channelTimeoutMs } = setup;
-    const common = { channel: place.channel, stop: control.stop, limitMs: channelTimeoutMs };
+    const { channel, isDeep = false } = place;
+    const common = { channel, isDeep, stop: control.stop, limitMs: channelTimeoutMs };
     this.#setup = setup;
     this.#counters = new CounterRow(control, place.channel - 1);
     this.#output = { ...common, fd: place.writeFd };

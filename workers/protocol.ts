@@ -15,6 +15,8 @@ export interface ChannelPlace {
   readonly writeFd: number;
   readonly readSequence: number;
   readonly writeSequence: number;
+  /** See `DescriptorOptions`. */
+  readonly isDeep?: boolean;
 }
 
 export interface SendBlock extends RamRegion {

@@ -1,6 +1,7 @@
 import { closeSync, constants, fstatSync, openSync, readSync, writeSync } from "node:fs";
 import { assert } from "../base/assert.ts";
 import { errnoOf, MigrationError, reasonOf } from "../base/errors.ts";
+import { copyShared } from "../base/shared-copy.ts";
 
 /**
  * Where a block's memory is, small enough to hand to any thread. Offsets given to `Ram` count from
@@ -40,7 +41,7 @@ function sharedRam(region: RamRegion, buffer: SharedArrayBuffer): Ram {
   return {
     read(offset, target) {
       checkRange(region, offset, target.length);
-      target.set(bytes.subarray(offset, offset + target.length));
+      copyShared(target, buffer, offset);
     },
     write(offset, source) {
       checkRange(region, offset, source.length);

@@ -10,8 +10,22 @@ const setup = workerData as SendSetup;
 const checksum = setup.hasChecksum ? await loadChecksum() : null;
 let sender: { readonly pages: PageSender; readonly counters: CounterRow } | null = null;
 
-/** The thread of one channel at the source. Piscina calls it once per task. */
-export default function work(task: SendTask): TaskReport {
+/** When the task before is answered. */
+let turn: Promise<unknown> = Promise.resolve();
+
+/**
+ * The thread of one channel at the source. Piscina calls it once per task, also with two at a time
+ * when both are there. A task then waits until the other one is answered, a microtask after its
+ * end: answered together, both would be done before the coordinator heard of the first, and the
+ * thread would idle until the next one comes.
+ */
+export default function work(task: SendTask): Promise<TaskReport> {
+  const report = turn.then(() => perform(task));
+  turn = report.catch(() => {}); // Piscina gets the rejection, as the answer.
+  return report;
+}
+
+function perform(task: SendTask): TaskReport {
   if (task.kind === "open") {
     return reportOf(() => {
       assert(sender === null, "a thread has one channel");
@@ -23,10 +37,10 @@ export default function work(task: SendTask): TaskReport {
     });
   }
   const { pages, counters } = must(sender, "a channel is opened before it is used");
-  return reportOf(() => booked(counters, () => perform(pages, task)));
+  return reportOf(() => booked(counters, () => move(pages, task)));
 }
 
-function perform(sender: PageSender, task: Exclude<SendTask, { kind: "open" }>): number {
+function move(sender: PageSender, task: Exclude<SendTask, { kind: "open" }>): number {
   switch (task.kind) {
     case "send":
       return sender.send(task.block, task.chunks);

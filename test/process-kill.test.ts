@@ -1,0 +1,228 @@
+import { describe, expect, test } from "vitest";
+import { nowMs } from "../base/clock.ts";
+import { SECOND_MS } from "../base/units.ts";
+import type { FrameName } from "../channels/frame.ts";
+import type { DestinationPhase } from "../engine/destination.ts";
+import type { ParameterOptions } from "../engine/parameters.ts";
+import type { SourcePhase } from "../engine/source.ts";
+import type { HeldStep } from "./fixtures/cli-guest-source.ts";
+import {
+  addressOf,
+  destinationStateOf,
+  expectRetry,
+  sourceStateOf,
+  startGuestDestination,
+  startGuestSource,
+  untilPhase,
+} from "./fixtures/cli-live-pair.ts";
+import { failureIn, failureOf } from "./fixtures/cli-outcome.ts";
+import { HoldingRelay } from "./fixtures/cli-relay.ts";
+import { seedFromEnvironment } from "./prng.ts";
+
+const SEED = seedFromEnvironment();
+
+/** The guest's 16 MiB take many seconds then. */
+const SLOWLY: ParameterOptions = { channels: 2, maxBandwidthBytesPerSecond: 512 * 1024 };
+const ORDINARY: ParameterOptions = { channels: 2 };
+
+/** How a migration is kept in a phase. */
+interface Stop {
+  readonly frame?: FrameName;
+  readonly step?: HeldStep;
+  readonly parameters?: ParameterOptions;
+}
+
+const SOURCE_STOPS: Readonly<Record<Exclude<SourcePhase, "commit">, Stop>> = {
+  connect: { frame: "welcome" },
+  agree: { frame: "accept" },
+  precopy: { parameters: SLOWLY },
+  pause: { step: "pause" },
+  rest: { frame: "fenced" },
+  devices: { step: "saveDevices" },
+  ready: { frame: "ready" },
+};
+
+const DESTINATION_STOPS: Readonly<Record<Exclude<DestinationPhase, "listen" | "resume">, Stop>> = {
+  agree: { frame: "agree" },
+  receive: { parameters: SLOWLY },
+  devices: { frame: "section" },
+  load: { frame: "end" },
+  commit: { frame: "commit" },
+};
+
+async function relayTo(target: string, hold: FrameName): Promise<HoldingRelay> {
+  return await HoldingRelay.start({ target, hold, whenSenderGoes: "drop" });
+}
+
+async function stopAt({ frame }: Stop, target: string): Promise<HoldingRelay | undefined> {
+  return frame === undefined ? undefined : await relayTo(target, frame);
+}
+
+describe(`a destination that is killed (SEED=${SEED})`, () => {
+  for (const [phase, stop] of Object.entries(SOURCE_STOPS)) {
+    test(`in phase ${phase} leaves the guest running and whole at the source`, async () => {
+      await using destination = startGuestDestination();
+      const target = await addressOf(destination);
+      await using relay = await stopAt(stop, target);
+      const { parameters = ORDINARY, step } = stop;
+      const held = step === undefined ? {} : { hold: step };
+      const options = { seed: SEED, parameters, ...held };
+      await using source = startGuestSource(relay?.address ?? target, options);
+      await untilPhase(source, phase);
+      await relay?.holding;
+      if (step !== undefined) await source.waitFor("holding");
+      destination.kill("SIGKILL");
+
+      const failure = failureIn(await source.waitFor("failed"));
+      expect(failure).toMatchObject({ code: "CHANNEL_LOST", remedy: "retry", at: "source" });
+      if (step !== undefined) source.tell("go on");
+      expect(await sourceStateOf(source)).toMatchObject({
+        running: true,
+        tracking: false,
+        runsOn: true,
+        problems: [],
+      });
+      await expectRetry(source);
+    });
+  }
+
+  test("after COMMIT leaves the guest paused and whole at the source, which is unsure", async () => {
+    await using destination = startGuestDestination();
+    await using relay = await relayTo(await addressOf(destination), "running");
+    const options = { seed: SEED, parameters: ORDINARY };
+    await using source = startGuestSource(relay.address, options);
+    await untilPhase(source, "commit");
+    await relay.holding;
+    destination.kill("SIGKILL");
+
+    const failure = failureIn(await source.waitFor("failed"));
+    expect(failure).toMatchObject({ code: "HANDOVER_UNKNOWN", remedy: "settle", at: "source" });
+    expect(await sourceStateOf(source)).toMatchObject({
+      running: false,
+      runsOn: false,
+      problems: [],
+    });
+  });
+});
+
+describe(`a source that is killed (SEED=${SEED})`, () => {
+  for (const [phase, stop] of Object.entries(DESTINATION_STOPS)) {
+    test(`in phase ${phase} leaves no guest at the destination, and nothing else`, async () => {
+      await using destination = startGuestDestination();
+      const target = await addressOf(destination);
+      await using relay = await stopAt(stop, target);
+      const { parameters = ORDINARY } = stop;
+      await using source = startGuestSource(relay?.address ?? target, { seed: SEED, parameters });
+      await untilPhase(destination, phase);
+      await relay?.holding;
+      source.kill("SIGKILL");
+
+      // It ends by itself: no thread and no connection is left that would keep it alive.
+      const arrived = await destination.exit;
+      expect(failureOf(arrived)).toMatchObject({ code: "CHANNEL_LOST", at: "destination" });
+      expect(destinationStateOf(arrived)).toEqual({ resumes: 0, discards: 1 });
+      expect(arrived.status).toBe(1);
+      expect(arrived.stderr).toBe("");
+    });
+  }
+
+  test("before it said who it is does not keep others from coming", async () => {
+    await using destination = startGuestDestination();
+    const target = await addressOf(destination);
+    await using relay = await relayTo(target, "hello");
+    await using killed = startGuestSource(relay.address, { seed: SEED, parameters: ORDINARY });
+    await relay.holding;
+    killed.kill("SIGKILL");
+    await killed.exit;
+
+    await using source = startGuestSource(target, { seed: SEED, parameters: ORDINARY });
+    const arrived = await destination.exit;
+    expect(destinationStateOf(arrived)).toMatchObject({ resumes: 1, runsOn: true, problems: [] });
+    await source.waitFor("completed");
+  });
+
+  test("after COMMIT arrived leaves the guest running and whole at the destination", async () => {
+    await using destination = startGuestDestination();
+    await using relay = await relayTo(await addressOf(destination), "running");
+    const options = { seed: SEED, parameters: ORDINARY };
+    await using source = startGuestSource(relay.address, options);
+    await untilPhase(destination, "resume");
+    source.kill("SIGKILL");
+
+    const arrived = await destination.exit;
+    expect(destinationStateOf(arrived)).toEqual({
+      resumes: 1,
+      discards: 0,
+      runsOn: true,
+      problems: [],
+    });
+    expect(arrived.status).toBe(0);
+  });
+});
+
+/** How long silence is borne; the default is twenty times as long. */
+const IMPATIENT: ParameterOptions = { channelTimeoutMs: 500 };
+
+/** Far beyond what is borne, for a machine that is busy, and far below the default. */
+const NOTICED_MS = 6 * SECOND_MS;
+
+const SILENT = /^(?:PEER_SILENT|CHANNEL_STALLED)$/;
+
+describe(`a process that stops (SEED=${SEED})`, () => {
+  const stops: Readonly<Record<string, Stop>> = {
+    precopy: { parameters: { ...SLOWLY, ...IMPATIENT } },
+    devices: { parameters: { ...ORDINARY, ...IMPATIENT }, step: "saveDevices" },
+  };
+  for (const [phase, { parameters = {}, step }] of Object.entries(stops)) {
+    test(`is missed soon by the source in phase ${phase}, where the guest runs on`, async () => {
+      await using destination = startGuestDestination();
+      const held = step === undefined ? {} : { hold: step };
+      const options = { seed: SEED, parameters, ...held };
+      await using source = startGuestSource(await addressOf(destination), options);
+      await untilPhase(source, phase);
+      if (step !== undefined) await source.waitFor("holding");
+      const stoppedMs = nowMs();
+      destination.kill("SIGSTOP");
+
+      const failure = failureIn(await source.waitFor("failed"));
+      expect(nowMs() - stoppedMs).toBeLessThan(NOTICED_MS);
+      expect(failure.code).toMatch(SILENT);
+      expect(failure.at).toBe("source");
+      if (step !== undefined) source.tell("go on");
+      expect(await sourceStateOf(source)).toMatchObject({ runsOn: true, problems: [] });
+      await expectRetry(source);
+
+      // It wakes up, finds its peer gone, and gives up as well.
+      destination.kill("SIGCONT");
+      const arrived = await destination.exit;
+      expect(failureOf(arrived).at).toBeDefined();
+      expect(destinationStateOf(arrived)).toEqual({ resumes: 0, discards: 1 });
+    });
+  }
+
+  test("is missed soon by the destination, and its guest runs on when it wakes up", async () => {
+    await using destination = startGuestDestination(IMPATIENT);
+    const options = { seed: SEED, parameters: SLOWLY };
+    await using source = startGuestSource(await addressOf(destination), options);
+    await untilPhase(destination, "receive");
+    const stoppedMs = nowMs();
+    source.kill("SIGSTOP");
+
+    const arrived = await destination.exit;
+    expect(nowMs() - stoppedMs).toBeLessThan(NOTICED_MS);
+    const failure = failureOf(arrived);
+    expect(failure.code).toMatch(SILENT);
+    expect(failure.at).toBe("destination");
+    expect(destinationStateOf(arrived)).toEqual({ resumes: 0, discards: 1 });
+
+    source.kill("SIGCONT");
+    await source.waitFor("failed");
+    expect(await sourceStateOf(source)).toMatchObject({
+      running: true,
+      tracking: false,
+      runsOn: true,
+      problems: [],
+    });
+    await expectRetry(source);
+  });
+});
