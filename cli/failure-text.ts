@@ -4,7 +4,12 @@ import type { MigrationError } from "../base/errors.ts";
 export function failureText(failure: MigrationError): string {
   const { code, message, advice, at } = failure;
   const where = at === undefined || code === "CONFIGURATION_INVALID" ? "" : ` (at the ${at})`;
-  return `${code}${where}: ${inLines(failure, message)}\n${advice}\n`;
+  return printable(`${code}${where}: ${inLines(failure, message)}\n${advice}\n`);
+}
+
+/** Names and reasons may come from the other host: what would steer a terminal is shown as "?". */
+function printable(text: string): string {
+  return text.replaceAll(/(?!\n)\p{Cc}/gu, "?");
 }
 
 function inLines({ facts }: MigrationError, message: string): string {

@@ -101,7 +101,7 @@ test(`runs of every length up to 300 are found at every alignment (SEED=${seed})
   expect(lost).toEqual([]);
 });
 
-test("runs are merged over one or two unchanged bytes and not over three, at every position", () => {
+test("runs are merged over one or two unchanged bytes and not over three, at any position", () => {
   const bench = new Bench(loadKernels);
   const base = new Uint8Array(UNIT);
   const lost: string[] = [];
@@ -346,7 +346,7 @@ test("a room that runs out makes pages overflow, and nothing is written outside 
   }
 });
 
-test("the most runs that there can be leave what is around the room alone, at any alignment", () => {
+test("the most runs that there can be leave alone what is around the room, at any place", () => {
   const memory = new WebAssembly.Memory({ initial: 1 });
   const { encodeDelta } = loadKernels(memory);
   const bytes = new Uint8Array(memory.buffer);
@@ -506,8 +506,8 @@ const CASE_PAGES_MAX = 10;
 const CASE_BYTES_MAX = 512 * KIB;
 
 /**
- * Classifies and encodes random pages with both, and lets each decode what the other encoded. Throws
- * at the first case where results, or any byte that a contract fixes, differ.
+ * Classifies and encodes random pages with both, and lets each decode what the other encoded.
+ * Throws at the first case where results, or any byte that a contract fixes, differ.
  */
 function comparePages(load: Load, random: Prng, runs: number): void {
   const tested = new WebAssembly.Memory({ initial: MEMORY_PAGES });

@@ -45,8 +45,8 @@ export const PAGE_FLAG = {
 export const DELTA_UNIT_BYTES = 4096;
 
 /**
- * What `encodeDelta` needs of its room for output, beyond the output so far, to try a unit: the unit
- * itself, which may turn out not to fit, and what the kernel notes down while it works on it.
+ * What `encodeDelta` needs of its room for output, beyond the output so far, to try a unit: the
+ * unit itself, which may turn out not to fit, and what the kernel notes down while it works on it.
  */
 export const DELTA_ROOM_BYTES = 9216;
 
@@ -55,16 +55,16 @@ export const DELTA_ROOM_BYTES = 9216;
  *
  * A unit is encoded as in QEMU's xbzrle: runs, each of the number of unchanged bytes before it, the
  * number of its bytes, and these bytes as they are now. Both numbers are ULEB128 of one or two
- * bytes, so less than 16384. Unchanged bytes at the end are left out; an unchanged unit has length 0.
+ * bytes, so less than 16384. Unchanged bytes at the end are left out: an unchanged unit is empty.
  *
  * `basesAt` is a table of u32 offsets into the memory, one per page: where its base begins, or 0
  * where it has none. Tables may have any alignment; none may overlap pages, bases or output.
  */
 export interface DeltaKernels {
   /**
-   * Looks at `pageCount` pages of `pageBytes` each, dense from `at` on, and their bases, and writes a
-   * flag per page at `flagsAt`: unchanged, else zero, else changed. So a zero page whose base is zero
-   * is unchanged. Returns how many are changed. `pageBytes` must be a positive multiple of 4096.
+   * Looks at `pageCount` pages of `pageBytes` each, dense from `at` on, and their bases, and writes
+   * a flag per page at `flagsAt`: unchanged, else zero, else changed. So a zero page whose base is
+   * zero is unchanged. Returns how many are changed. `pageBytes` must be a multiple of 4096.
    */
   classify(
     at: number,
@@ -75,18 +75,18 @@ export interface DeltaKernels {
   ): number;
 
   /**
-   * Encodes each page that is flagged as changed and has a base. Writes the encodings of its units at
-   * `outAt`, dense and in order, and a u16 with the length of each at `lengthsAt`, and flags it as a
-   * delta. Other pages are passed over, but a page overflows, is flagged so and leaves no output
+   * Encodes each page that is flagged as changed and has a base. Writes the encodings of its units
+   * at `outAt`, dense and in order, and a u16 with the length of each at `lengthsAt`, and flags it
+   * as a delta. Other pages are passed over. A page overflows, is flagged so and leaves no output
    * - where a unit takes 4096 bytes or more,
    * - where its units and 2 bytes for each of them do not together take less than `pageBytes`,
-   * - where less than `DELTA_ROOM_BYTES` of the room are left as a unit begins: a room that is larger
-   *   by this than all pages together never runs out.
+   * - where less than `DELTA_ROOM_BYTES` of the room are left as a unit begins: a room that is
+   *   larger by this than all pages together never runs out.
    * Returns the bytes of output. All `outBytesMax` of the room may be written, and lengths for all
    * units of all pages; what is behind the output and behind the lengths in use is left over.
    *
    * Runs that have only one or two unchanged bytes between them are merged, as these cost no more
-   * than the numbers of another run. Takes pages, bases and flags as `classify` does and leaves them.
+   * than the numbers of another run. Takes pages, bases and flags as `classify` does.
    */
   encodeDelta(
     at: number,
@@ -102,21 +102,22 @@ export interface DeltaKernels {
   /**
    * Applies the encoding of one unit, `sourceBytes` from `sourceAt` on, to the 4096 bytes at
    * `targetAt`, which hold its base. The encoding comes from the peer and may be anything. Returns
-   * the position behind the last run, or -1 where it is not valid; the target is then partly written
-   * and must be thrown away. Reads nothing but the encoding and writes nothing but the target.
+   * the position behind the last run, or -1 where it is not valid; the target is then partly
+   * written and must be thrown away. Reads nothing but the encoding and writes nothing but the
+   * target.
    *
    * Valid is what QEMU takes: at least 2 bytes are left wherever a number begins, no number goes on
-   * beyond its second byte, only the first run may follow 0 unchanged bytes, each run has bytes, and
-   * neither source nor target is overrun. Longer forms of a number, and lengths of 4096 or more that
-   * the encoder would not produce, are valid.
+   * beyond its second byte, only the first run may follow 0 unchanged bytes, each run has bytes,
+   * and neither source nor target is overrun. Longer forms of a number, and lengths of 4096 or more
+   * that the encoder would not produce, are valid.
    */
   decodeDelta(sourceAt: number, sourceBytes: number, targetAt: number): number;
 
   /**
-   * Applies `unitCount` encodings, dense from `sourceAt` on, with their u16 lengths at `lengthsAt`, to
-   * the units that lie dense from `targetAt` on and hold their bases. Returns 0, or -1 where an
-   * encoding is not valid or the lengths are not together `sourceBytes`: the targets are then partly
-   * written. Source and lengths come from the peer and may be anything.
+   * Applies `unitCount` encodings, dense from `sourceAt` on, with their u16 lengths at `lengthsAt`,
+   * to the units that lie dense from `targetAt` on and hold their bases. Returns 0, or -1 where an
+   * encoding is not valid or the lengths are not together `sourceBytes`: the targets are then
+   * partly written. Source and lengths come from the peer and may be anything.
    */
   decodeDeltas(
     sourceAt: number,

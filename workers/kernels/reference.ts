@@ -119,7 +119,7 @@ function encodeNumber(number: number): number[] {
   return number < 0x80 ? [number] : [(number & 0x7f) | 0x80, number >> 7];
 }
 
-/** Applies an encoding and returns the position behind the last run, or -1 where it is not valid. */
+/** Applies an encoding and returns the position behind the last run, or -1 if it is not valid. */
 function decodeUnit(source: Uint8Array, target: Uint8Array): number {
   let at = 0;
   let position = 0;

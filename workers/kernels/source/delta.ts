@@ -2,7 +2,7 @@
 
 const UNIT_BYTES: usize = 4096;
 
-/** Unchanged bytes that end a run of changed ones: fewer cost no more than a new run's two lengths. */
+/** Unchanged bytes that end a run: fewer cost no more than the two numbers of another run. */
 const GAP_BYTES: u64 = 3;
 
 const ZERO: u8 = 1;
@@ -23,9 +23,9 @@ const LASTS: usize = FIRSTS + 2048 + 64;
 const SCRATCH_BYTES: usize = LASTS + 2048 + 64;
 
 /**
- * What must be left of the room before a unit is encoded: an encoding never exceeds the bytes that
- * it describes by more than 3, its last store overshoots by less than 16, and the scratch is aligned
- * to 64. `DELTA_ROOM_BYTES` in ../kernels.ts is the same number.
+ * What must be left of the room before a unit is encoded. An encoding never exceeds the bytes that
+ * it describes by more than 3, its last store overshoots by less than 16, and the scratch is
+ * aligned to 64. `DELTA_ROOM_BYTES` in ../kernels.ts is the same number.
  */
 const ROOM_BYTES: usize = 9216;
 
@@ -107,17 +107,35 @@ export function decodeDelta(at: usize, sourceBytes: usize, target: usize): i32 {
   const end = at + sourceBytes;
   let position: usize = 0;
   while (at < end) {
-    while (end - at >= SOURCE_STEP_BYTES && position <= UNIT_BYTES - TARGET_STEP_BYTES) {
-      const lengths = <usize>load<u16>(at);
-      // A length that is 0 or goes on in a second byte: the careful step below knows what to do.
-      if (((lengths | (lengths - 0x0101)) & 0x8080) != 0) break;
-      const count = lengths >> 8;
-      position += lengths & 0xff;
-      at += 2;
-      if (count <= 8) blend8(target + position, at, count);
-      else copy(target + position, at, count);
-      position += count;
-      at += count;
+    if (end - at >= SOURCE_STEP_BYTES && position <= UNIT_BYTES - TARGET_STEP_BYTES) {
+      // A short run is stored when the bytes around the next one have been read: they may overlap,
+      // and a read of bytes that were just stored in part has to wait. Measured with 1000 changes:
+      // 4.3 GB/s, and 3.5 if stored at once.
+      let lateAt = target + position;
+      let late = load<u64>(lateAt);
+      do {
+        const lengths = <usize>load<u16>(at);
+        // A length that is 0 or goes on in a second byte: the careful step below knows what to do.
+        if (((lengths | (lengths - 0x0101)) & 0x8080) != 0) break;
+        const count = lengths >> 8;
+        position += lengths & 0xff;
+        at += 2;
+        const runAt = target + position;
+        if (count <= 8) {
+          const run = blend8(load<u64>(runAt), load<u64>(at), count);
+          store<u64>(lateAt, late);
+          lateAt = runAt;
+          late = run;
+        } else {
+          store<u64>(lateAt, late);
+          copy(runAt, at, count);
+          lateAt = runAt + count - 8;
+          late = load<u64>(at + count - 8);
+        }
+        position += count;
+        at += count;
+      } while (end - at >= SOURCE_STEP_BYTES && position <= UNIT_BYTES - TARGET_STEP_BYTES);
+      store<u64>(lateAt, late);
     }
 
     if (end - at < 2) return -1;
@@ -150,14 +168,12 @@ export function decodeDelta(at: usize, sourceBytes: usize, target: usize): i32 {
   return <i32>position;
 }
 
-/** Writes 1 to 8 bytes: quicker than to choose by their number, which nobody can predict. */
+/** `before` with its first 1 to 8 bytes from `source`: no branch on what nobody can predict. */
 // @ts-ignore: decorator
 @inline
-function blend8(target: usize, source: usize, count: usize): void {
+function blend8(before: u64, source: u64, count: usize): u64 {
   const others = <u64>(64 - (count << 3));
-  const before = load<u64>(target);
-  const changes = ((before ^ load<u64>(source)) << others) >> others;
-  store<u64>(target, before ^ changes);
+  return before ^ (((before ^ source) << others) >> others);
 }
 
 /** Copies `count` bytes, at least 1, and touches no other. */
@@ -215,8 +231,9 @@ function encodePage(
 }
 
 /**
- * Returns the bytes of the encoding; `UNIT_BYTES` or more is an overflow. Three passes, each without
- * a branch that depends on where the changes are: bits of what changed, runs, output.
+ * Returns the bytes of the encoding; `UNIT_BYTES` or more is an overflow. Three passes: bits of
+ * what changed, runs, output. None branches on where the changes are, which nobody can predict
+ * either: a walk from change to change in one pass makes 0.9 GB/s with 1000 changes, this one 3.2.
  */
 function encodeUnit(at: usize, base: usize, outAt: usize, scratch: usize): usize {
   const words = markChanged(at, base, scratch + CHANGED);
@@ -248,14 +265,14 @@ function encodeUnit(at: usize, base: usize, outAt: usize, scratch: usize): usize
   return out - outAt;
 }
 
-/** Marks each byte that changed, and returns a word with a bit for each of 64 words that has any. */
+/** Marks the bytes that changed, and returns a word with a bit for each of 64 words with any. */
 // @ts-ignore: decorator
 @inline
 function markChanged(at: usize, base: usize, changedAt: usize): u64 {
   let words: u64 = 0;
   store<u64>(changedAt - 8, 0);
   store<u64>(changedAt + 512, 0);
-  // Two at a time: measured on unchanged pages in cache 31 GB/s with one, 37 with two, 38 with four.
+  // Two at a time: with unchanged pages in cache 31 GB/s with one, 37 with two, 38 with four.
   for (const end = at + UNIT_BYTES; at < end; at += 128, base += 128, changedAt += 16) {
     const low = changed64(at, base);
     const high = changed64(at + 64, base + 64);
@@ -325,8 +342,8 @@ function findRuns(words: u64, scratch: usize): usize {
 }
 
 /**
- * Appends the positions of the bits in `word`, of which there are 16 at most, and returns the end of
- * the list. In groups, because a loop that ends after each last bit would be mispredicted each time.
+ * Appends the positions of the bits in `word`, of which there are 16 at most, and returns the end
+ * of the list. In groups, as a loop that ends after the last bit is mispredicted each time.
  */
 // @ts-ignore: decorator
 @inline
