@@ -1,5 +1,23 @@
+import { bitmap } from "./bitmap.bench.ts";
+import { delta } from "./delta.bench.ts";
+import { dispatch } from "./dispatch.bench.ts";
+import { eventLoop } from "./event-loop.bench.ts";
+import { frames } from "./frames.bench.ts";
+import { kernels } from "./kernels.bench.ts";
 import type { Benchmark } from "./measure.ts";
+import { memory } from "./memory.bench.ts";
 import { throughput } from "./throughput.bench.ts";
+import { zero } from "./zero.bench.ts";
 
-/** Every benchmark there is, those with processes of their own first. */
-export const BENCHMARKS: readonly Benchmark[] = [throughput];
+/** Every benchmark there is: whole migrations first, then what they are made of. */
+export const BENCHMARKS: readonly Benchmark[] = [
+  throughput,
+  zero,
+  memory,
+  eventLoop,
+  frames,
+  dispatch,
+  bitmap,
+  kernels,
+  delta,
+];

@@ -7,7 +7,11 @@ export function formatResult(result: Result): string {
   const { name, value, unit, goal, detail } = result;
   const met = isMet(result);
   const wanted =
-    goal === undefined ? "" : "atLeast" in goal ? `>= ${goal.atLeast}` : `<= ${goal.atMost}`;
+    goal === undefined
+      ? ""
+      : "atLeast" in goal
+        ? `>= ${formatValue(goal.atLeast)}`
+        : `<= ${formatValue(goal.atMost)}`;
   const columns = [
     `  ${name}`.padEnd(NAME_WIDTH),
     formatValue(value).padStart(9),
@@ -20,5 +24,5 @@ export function formatResult(result: Result): string {
 }
 
 function formatValue(value: number): string {
-  return value >= 100 ? value.toFixed(0) : value.toPrecision(3);
+  return value >= 100 ? value.toFixed(0) : String(Number(value.toPrecision(3)));
 }

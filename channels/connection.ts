@@ -3,7 +3,7 @@ import { fstatSync } from "node:fs";
 import { connect as connectSocket, createServer, type Server, Socket } from "node:net";
 import { assert } from "../base/assert.ts";
 import { within } from "../base/clock.ts";
-import { MigrationError, reasonOf } from "../base/errors.ts";
+import { errnoOf, MigrationError, reasonOf } from "../base/errors.ts";
 import { type Address, formatAddress } from "./address.ts";
 
 /** One duplex connection of any kind. `reader` and `writer` are one socket or a command's pipes. */
@@ -236,6 +236,7 @@ function adoptDescriptor(descriptors: readonly number[], channel: number): Conne
 function startCommand(command: string): Connection {
   const child: ChildProcess = spawn("/bin/sh", ["-c", command], {
     stdio: ["pipe", "pipe", "inherit"],
+    detached: true, // Leads a group of its own, so that what it starts can be ended with it.
   });
   child.on("error", () => {}); // A command that cannot start shows as pipes that end.
   const { stdin, stdout } = child;
@@ -251,7 +252,17 @@ function startCommand(command: string): Connection {
     close() {
       stdin.destroy();
       stdout.destroy();
-      child.kill();
+      endGroup(child);
     },
   };
+}
+
+/** Ends a command and whatever it has started. */
+function endGroup({ pid, exitCode }: ChildProcess): void {
+  if (pid === undefined || exitCode !== null) return;
+  try {
+    process.kill(-pid);
+  } catch (error) {
+    if (errnoOf(error) !== "ESRCH") throw error; // It has ended by itself.
+  }
 }

@@ -69,7 +69,7 @@ export class DemoDestination {
 
   /** Ends the process, whatever it does. */
   async stop(): Promise<void> {
-    this.#process.kill("SIGTERM");
+    this.#process.stdin?.end();
     const kill = setTimeout(() => this.#process.kill("SIGKILL"), STOP_LIMIT_MS);
     await this.#ended.promise;
     clearTimeout(kill);
@@ -92,8 +92,8 @@ function late(limitMs: number): Error {
 }
 
 /**
- * In the child: ends this process as soon as the parent is gone, however it went. A demo's guest
- * that nobody watches any more is of no use to anyone.
+ * In the child: ends this process as soon as the parent says so or is gone, however it went. A
+ * demo's guest that nobody watches any more is of no use to anyone.
  */
 export function endWithParent(): void {
   const end = (): never => process.exit(1);

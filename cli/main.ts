@@ -6,7 +6,7 @@ import { type Command, parseFlags } from "./flags.ts";
 import { helpText, overviewText } from "./help.ts";
 import { chooseOutput } from "./output.ts";
 import { RECEIVE, receive } from "./receive.ts";
-import { checkUsage, EXIT, tellFailure } from "./run.ts";
+import { checkUsage, EXIT, endOnInterrupt, tellFailure } from "./run.ts";
 import { SEND, send } from "./send.ts";
 import { HELP_FLAG, JSON_FLAG } from "./shared-flags.ts";
 import { complain, flushed, say } from "./standard-streams.ts";
@@ -41,6 +41,7 @@ const COMMANDS: readonly Entry[] = [
 export async function main(argv: readonly string[]): Promise<number> {
   process.on("uncaughtException", (error) => void endWith(error, argv));
   const status = await dispatch(argv);
+  endOnInterrupt(status);
   const lost = await flushed();
   if (lost !== null) {
     complain(`Some output was lost: ${lost}\n`);

@@ -8,7 +8,7 @@ const INTERRUPTS = ["SIGINT", "SIGTERM"] as const;
 
 /**
  * Runs a migration for a command: an interrupt cancels it, and its end is told. Returns the exit
- * status.
+ * status. From then on interrupts come too late: what was told is true, and stays so.
  */
 export async function runMigration(
   output: Output,
@@ -22,9 +22,12 @@ export async function runMigration(
     return EXIT.completed;
   } catch (error) {
     return tellFailure(output, error);
-  } finally {
-    for (const interrupt of INTERRUPTS) process.off(interrupt, cancel);
   }
+}
+
+/** Lets an interrupt end this process with `status`: nothing is left that could be cancelled. */
+export function endOnInterrupt(status: number): void {
+  for (const interrupt of INTERRUPTS) process.on(interrupt, () => process.exit(status));
 }
 
 /** Tells how a command failed. A configuration that cannot be used is wrong usage. */

@@ -6,7 +6,7 @@ import type { FrameStream } from "../channels/frame-stream.ts";
 const BEATS_PER_LIMIT = 4;
 
 /** The peer's limit may be shorter than ours: no end stays silent for longer than this. */
-const BEAT_MS_MAX = 1000;
+const BEAT_MS_MAX = 250;
 
 const NOTHING = new Uint8Array(0);
 

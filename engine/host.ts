@@ -14,6 +14,9 @@ export interface DeviceSection {
  * or cancel before COMMIT, `resume`, `throttle(0)` and `stopDirtyLog` are called where their
  * counterparts were, also when these threw or never returned, and the guest is as it was found.
  * After COMMIT nothing here is called any more. Every call has a deadline (`step-timeout`).
+ *
+ * A step that takes effect after its deadline is taken back once more when it does, so that a late
+ * `pause` ends with the guest running; but never when a later attempt holds the guest by then.
  */
 export interface SourceHost {
   /** The guest's RAM. Stable for the whole migration. */
@@ -62,6 +65,9 @@ export interface DestinationHost {
   /** Runs the guest. When it throws, the source stays paused and says HANDOVER_UNKNOWN. */
   resume(): Promise<void>;
 
-  /** The attempt failed before COMMIT: free what `prepare` took. */
+  /**
+   * The attempt failed before COMMIT: free what `prepare` took. Must be harmless when there is
+   * nothing: it is called before `prepare` was, too, and again when a late step takes effect.
+   */
   discard(): Promise<void>;
 }

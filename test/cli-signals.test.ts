@@ -24,6 +24,7 @@ const DESTINATION_PATIENTLY = ["--json"];
 /** How a migration is kept in a phase, and how it ends when it is interrupted there. */
 interface Stop {
   readonly hold?: FrameName;
+  readonly after?: FrameName;
   readonly whenSenderGoes?: WhenSenderGoes;
   readonly flags?: readonly string[];
   /** The phase passes at once; where the signal meets the migration, nobody knows. */
@@ -39,7 +40,8 @@ const SOURCE_STOPS: Readonly<Record<SourcePhase, Stop>> = {
   agree: { hold: "accept" },
   precopy: { flags: SLOWLY },
   pause: { isFleeting: true },
-  rest: { hold: "fenced" },
+  // A stopped guest has one round; fences after it are those of the rest.
+  rest: { hold: "fenced", after: "round" },
   devices: { isFleeting: true },
   ready: { hold: "ready" },
   commit: { hold: "running", isTooLate: true },
@@ -183,9 +185,10 @@ async function addressOf(destination: Cli): Promise<string> {
 }
 
 async function relayTo(target: string, stop: Stop): Promise<HoldingRelay | undefined> {
-  const { hold, whenSenderGoes = "deliver" } = stop;
+  const { hold, whenSenderGoes = "deliver", after } = stop;
   if (hold === undefined) return undefined;
-  return await HoldingRelay.start({ target, hold, whenSenderGoes });
+  const only = after === undefined ? {} : { after };
+  return await HoldingRelay.start({ target, hold, whenSenderGoes, ...only });
 }
 
 function expectCancelled(exit: CliExit, phase: string | undefined): void {

@@ -6,7 +6,7 @@ import { seedFromEnvironment } from "./prng.ts";
 const seed = seedFromEnvironment();
 
 /** Nothing that is not stalled is silent for so long, also on a busy machine. */
-const STALL_MS = 1000;
+const STALL_MS = 1500;
 
 beforeAll(warmUp);
 
@@ -61,7 +61,8 @@ for (const [point, deed] of [
     });
     // Its own limits end the destination, which nobody can reach.
     const limits = { channelTimeoutMs: STALL_MS, connectTimeoutMs: STALL_MS };
-    const outcome = await rig.fails({ relay, out: { signal: abort.signal }, in: limits });
+    const out = { ...limits, signal: abort.signal };
+    const outcome = await rig.fails({ relay, out, in: limits });
     expect(outcome.source.failure?.code).toBe("CANCELLED");
     await relay[Symbol.asyncDispose]();
     await rig.succeeds();

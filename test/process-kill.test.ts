@@ -25,7 +25,7 @@ const SEED = seedFromEnvironment();
 const SLOWLY: ParameterOptions = { channels: 2, maxBandwidthBytesPerSecond: 512 * 1024 };
 const ORDINARY: ParameterOptions = { channels: 2 };
 
-/** How a migration is kept in a phase. */
+/** How a migration is kept in a phase: at a frame, at a step of the host, or at a frame after it. */
 interface Stop {
   readonly frame?: FrameName;
   readonly step?: HeldStep;
@@ -37,7 +37,7 @@ const SOURCE_STOPS: Readonly<Record<Exclude<SourcePhase, "commit">, Stop>> = {
   agree: { frame: "accept" },
   precopy: { parameters: SLOWLY },
   pause: { step: "pause" },
-  rest: { frame: "fenced" },
+  rest: { step: "pause", frame: "fenced" },
   devices: { step: "saveDevices" },
   ready: { frame: "ready" },
 };
@@ -50,12 +50,13 @@ const DESTINATION_STOPS: Readonly<Record<Exclude<DestinationPhase, "listen" | "r
   commit: { frame: "commit" },
 };
 
-async function relayTo(target: string, hold: FrameName): Promise<HoldingRelay> {
-  return await HoldingRelay.start({ target, hold, whenSenderGoes: "drop" });
+async function relayTo(target: string, hold: FrameName, step?: HeldStep): Promise<HoldingRelay> {
+  const only = step === undefined ? {} : { after: "arm" as const };
+  return await HoldingRelay.start({ target, hold, whenSenderGoes: "drop", ...only });
 }
 
-async function stopAt({ frame }: Stop, target: string): Promise<HoldingRelay | undefined> {
-  return frame === undefined ? undefined : await relayTo(target, frame);
+async function stopAt({ frame, step }: Stop, target: string): Promise<HoldingRelay | undefined> {
+  return frame === undefined ? undefined : await relayTo(target, frame, step);
 }
 
 describe(`a destination that is killed (SEED=${SEED})`, () => {
@@ -68,9 +69,13 @@ describe(`a destination that is killed (SEED=${SEED})`, () => {
       const held = step === undefined ? {} : { hold: step };
       const options = { seed: SEED, parameters, ...held };
       await using source = startGuestSource(relay?.address ?? target, options);
+      if (step !== undefined) await source.waitFor("holding");
+      if (step !== undefined && relay !== undefined) {
+        relay.arm();
+        source.tell("go on");
+      }
       await untilPhase(source, phase);
       await relay?.holding;
-      if (step !== undefined) await source.waitFor("holding");
       destination.kill("SIGKILL");
 
       const failure = failureIn(await source.waitFor("failed"));
@@ -160,8 +165,8 @@ describe(`a source that is killed (SEED=${SEED})`, () => {
   });
 });
 
-/** How long silence is borne; the default is twenty times as long. */
-const IMPATIENT: ParameterOptions = { channelTimeoutMs: 500 };
+/** How long both ends bear silence; the default is ten times as long. */
+const IMPATIENT: ParameterOptions = { channelTimeoutMs: 1000 };
 
 /** Far beyond what is borne, for a machine that is busy, and far below the default. */
 const NOTICED_MS = 6 * SECOND_MS;
@@ -175,7 +180,7 @@ describe(`a process that stops (SEED=${SEED})`, () => {
   };
   for (const [phase, { parameters = {}, step }] of Object.entries(stops)) {
     test(`is missed soon by the source in phase ${phase}, where the guest runs on`, async () => {
-      await using destination = startGuestDestination();
+      await using destination = startGuestDestination(IMPATIENT);
       const held = step === undefined ? {} : { hold: step };
       const options = { seed: SEED, parameters, ...held };
       await using source = startGuestSource(await addressOf(destination), options);
@@ -202,7 +207,7 @@ describe(`a process that stops (SEED=${SEED})`, () => {
 
   test("is missed soon by the destination, and its guest runs on when it wakes up", async () => {
     await using destination = startGuestDestination(IMPATIENT);
-    const options = { seed: SEED, parameters: SLOWLY };
+    const options = { seed: SEED, parameters: { ...SLOWLY, ...IMPATIENT } };
     await using source = startGuestSource(await addressOf(destination), options);
     await untilPhase(destination, "receive");
     const stoppedMs = nowMs();

@@ -12,6 +12,9 @@ import { type MigrateOutOptions, migrateOut } from "../../engine/source.ts";
 import type { Report } from "../../engine/statistics.ts";
 import type { Relay } from "./relay.ts";
 
+/** Threads start twice as fast when what they import was compiled before. */
+process.env["NODE_COMPILE_CACHE"] ??= join(tmpdir(), "multifd-compile-cache");
+
 /** How a migration ended at one end. Anything but a report or a MigrationError fails the test. */
 export type Outcome =
   | { readonly report: Report; readonly failure: null }

@@ -80,11 +80,12 @@ export class Relay implements AsyncDisposable {
 
   /** Forwards a frame by `pass`, with what was planned for it. */
   #look(channel: RelayedChannel, frame: PassingFrame, pass: (bytes: Buffer) => void): void {
-    const incident = this.#incidents.find(({ point }) => {
+    const met = this.#incidents.filter(({ point }) => {
       return point.channel === channel.number && point.frame === frame.name;
     });
-    if (incident !== undefined) incident.seen += 1;
-    if (incident === undefined || incident.seen !== (incident.point.nth ?? 1)) {
+    for (const each of met) each.seen += 1;
+    const incident = met.find(({ point, seen }) => seen === (point.nth ?? 1));
+    if (incident === undefined) {
       pass(frame.bytes);
     } else if (incident.deed === "flip a bit") {
       pass(flipped(frame.bytes));

@@ -1,0 +1,20 @@
+import { workerData } from "node:worker_threads";
+import { assert } from "../base/assert.ts";
+import type { TaskReport } from "../workers/protocol.ts";
+
+/** What a channel's thread of the bench is started with. */
+export interface DispatchSetup {
+  /** One word per channel: tasks that its thread was given. */
+  readonly counts: Int32Array;
+}
+
+const { counts } = workerData as DispatchSetup;
+let own = 0;
+
+/** A task that does nothing but to prove that the owner of its channel got it. */
+export default function work(task: { readonly channel: number }): TaskReport {
+  if (own === 0) own = task.channel;
+  assert(task.channel === own, "a channel's tasks go to one thread");
+  Atomics.add(counts, task.channel, 1);
+  return { state: "done", pages: task.channel };
+}
