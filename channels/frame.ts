@@ -202,7 +202,8 @@ export const FRAMES = {
     from: "both",
     bodyBytesMax: 0,
     layout: "",
-    meaning: "Still here. Sent whenever nothing else was for a quarter of channel-timeout.",
+    meaning:
+      "Still here. Sent whenever nothing else was for a quarter of channel-timeout or 250 ms.",
   },
 } as const satisfies Record<string, FrameRow>;
 
