@@ -9,6 +9,7 @@ export interface PumpTask {
   readonly channel: number;
   readonly bytes: number;
   readonly pieceBytes: number;
+  readonly memoryBytes: number;
   readonly stop: Int32Array;
   /** Word 0: how many threads are ready; word 1: 1 when all may begin. */
   readonly start: Int32Array;
@@ -18,9 +19,10 @@ export interface PumpTask {
 
 const LIMIT_MS = 30_000;
 
-const { direction, fd, channel, bytes, pieceBytes, stop, start, times } = workerData as PumpTask;
+const task = workerData as PumpTask;
+const { direction, fd, channel, bytes, pieceBytes, memoryBytes, stop, start, times } = task;
 const options: DescriptorOptions = { fd, channel, stop, limitMs: LIMIT_MS };
-const piece = new Uint8Array(pieceBytes).fill(0xa5);
+const memory = new Uint8Array(new SharedArrayBuffer(memoryBytes)).fill(0xa5);
 const answer = new Uint8Array(1);
 
 Atomics.add(start, 0, 1);
@@ -29,13 +31,11 @@ Atomics.wait(start, 1, 0);
 times[0] = nowMs();
 const cpuBefore = process.threadCpuUsage();
 if (direction === "out") {
-  for (let left = bytes; left > 0; left -= piece.length) {
-    writeAll(options, left < piece.length ? piece.subarray(0, left) : piece);
-  }
+  for (let at = 0; at < bytes; at += pieceBytes) writeAll(options, pieceAt(at));
   readSome(options, answer, { least: 1, isIdle: false });
 } else {
-  for (let left = bytes; left > 0; left -= piece.length) {
-    const target = left < piece.length ? piece.subarray(0, left) : piece;
+  for (let at = 0; at < bytes; at += pieceBytes) {
+    const target = pieceAt(at);
     readSome(options, target, { least: target.length, isIdle: false });
   }
   writeAll(options, answer);
@@ -43,3 +43,9 @@ if (direction === "out") {
 const cpu = process.threadCpuUsage(cpuBefore);
 times[1] = nowMs();
 times[2] = (cpu.user + cpu.system) / 1000;
+
+/** The piece that is moved after `at` bytes. */
+function pieceAt(at: number): Uint8Array {
+  const from = at % memoryBytes;
+  return memory.subarray(from, from + Math.min(pieceBytes, bytes - at));
+}

@@ -16,6 +16,8 @@ export interface PumpLoad {
   readonly connections: number;
   readonly bytes: number;
   readonly pieceBytes: number;
+  /** Bytes of memory that each thread goes through, again and again: a piece, or a guest's share. */
+  readonly memoryBytes: number;
 }
 
 /** From the first thread's first call to the last thread's last; processor time is the threads'. */
@@ -28,8 +30,8 @@ const LIMIT_MS = 10_000;
 
 /**
  * The least that any engine must do: threads that write and read the sockets that the engine would
- * use, in pieces of its size, waiting as it waits. Nothing is looked at, and the bytes come from
- * and go to one small buffer that never leaves the cache.
+ * use, in pieces of its size, waiting as it waits. Nothing is looked at. The bytes come from and go
+ * to one small buffer that never leaves the cache, or, as a guest's do, memory that is in none.
  */
 export async function pumpIn(
   load: PumpLoad,
@@ -72,6 +74,7 @@ async function pump(
       channel: index + 1,
       bytes: load.bytes / load.connections,
       pieceBytes: load.pieceBytes,
+      memoryBytes: load.memoryBytes,
       stop,
       start,
       times: times[index] as Float64Array,

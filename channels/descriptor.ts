@@ -1,4 +1,4 @@
-import { readSync, writeSync } from "node:fs";
+import { readSync, writeSync, writevSync } from "node:fs";
 import { nowMs } from "../base/clock.ts";
 import { errnoOf, MigrationError, reasonOf } from "../base/errors.ts";
 
@@ -22,6 +22,8 @@ export interface DescriptorOptions {
    */
   readonly isDeep?: boolean;
 }
+
+const NOTHING = new Uint8Array(0);
 
 /** The transfer was stopped from outside; whoever stopped it knows why. Never leaves a thread. */
 export class Stopped extends Error {
@@ -121,14 +123,25 @@ function spinningOf(options: DescriptorOptions): Spinning {
   return spinning;
 }
 
-/** Writes all of `source`. Returns the milliseconds slept. Throws CHANNEL_LOST or _STALLED. */
-export function writeAll(options: DescriptorOptions, source: Uint8Array): number {
+/**
+ * Writes all of `source`, and of `second` behind it as if they were one. Returns the milliseconds
+ * slept. Throws CHANNEL_LOST or _STALLED.
+ */
+export function writeAll(
+  options: DescriptorOptions,
+  source: Uint8Array,
+  second: Uint8Array = NOTHING,
+): number {
+  const bytes = source.length + second.length;
   let waitedMs = 0;
   let patience: Patience | null = null;
-  for (let done = 0; done < source.length; ) {
-    const count = transfer(options, () =>
-      writeSync(options.fd, source, done, source.length - done),
-    );
+  for (let done = 0; done < bytes; ) {
+    const count = transfer(options, () => {
+      const { fd } = options;
+      if (second.length === 0) return writeSync(fd, source, done, bytes - done);
+      if (done < source.length) return writevSync(fd, [source.subarray(done), second]);
+      return writeSync(fd, second, done - source.length, bytes - done);
+    });
     if (count > 0) {
       done += count;
       waitedMs += patience?.end() ?? 0;

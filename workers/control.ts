@@ -35,6 +35,10 @@ export const COUNTERS = [
 ] as const;
 export type Counter = (typeof COUNTERS)[number];
 
+const INDEX = Object.fromEntries(COUNTERS.map((counter, index) => [counter, index])) as Readonly<
+  Record<Counter, number>
+>;
+
 /** Doubles per row: whole cache lines, since two channels in one line cost each other a factor. */
 const ROW = 16;
 assert(COUNTERS.length <= ROW, "a row holds every counter");
@@ -68,11 +72,11 @@ export class CounterRow {
   }
 
   add(counter: Counter, amount: number): void {
-    const index = COUNTERS.indexOf(counter);
+    const index = INDEX[counter];
     this.#values[index] = (this.#values[index] as number) + amount;
   }
 
   read(counter: Counter): number {
-    return this.#values[COUNTERS.indexOf(counter)] as number;
+    return this.#values[INDEX[counter]] as number;
   }
 }
