@@ -53,7 +53,8 @@ const DESTINATION_STOPS: Readonly<Record<DestinationPhase, Stop>> = {
   receive: { flags: SLOWLY },
   devices: { isFleeting: true },
   load: { hold: "end" },
-  commit: { hold: "ready" },
+  // READY may get through as the relay closes, and COMMIT then cross the signal.
+  commit: { hold: "ready", isFleeting: true },
   resume: { hold: "running", isTooLate: true },
 };
 

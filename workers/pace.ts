@@ -13,7 +13,8 @@ export function pace(
   bytes: number,
   bytesPerSecond: bigint,
 ): { word: bigint; waitNs: bigint } {
-  const costNs = (BigInt(bytes) * 1_000_000_000n) / bytesPerSecond;
+  // Rounded up: many small frames must not add up to more than the limit.
+  const costNs = (BigInt(bytes) * 1_000_000_000n + bytesPerSecond - 1n) / bytesPerSecond;
   const start = word > now ? word : now;
   const waitNs = start - now - BURST_NS;
   return { word: start + costNs, waitNs: waitNs > 0n ? waitNs : 0n };

@@ -1,0 +1,102 @@
+import { execFile } from "node:child_process";
+import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
+import { expect, test } from "vitest";
+import { BENCHMARKS } from "../bench/list.ts";
+import { type Benchmark, type Goal, isMet, median, type Result } from "../bench/measure.ts";
+import { formatResult } from "../bench/table.ts";
+
+/** Figures that have goals which the engine promises, by benchmark. Others come and go. */
+const PROMISES: Readonly<Record<string, Readonly<Record<string, Goal>>>> = {
+  throughput: { "engine / pump": { atLeast: 0.8 } },
+  zero: { "fresh memory, per core of both ends": { atLeast: 8 } },
+  memory: {
+    "source, channels: 1": { atMost: 174 },
+    "source, channels: 2": { atMost: 198 },
+    "destination, channels: 1": { atMost: 174 },
+    "destination, channels: 2": { atMost: 198 },
+  },
+  "event-loop": { "source, p99": { atMost: 20 }, "destination, p99": { atMost: 20 } },
+};
+
+async function resultsOf(benchmark: Benchmark): Promise<Result[]> {
+  const results: Result[] = [];
+  await benchmark.run((result) => void results.push(result), benchmark.smoke);
+  return results;
+}
+
+// A benchmark proves its own work and throws where it was not done. How long it took is not asked.
+for (const benchmark of BENCHMARKS) {
+  test(`the benchmark ${benchmark.name} does its work and tells figures of it`, async () => {
+    const results = await resultsOf(benchmark);
+    for (const { name, value } of results) {
+      expect(Number.isFinite(value) && value >= 0, `${name} is ${value}`).toBe(true);
+    }
+    const goals = new Map(results.map(({ name, goal }) => [name, goal]));
+    expect(goals.size).toBe(results.length);
+    expect(goals.size).toBeGreaterThan(0);
+    for (const [name, goal] of Object.entries(PROMISES[benchmark.name] ?? {})) {
+      expect(goals.get(name), name).toEqual(goal);
+    }
+  });
+
+  test(`the benchmark ${benchmark.name} is the same for the suite and for figures but in size`, () => {
+    expect(Object.keys(benchmark.real).sort()).toEqual(Object.keys(benchmark.smoke).sort());
+  });
+}
+
+test("every benchmark that has promised goals is in the list, under a name of its own", () => {
+  const names = BENCHMARKS.map(({ name }) => name);
+  expect(names).toEqual(expect.arrayContaining(Object.keys(PROMISES)));
+  expect(new Set(names).size).toBe(names.length);
+});
+
+test("a goal is met at its bound and missed beyond it, and no goal is neither", () => {
+  const result = { name: "a", value: 5, unit: "ms" };
+  expect(isMet(result)).toBe(null);
+  for (const [goal, met] of [
+    [{ atLeast: 5 }, true],
+    [{ atLeast: 5.1 }, false],
+    [{ atMost: 5 }, true],
+    [{ atMost: 4.9 }, false],
+  ] as const) {
+    expect(isMet({ ...result, goal })).toBe(met);
+    expect(formatResult({ ...result, goal })).toContain(met ? "met" : "MISS");
+  }
+});
+
+test("a median is the middle value, or between the two in the middle", () => {
+  expect(median([9, 1, 5])).toBe(5);
+  expect(median([9, 1, 5, 7])).toBe(6);
+  expect(median([3])).toBe(3);
+});
+
+const run = fileURLToPath(new URL("../bench/run.ts", import.meta.url));
+
+test("results come as lines of JSON with where, what and how large they were measured", async () => {
+  const words = [run, "--smoke", "--json", "kernels", "guestBytes=4194304"];
+  const { stdout } = await promisify(execFile)(process.execPath, words);
+  const lines = stdout.trim().split("\n");
+  expect(lines.length).toBeGreaterThan(1);
+  for (const line of lines) {
+    expect(JSON.parse(line)).toMatchObject({
+      bench: "kernels",
+      name: expect.any(String),
+      value: expect.any(Number),
+      unit: "GB/s",
+      parameters: { timeMs: 1, guestBytes: 4 * 2 ** 20 },
+      machine: { cores: expect.any(Number), node: process.version },
+    });
+    expect(JSON.parse(line)).toHaveProperty("commit");
+  }
+});
+
+for (const words of [["throughputs"], ["kernels", "pages=7"], ["kernels", "timeMs=much"]]) {
+  test(`"${words.join(" ")}" is nonsense and says what there is, with exit status 2`, async () => {
+    const failing = promisify(execFile)(process.execPath, [run, "--smoke", ...words]);
+    await expect(failing).rejects.toMatchObject({
+      code: 2,
+      stdout: expect.stringContaining("throughput"),
+    });
+  });
+}
