@@ -118,7 +118,7 @@ function* pageTasks(path: string, guestBytes: number, checksum: Checksum): Gener
       const fd = openSync(target, "w");
       const sender = new PageSender(setup, placeOf(fd), null);
       const send = (): void => {
-        assert(sender.send(0, chunks) === block.pageCount, "every page goes");
+        assert(sender.send(0, chunks, 1) === block.pageCount, "every page goes");
       };
       dirty.fill();
       if (target === path) {
@@ -132,12 +132,13 @@ function* pageTasks(path: string, guestBytes: number, checksum: Checksum): Gener
       closeSync(fd);
     }
     const received = new Int32Array(new SharedArrayBuffer(wordCountFor(block.pageCount) * 4));
+    const generations = new Uint32Array(new SharedArrayBuffer(block.pageCount * 4));
     yield {
       name: `pages, receive, ${name}`,
       bytes: guestBytes,
       work() {
         const fd = openSync(path, "r");
-        const blocks = [{ ...block, isPristine: false, received }];
+        const blocks = [{ ...block, isPristine: false, received, generations }];
         const receiver = new PageReceiver({ ...setup, blocks }, placeOf(fd), checksum);
         receiver.receive();
         receiver.close();
@@ -160,13 +161,15 @@ function guestOf(
   const geometry = geometryOf(announced, CHUNK_BYTES);
   const dirty = new DirtyBitmap(geometry);
   const place = { kind: "shared", buffer } as const;
-  const block: SendBlock = { ...announced, ...geometry, place, dirty: dirty.words };
+  const block: SendBlock = { ...announced, ...geometry, place, dirty: dirty.words, firstKey: 0 };
   const setup: SendSetup = {
     control: createControl(1),
     blocks: [block],
     hasChecksum: false,
     channelTimeoutMs: LIMIT_MS,
     fenceTimeoutMs: LIMIT_MS,
+    cacheBytes: 0,
+    channels: 1,
   };
   return { block, setup, dirty };
 }

@@ -104,9 +104,9 @@ export const FRAMES = {
     from: "source",
     bodyBytesMax: PAGES_HEAD_BYTES + RUNS_MAX * RUN_BYTES + PAYLOAD_BYTES_MAX,
     layout:
-      "u32 block, u16 runs, u16 reserved, {u32 firstPage, u16 pages, u8 encoding, u8 reserved, u32 bytes}[runs], payload",
+      "u32 block, u16 runs, u8 codec, u8 reserved, {u32 firstPage, u16 pages, u8 encoding, u8 reserved, u32 bytes}[runs], payload",
     meaning:
-      "Runs of pages of one block, payloads in the order of the runs. Block counts from 0 in the order of AGREE; page is the block's wire page.",
+      "Runs of pages of one block, their payloads in order and, with a codec, compressed as one. Block counts from 0 in the order of AGREE; page is the block's wire page.",
   },
   fence: {
     kind: 7,

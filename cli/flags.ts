@@ -70,6 +70,8 @@ export interface Parsed<F extends CommandFlags> {
   readonly positionals: readonly string[];
   /** Everything that is wrong, each in a sentence. The rest holds only when this is empty. */
   readonly problems: readonly string[];
+  /** Of these, what is wrong whatever the rules of legality say. */
+  readonly mistakes: readonly string[];
 }
 
 interface KnownFlag extends Pick<CommandFlag, "repeatable" | "short"> {
@@ -238,6 +240,7 @@ class Reading<F extends CommandFlags> {
       flags: Object.fromEntries(values) as Parsed<F>["flags"],
       positionals: this.positionals,
       problems: [...this.#problems, ...illegal],
+      mistakes: this.#problems,
     };
   }
 

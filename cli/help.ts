@@ -10,6 +10,7 @@ const PLACEHOLDERS = {
   bytesPerSecond: "RATE",
   milliseconds: "TIME",
   percent: "PERCENT",
+  cores: "CORES",
 };
 
 const UNITS =

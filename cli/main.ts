@@ -4,6 +4,7 @@ import { nearest } from "../engine/nearest.ts";
 import { DEMO, demo } from "./demo.ts";
 import { type Command, parseFlags } from "./flags.ts";
 import { helpText, overviewText } from "./help.ts";
+import { checkLegality, isCheck, LEGALITY_CHECK } from "./legality.ts";
 import { chooseOutput } from "./output.ts";
 import { RECEIVE, receive } from "./receive.ts";
 import { checkUsage, EXIT, endOnInterrupt, tellFailure } from "./run.ts";
@@ -17,6 +18,8 @@ interface Entry {
   readonly run: (argv: readonly string[]) => Promise<number>;
 }
 
+const RULES = tableEntry("legality", LEGALITY_CHECK.summary, printLegality);
+
 const COMMANDS: readonly Entry[] = [
   { command: DEMO, run: demo },
   { command: RECEIVE, run: receive },
@@ -26,11 +29,10 @@ const COMMANDS: readonly Entry[] = [
     "Tells every parameter: type, bounds, default and why.",
     printParameters,
   ),
-  tableEntry(
-    "legality",
-    "Tells which features and parameters go together, and why.",
-    printLegality,
-  ),
+  {
+    command: LEGALITY_CHECK,
+    run: (argv) => (argv.some(isCheck) ? checkLegality(argv) : RULES.run(argv)),
+  },
   tableEntry("failures", "Tells every way to fail, and what to do then.", printFailures),
 ];
 

@@ -17,6 +17,7 @@ const UNITS = {
   bytesPerSecond: "bytes per second",
   milliseconds: "milliseconds",
   percent: "percent",
+  cores: "cores",
   boolean: null,
   choice: null,
 } as const;

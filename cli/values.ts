@@ -38,6 +38,8 @@ function read(domain: Domain, text: string): FlagValue | undefined {
       return measured(parseRate, text);
     case "milliseconds":
       return measured(parseTime, text);
+    case "cores":
+      return /^\d+(\.\d+)?$/.test(text) ? Number(text) : undefined;
   }
 }
 
@@ -93,5 +95,6 @@ export const AS_FLAGS: Wording = {
     bytesPerSecond: "a rate",
     milliseconds: "a time",
     percent: "a percentage",
+    cores: "a number of cores",
   },
 };

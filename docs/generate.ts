@@ -105,11 +105,13 @@ ${table(["rule", "kind", "what holds", "reason"], rows)}
 in a rule that *requires* or *limits*; it must not in one that *excludes*. A condition is one of
 
 - \`{ "given": P }\`: parameter P was given, not left to its default;
-- \`{ "parameter": P, … }\` or \`{ "feature": F, … }\` with \`"is": value\`, or with \`"atLeast"\` or
-  \`"atMost"\` and a number, or another parameter or feature with \`"plus"\` a number on top;
+- \`{ "parameter": P, … }\` or \`{ "feature": F, … }\` with \`"is": value\`, with \`"oneOf": [values]\`, or
+  with \`"atLeast"\` or \`"atMost"\` and a number, or another parameter or feature with \`"plus"\` a
+  number on top;
 - \`{ "all": [conditions] }\`: all of them hold; an empty list always holds.
 
 A parameter that is left out has its default. A rule about a feature that is not known is not asked.
+\`multifd legality --check FLAGS\` answers for one configuration before anything starts.
 
 ${table(["feature", "what it is"], features)}`;
 }

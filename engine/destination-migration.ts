@@ -21,7 +21,7 @@ import { configure } from "./configuration.ts";
 import type { DestinationPhase, MigrateInOptions } from "./destination.ts";
 import { receiveDevices } from "./device-state.ts";
 import { Doorman } from "./doorman.ts";
-import { pageFigures } from "./figures.ts";
+import { mainChannelFigures, pageFigures } from "./figures.ts";
 import { startHeartbeat } from "./heartbeat.ts";
 import { Hold } from "./hold.ts";
 import type { DestinationHost, DeviceSection } from "./host.ts";
@@ -215,13 +215,7 @@ export class DestinationMigration {
     };
     const cpu = process.cpuUsage(this.#cpuBefore);
     const counters = this.#ofReceiver.counters();
-    const main = {
-      id: 0,
-      lane: "main",
-      sentBytes: this.#ofMain.receivedBytes,
-      waitMs: 0,
-      busyMs: 0,
-    } as const;
+    const main = mainChannelFigures(this.#ofMain.receivedBytes);
     const channels = [main, ...this.#ofReceiver.channelFigures()];
     return {
       totalMs,

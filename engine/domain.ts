@@ -1,6 +1,6 @@
 /** Counts, bytes and percentages are whole; times and rates may have a fraction. */
 export interface NumberDomain {
-  readonly type: "count" | "bytes" | "bytesPerSecond" | "milliseconds" | "percent";
+  readonly type: "count" | "bytes" | "bytesPerSecond" | "milliseconds" | "percent" | "cores";
   readonly min: number;
   readonly max: number;
   /** What 0 means, where it is allowed beside `min` to `max`. */

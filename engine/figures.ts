@@ -18,7 +18,46 @@ export function channelFigures(control: Control, channels: number): ChannelFigur
     sentBytes: row.read("movedBytes"),
     waitMs: row.read("waitMs"),
     busyMs: row.read("busyMs"),
+    delta: {
+      hits: row.read("deltaHits"),
+      misses: row.read("deltaMisses"),
+      overflows: row.read("deltaOverflows"),
+      beforeBytes: row.read("deltaBeforeBytes"),
+      afterBytes: row.read("deltaAfterBytes"),
+    },
+    codec: {
+      triedBytes: row.read("codecTriedBytes"),
+      beforeBytes: row.read("codecBeforeBytes"),
+      afterBytes: row.read("codecAfterBytes"),
+      workMs: row.read("codecMs"),
+      choice: choiceText(row),
+    },
   }));
+}
+
+/** The main channel carries no pages, and nothing of it is compressed. */
+export function mainChannelFigures(sentBytes: number): ChannelFigures {
+  return {
+    id: 0,
+    lane: "main",
+    sentBytes,
+    waitMs: 0,
+    busyMs: 0,
+    delta: { hits: 0, misses: 0, overflows: 0, beforeBytes: 0, afterBytes: 0 },
+    codec: { triedBytes: 0, beforeBytes: 0, afterBytes: 0, workMs: 0, choice: "" },
+  };
+}
+
+/** What auto chose, and the two figures that decided it; empty where nothing was chosen. */
+function choiceText(row: CounterRow): string {
+  const way = row.read("choiceWay");
+  if (way === 0) return "";
+  const cost = (counter: Counter): string => {
+    const ms = row.read(counter);
+    return ms === 0 ? "not tried" : `${ms.toFixed(2)} ms per MiB`;
+  };
+  const figures = `raw ${cost("choiceRawMsPerMiB")}, zstd ${cost("choiceCodecMsPerMiB")}`;
+  return `${way === 1 ? "raw" : "zstd"}: ${figures}, changed ${row.read("choiceChanges")} times`;
 }
 
 export function pageFigures(counters: Record<Counter, number>, untouched: number): PageFigures {

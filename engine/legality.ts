@@ -37,6 +37,7 @@ type Bound = number | (Subject & { readonly plus?: number });
 /** A claim about one subject. */
 type Comparison =
   | (Subject & { readonly is: Value })
+  | (Subject & { readonly oneOf: readonly Value[] })
   | (Subject & { readonly atLeast: Bound })
   | (Subject & { readonly atMost: Bound });
 
@@ -113,6 +114,39 @@ export const LEGALITY: readonly LegalityRule[] = [
     reason: "Only the host can take time from its guest, and this one does not offer to.",
   },
   {
+    id: "zstd-level-needs-zstd",
+    kind: "requires",
+    when: { given: "zstdLevel" },
+    claim: { parameter: "compression", oneOf: ["zstd", "auto"] },
+    reason: "The level is zstd's, which nothing else uses.",
+  },
+  {
+    id: "deflate-level-needs-deflate",
+    kind: "requires",
+    when: { given: "deflateLevel" },
+    claim: { parameter: "compression", is: "deflate" },
+    reason: "The level is deflate's, which nothing else uses.",
+  },
+  {
+    id: "cpu-limit-needs-auto",
+    kind: "requires",
+    when: { given: "cpuLimitCores" },
+    claim: { parameter: "compression", is: "auto" },
+    reason: "A codec that is set compresses everything, whatever it costs.",
+  },
+  {
+    id: "cache-size-needs-xbzrle",
+    kind: "requires",
+    when: {
+      all: [
+        { given: "xbzrleCacheBytes" },
+        { parameter: "compression", oneOf: ["none", "zstd", "deflate"] },
+      ],
+    },
+    claim: { parameter: "xbzrle", is: true },
+    reason: "Without xbzrle, or auto, which implies it, no versions of pages are kept.",
+  },
+  {
     id: "fd-names-every-channel",
     kind: "requires",
     when: {
@@ -187,6 +221,7 @@ function holds(condition: Condition, configuration: Configuration): boolean | un
   const value = subjectValue(condition, configuration);
   if (value === undefined) return undefined;
   if ("is" in condition) return value === condition.is;
+  if ("oneOf" in condition) return condition.oneOf.includes(value);
   const atLeast = "atLeast" in condition;
   const bound = boundOf(atLeast ? condition.atLeast : condition.atMost, configuration);
   if (bound === undefined || typeof value !== "number") return undefined;
@@ -234,6 +269,9 @@ function conditionText(condition: Condition, wording: Wording): string {
 
 function claimText(claim: Comparison, wording: Wording): string {
   if ("is" in claim) return valueText(claim, claim.is, wording);
+  if ("oneOf" in claim) {
+    return claim.oneOf.map((value) => valueText(claim, value, wording)).join(" or ");
+  }
   const [relation, bound] =
     "atLeast" in claim ? ["at least", claim.atLeast] : ["at most", claim.atMost];
   if (typeof bound === "number") return `${relation} ${valueText(claim, bound, wording)}`;
@@ -242,7 +280,7 @@ function claimText(claim: Comparison, wording: Wording): string {
 }
 
 function boundSubject(claim: Comparison): Subject | undefined {
-  if ("is" in claim) return undefined;
+  if ("is" in claim || "oneOf" in claim) return undefined;
   const bound = "atLeast" in claim ? claim.atLeast : claim.atMost;
   return typeof bound === "number" ? undefined : bound;
 }

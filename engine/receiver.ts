@@ -25,6 +25,7 @@ export class Receiver {
         const { name, sizeBytes, place, pristine } = block;
         const { pageBytes, pageCount } = geometryOf(block, parameters.chunkBytes);
         const received = new Int32Array(new SharedArrayBuffer(wordCountFor(pageCount) * 4));
+        const generations = new Uint32Array(new SharedArrayBuffer(pageCount * 4));
         return {
           name,
           sizeBytes,
@@ -33,6 +34,7 @@ export class Receiver {
           pageCount,
           isPristine: pristine === true,
           received,
+          generations,
         };
       }),
       hasChecksum: parameters.checksum,

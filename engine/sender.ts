@@ -1,13 +1,15 @@
-import { assert } from "../base/assert.ts";
+import { assert, must } from "../base/assert.ts";
 import { nowMs } from "../base/clock.ts";
 import { siblingModule } from "../base/module.ts";
 import { Stopped } from "../channels/descriptor.ts";
-import { type Control, createControl, setBandwidthLimit } from "../workers/control.ts";
-import type { ChannelPlace, SendSetup, SendTask } from "../workers/protocol.ts";
+import { type Control, createControl } from "../workers/control.ts";
+import { firstKeys, shardBytes } from "../workers/delta-cache.ts";
+import type { ChannelPlace, SendBlock, SendSetup, SendTask } from "../workers/protocol.ts";
 import { type Block, type Geometry, geometryOf } from "./block.ts";
 import { DirtyBitmap } from "./dirty-bitmap.ts";
 import type { DirtyLog } from "./dirty-log.ts";
 import { channelFigures, sumCounters } from "./figures.ts";
+import { applySettings, cacheBytesOf } from "./live-settings.ts";
 import type { Parameters } from "./parameters.ts";
 import { ChannelPool } from "./pool.ts";
 import { ownerOf } from "./shards.ts";
@@ -42,6 +44,7 @@ export class Sender {
   readonly #channels: number;
   readonly #pool: ChannelPool;
   #fences = 0;
+  #rounds = 0;
   /** The quickest answer to a fence so far: the first one of a channel has nothing to wait for. */
   #roundTripMs = Number.POSITIVE_INFINITY;
   #isHurried = false;
@@ -50,7 +53,7 @@ export class Sender {
   constructor(blocks: readonly Block[], parameters: Parameters) {
     this.#channels = parameters.channels;
     this.control = createControl(parameters.channels);
-    setBandwidthLimit(this.control, parameters.maxBandwidthBytesPerSecond);
+    applySettings(this.control, parameters);
     this.#blocks = blocks.map((block) => {
       const geometry = geometryOf(block, parameters.chunkBytes);
       const bitmap = new DirtyBitmap(geometry);
@@ -59,16 +62,20 @@ export class Sender {
     });
     const setup: SendSetup = {
       control: this.control,
-      blocks: this.#blocks.map(({ block, bitmap, pageBytes, pageCount, pagesPerChunk }) => {
-        const { name, sizeBytes, place } = block;
-        return { name, sizeBytes, place, pageBytes, pageCount, pagesPerChunk, dirty: bitmap.words };
-      }),
+      blocks: this.#sendBlocks(),
+      channels: parameters.channels,
+      cacheBytes: cacheBytesOf(parameters, shardBytes(this.#blocks, parameters.channels)),
       hasChecksum: parameters.checksum,
       channelTimeoutMs: parameters.channelTimeoutMs,
       fenceTimeoutMs: parameters.stepTimeoutMs,
     };
     const module = siblingModule("../workers/send-worker", import.meta.url);
     this.#pool = new ChannelPool({ module, setup, channels: parameters.channels });
+  }
+
+  /** Takes parameters over that changed while it runs. */
+  change(parameters: Parameters): void {
+    applySettings(this.control, parameters);
   }
 
   async open(place: ChannelPlace): Promise<void> {
@@ -96,12 +103,24 @@ export class Sender {
     );
   }
 
+  /** The blocks as the threads need them. */
+  #sendBlocks(): SendBlock[] {
+    const keys = firstKeys(this.#blocks, this.#channels);
+    return this.#blocks.map(({ block, bitmap, pageBytes, pageCount, pagesPerChunk }, index) => {
+      const { name, sizeBytes, place } = block;
+      const geometry = { pageBytes, pageCount, pagesPerChunk };
+      const firstKey = must(keys[index], "every block has keys");
+      return { name, sizeBytes, place, ...geometry, dirty: bitmap.words, firstKey };
+    });
+  }
+
   /**
    * Sends everything that is dirty, each chunk in the channel that owns it, until the destination
    * has applied it. Megabytes may be on their way when the last one is written: a round that ended
    * there would hold the link to be faster than it is, and the guest would wait for them at rest.
    */
   async sendRound(): Promise<SentRound> {
+    this.#rounds += 1;
     const startMs = nowMs();
     const dirtyPages = this.dirtyPages;
     const guestBytes = this.dirtyBytes;
@@ -186,7 +205,7 @@ export class Sender {
           chunks.push(chunk);
           bytes += bitmap.dirtyCountOf(chunk) * pageBytes;
           if (bytes >= TASK_BYTES || chunks.length >= TASK_CHUNKS_MAX) {
-            yield { kind: "send", block: index, chunks };
+            yield { kind: "send", block: index, chunks, round: this.#rounds };
             chunks = [];
             bytes = 0;
           }
@@ -194,7 +213,7 @@ export class Sender {
         const next = chunk + 1;
         chunk = next < bitmap.chunkCount ? bitmap.nextDirtyChunk(next) : -1;
       }
-      if (chunks.length > 0) yield { kind: "send", block: index, chunks };
+      if (chunks.length > 0) yield { kind: "send", block: index, chunks, round: this.#rounds };
     }
   }
 

@@ -2,12 +2,12 @@ import { assert } from "../base/assert.ts";
 import { nowMs } from "../base/clock.ts";
 import { asMigrationError, MigrationError, reasonOf } from "../base/errors.ts";
 import { loadChecksum } from "../channels/checksum.ts";
-import { setBandwidthLimit, stopWorkers } from "../workers/control.ts";
+import { stopWorkers } from "../workers/control.ts";
 import { Attempt, callHost } from "./attempt.ts";
 import { configure } from "./configuration.ts";
 import { Convergence, type Judgement, type Verdict } from "./convergence.ts";
 import type { DirtyLog } from "./dirty-log.ts";
-import { pageFigures } from "./figures.ts";
+import { mainChannelFigures, pageFigures } from "./figures.ts";
 import { startHeartbeat } from "./heartbeat.ts";
 import { Hold } from "./hold.ts";
 import type { DeviceSection, SourceHost } from "./host.ts";
@@ -200,13 +200,7 @@ export class SourceMigration {
 
   report(): Report {
     const cpu = process.cpuUsage(this.#cpuBefore);
-    const main = {
-      id: 0,
-      lane: "main",
-      sentBytes: this.#peer.main.sentBytes,
-      waitMs: 0,
-      busyMs: 0,
-    } as const;
+    const main = mainChannelFigures(this.#peer.main.sentBytes);
     const channels = [main, ...this.#ofSender.channelFigures()];
     return {
       totalMs: this.#totalMs,
@@ -370,9 +364,7 @@ export class SourceMigration {
 
   #change(parameters: Parameters): void {
     this.#parameters = parameters;
-    if (this.#sender !== null) {
-      setBandwidthLimit(this.#sender.control, parameters.maxBandwidthBytesPerSecond);
-    }
+    this.#sender?.change(parameters);
   }
 
   /** The time since the last lap: the parts of the downtime follow each other without a gap. */

@@ -31,6 +31,27 @@ export interface ChannelFigures {
   readonly sentBytes: number;
   readonly waitMs: number;
   readonly busyMs: number;
+  readonly delta: DeltaFigures;
+  readonly codec: CodecFigures;
+}
+
+/** How a channel's cache of sent versions served; at the source only. */
+export interface DeltaFigures {
+  readonly hits: number;
+  readonly misses: number;
+  readonly overflows: number;
+  readonly beforeBytes: number;
+  readonly afterBytes: number;
+}
+
+/** What compression did in a channel; at the source only. */
+export interface CodecFigures {
+  readonly triedBytes: number;
+  readonly beforeBytes: number;
+  readonly afterBytes: number;
+  readonly workMs: number;
+  /** What auto chose in the end, and why. */
+  readonly choice: string;
 }
 
 export interface FaultFigures {
@@ -183,6 +204,32 @@ export const STATISTICS = {
     "channels[].busyMs": {
       unit: "milliseconds",
       meaning: "Time that the channel's thread worked, waiting not included.",
+    },
+    "channels[].delta.hits": {
+      unit: "pages",
+      meaning: "Dirty pages whose version at the destination was in the cache.",
+    },
+    "channels[].delta.misses": { unit: "pages", meaning: "Dirty pages whose version was not." },
+    "channels[].delta.overflows": {
+      unit: "pages",
+      meaning: "Pages whose difference would have been no smaller than the page.",
+    },
+    "channels[].delta.beforeBytes": {
+      unit: "bytes",
+      meaning: "Guest memory that was sent as differences.",
+    },
+    "channels[].delta.afterBytes": { unit: "bytes", meaning: "What these differences came to." },
+    "channels[].codec.triedBytes": { unit: "bytes", meaning: "Payload given to a codec." },
+    "channels[].codec.beforeBytes": {
+      unit: "bytes",
+      meaning: "Of that, payload that shrank and was sent compressed.",
+    },
+    "channels[].codec.afterBytes": { unit: "bytes", meaning: "What it was compressed to." },
+    "channels[].codec.workMs": { unit: "milliseconds", meaning: "Time spent in compressing." },
+    "channels[].codec.choice": {
+      unit: "name",
+      meaning:
+        "With compression auto: the way chosen last, with what both ways were measured to take.",
     },
     cpuMs: {
       unit: "milliseconds",

@@ -18,5 +18,6 @@ export const AS_OPTIONS: Wording = {
     bytesPerSecond: "a number of bytes per second",
     milliseconds: "a number of milliseconds",
     percent: "a whole percentage",
+    cores: "a number of cores",
   },
 };

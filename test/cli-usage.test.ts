@@ -135,7 +135,7 @@ for (const name of ["demo", "receive", "send", "parameters", "legality", "failur
     expect([status, stderr]).toEqual([0, ""]);
     expect(stdout).toMatch(new RegExp(`^Usage: multifd ${name} .*\\[FLAGS\\]\n`));
     expect(stdout).toContain("--json");
-    const takesParameters = ["demo", "receive", "send"].includes(name);
+    const takesParameters = ["demo", "receive", "send", "legality"].includes(name);
     for (const key of PARAMETER_KEYS) {
       expect(stdout.includes(flagOf(key))).toBe(takesParameters);
     }

@@ -45,6 +45,22 @@ const CASES: Readonly<Record<string, { breaks: Case; keeps: Case }>> = {
     breaks: [{ autoConverge: true }, { ...SOURCE, address: "tcp", throttle: false }],
     keeps: [{ autoConverge: true }, { ...SOURCE, address: "tcp", throttle: true }],
   },
+  "zstd-level-needs-zstd": {
+    breaks: [{ zstdLevel: 3, compression: "deflate" }],
+    keeps: [{ zstdLevel: 3, compression: "auto" }],
+  },
+  "deflate-level-needs-deflate": {
+    breaks: [{ deflateLevel: 3, compression: "auto" }],
+    keeps: [{ deflateLevel: 3, compression: "deflate" }],
+  },
+  "cpu-limit-needs-auto": {
+    breaks: [{ cpuLimitCores: 1, compression: "zstd" }],
+    keeps: [{ cpuLimitCores: 1, compression: "auto" }],
+  },
+  "cache-size-needs-xbzrle": {
+    breaks: [{ xbzrleCacheBytes: 65_536, compression: "zstd" }],
+    keeps: [{ xbzrleCacheBytes: 65_536, compression: "auto" }],
+  },
   "fd-names-every-channel": {
     breaks: [{ channels: 3 }, { ...SOURCE, address: "fd", descriptors: 3 }],
     keeps: [{ channels: 3 }, { ...SOURCE, address: "fd", descriptors: 4 }],
@@ -112,6 +128,7 @@ function isBrokenByTheBook(
     if ("all" in plain) return (plain["all"] as Plain[]).every(holds);
     if ("given" in plain) return given.includes(String(plain["given"]));
     if ("is" in plain) return read(plain) === plain["is"];
+    if ("oneOf" in plain) return (plain["oneOf"] as unknown[]).includes(read(plain));
     if ("atLeast" in plain) return Number(read(plain)) >= bound(plain["atLeast"]);
     return Number(read(plain)) <= bound(plain["atMost"]);
   };

@@ -244,7 +244,7 @@ async function sendIntoFile(
   }) as typeof writeSync;
   syncBuiltinESMExports();
   try {
-    sender.send(0, chunksOf(block));
+    sender.send(0, chunksOf(block), 1);
   } finally {
     fs.writeSync = writeSync;
     syncBuiltinESMExports();
@@ -342,14 +342,14 @@ test("a channel that is lost puts back the mark of every page that it took", asy
   const { block, sender, far } = await makeLoneSender();
   await shut(far);
   const lost = expect.objectContaining({ code: "CHANNEL_LOST" });
-  expect(() => sender.send(0, chunksOf(block))).toThrow(lost);
+  expect(() => sender.send(0, chunksOf(block), 1)).toThrow(lost);
   expect(dirtyPagesOf(block)).toBe(block.pageCount);
 });
 
 test("a stop while the peer does not read puts back every mark, too", async () => {
   const { block, sender, setup } = await makeLoneSender();
   stopWorkers(setup.control);
-  expect(() => sender.send(0, chunksOf(block))).toThrow(
+  expect(() => sender.send(0, chunksOf(block), 1)).toThrow(
     expect.objectContaining({ name: "Stopped" }),
   );
   expect(dirtyPagesOf(block)).toBe(block.pageCount);

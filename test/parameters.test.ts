@@ -8,6 +8,7 @@ import {
   PARAMETER_KEYS,
   PARAMETERS,
   type ParameterKey,
+  type ParameterOptions,
   parameterProblems,
   resolveParameters,
   rowOf,
@@ -36,7 +37,7 @@ function tries(key: ParameterKey): [value: unknown, isAllowed: boolean][] {
     const choices = row.choices.map((choice): [unknown, boolean] => [choice, true]);
     return [...choices, ...strangers, [row.choices[0]?.toUpperCase(), false], [true, false]];
   }
-  const isWhole = row.type !== "milliseconds" && row.type !== "bytesPerSecond";
+  const isWhole = !["milliseconds", "bytesPerSecond", "cores"].includes(row.type);
   return [
     [row.default, true],
     [row.min, true],
@@ -146,6 +147,12 @@ test("flags are the keys without their units, and are never renamed", () => {
     "throttle-initial",
     "throttle-increment",
     "throttle-max",
+    "compression",
+    "zstd-level",
+    "deflate-level",
+    "cpu-limit",
+    "xbzrle",
+    "xbzrle-cache-size",
     "connect-timeout",
     "channel-timeout",
     "step-timeout",
@@ -162,12 +169,17 @@ test("the handshake compares the agreed parameters, as plain numbers in order", 
 });
 
 test("only live parameters change while a migration runs", () => {
-  const current = resolveParameters({ channels: 2 });
-  const other = { boolean: true, choice: "switch-over" };
+  /** What must hold already for a change to be legal. */
+  const needs: { readonly [key in ParameterKey]?: ParameterOptions } = {
+    zstdLevel: { compression: "zstd" },
+    deflateLevel: { compression: "deflate" },
+    cpuLimitCores: { compression: "auto" },
+  };
   for (const key of PARAMETER_KEYS) {
+    const current = resolveParameters({ channels: 2, ...needs[key] });
     const row = rowOf(key);
     const isNumber = row.type !== "boolean" && row.type !== "choice";
-    const value = isNumber ? row.max : other[row.type];
+    const value = isNumber ? row.max : row.type === "choice" ? row.choices.at(-1) : true;
     const wanted = value === current[key] && isNumber ? row.min : value;
     const problems = problemsOf(() => changeParameters(current, { [key]: wanted }));
     const refusal = `"${key}" cannot change while a migration runs`;

@@ -9,7 +9,17 @@ const REPORT: Required<Report> = {
   guestBytes: 1,
   sentBytes: 1,
   pages: { zero: 1, unchanged: 1, delta: 1, compressed: 1, raw: 1, untouched: 1 },
-  channels: [{ id: 1, lane: "bulk", sentBytes: 1, waitMs: 1, busyMs: 1 }],
+  channels: [
+    {
+      id: 1,
+      lane: "bulk",
+      sentBytes: 1,
+      waitMs: 1,
+      busyMs: 1,
+      delta: { hits: 1, misses: 1, overflows: 1, beforeBytes: 1, afterBytes: 1 },
+      codec: { triedBytes: 1, beforeBytes: 1, afterBytes: 1, workMs: 1, choice: "" },
+    },
+  ],
   cpuMs: 1,
   faults: { count: 1, p50Us: 1, p99Us: 1, maxUs: 1 },
   verified: true,

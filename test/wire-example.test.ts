@@ -1,7 +1,7 @@
 import { readFileSync } from "node:fs";
 import { expect, test } from "vitest";
 import { MigrationError } from "../base/errors.ts";
-import { MIB } from "../base/units.ts";
+import { KIB, MIB } from "../base/units.ts";
 import { loadChecksum } from "../channels/checksum.ts";
 import {
   BLOCKS_MAX,
@@ -30,15 +30,18 @@ import type { Block } from "../engine/block.ts";
 import { migrateIn } from "../engine/destination.ts";
 import { agreedParameters, resolveParameters } from "../engine/parameters.ts";
 import { migrateOut } from "../engine/source.ts";
+import { CODECS } from "../workers/codecs/list.ts";
 import { ENCODINGS } from "../workers/encodings/list.ts";
+import { PIECE_BYTES } from "../workers/workbench.ts";
 import { receiveGuest, WireListener } from "./fixtures/wire-destination.ts";
 import { MIGRATION_ID, TOKEN } from "./fixtures/wire-messages.ts";
+import { CODEC, deltaPayload } from "./fixtures/wire-shrunk.ts";
 import { pagesBody, WireSource } from "./fixtures/wire-source.ts";
 import { allocate, bytesOf, fillBlocks } from "./harness/guest-memory.ts";
 import { pristine, RecordingDestination, used } from "./harness/recording-destination.ts";
 import { RecordingSource } from "./harness/recording-source.ts";
 import { seedFromEnvironment } from "./prng.ts";
-import { ENCODING, KIND, type WireBlock } from "./wire-peer.ts";
+import { ENCODING, KIND, type WireBlock, wirePageOf } from "./wire-peer.ts";
 
 const seed = seedFromEnvironment();
 
@@ -48,6 +51,70 @@ const SHAPE = [
   { name: "größer", sizeBytes: 5 * 16_384, pageBytes: 16_384 },
   { name: "huge", sizeBytes: 4 * MIB, pageBytes: 2 * MIB },
 ] as const;
+
+/** How a guest is sent, and what the report must then tell of its pages. */
+const SHRINKING = [
+  { how: "as it is", options: {}, counts: ["raw"] },
+  { how: "in deltas", options: { xbzrle: true }, counts: ["raw", "delta"] },
+  { how: "by zstd", options: { compression: "zstd" }, counts: ["compressed"] },
+  {
+    how: "in deltas and by deflate",
+    options: { xbzrle: true, compression: "deflate" },
+    counts: ["compressed", "delta"],
+  },
+] as const;
+
+for (const { how, options, counts } of SHRINKING) {
+  test(`a destination written from docs/wire.md takes in a guest that is sent ${how} (SEED=${seed})`, async () => {
+    const listener = await WireListener.start();
+    const host = new RecordingSource({ seed, shape: SHAPE });
+    let writes = 3;
+    host.onLook = () => {
+      if (writes > 0) host.writePages(100);
+      writes -= 1;
+    };
+    host.onPause = () => host.writePages(20);
+    const receiving = receiveGuest(listener);
+    const given = { channels: 2, checksum: true, chunkBytes: 128 * KIB, ...options };
+    const report = await migrateOut(host, listener.address, given);
+    const guest = await receiving;
+    listener.close();
+    for (const [index, { bytes }] of guest.blocks.entries()) {
+      expect(Buffer.compare(bytes, bytesAt(host.blocks, index))).toBe(0);
+    }
+    for (const count of counts) expect(report.pages[count], count).toBeGreaterThan(0);
+  });
+}
+
+for (const [name, codec] of Object.entries(CODEC)) {
+  if (codec === CODEC.none) continue;
+  test(`a source written from docs/wire.md sends a guest by ${name} and in deltas (SEED=${seed})`, async () => {
+    const blocks = allocate(SHAPE);
+    fillBlocks(blocks, seed);
+    const guest: WireBlock[] = blocks.map((block) => ({ ...block, bytes: bytesOf(block) }));
+    const host = new RecordingDestination(used);
+    const listening = Promise.withResolvers<string>();
+    const receiving = migrateIn(host, "tcp:127.0.0.1:0", { onListening: listening.resolve });
+    const source = await WireSource.connect(await listening.promise);
+    source.main.startPings(1000);
+    await source.agree({ blocks: guest, channels: 2 });
+    await source.openBulk(2);
+    await source.openBulk(1);
+    await source.sendShrunk(guest, { codec, hasChecksum: false });
+    await source.sendDevices(new Map());
+    await source.handOver();
+    source.close();
+    const { pages } = await receiving;
+    const total = guest.reduce((sum, block) => {
+      return sum + block.bytes.length / wirePageOf(block.pageBytes);
+    }, 0);
+    expect([pages.raw + pages.compressed, pages.delta]).toEqual([total, total]);
+    expect(pages.compressed).toBeGreaterThan(0);
+    for (const [index, { bytes }] of guest.entries()) {
+      expect(Buffer.compare(bytes, bytesAt(host.blocks ?? [], index))).toBe(0);
+    }
+  });
+}
 
 for (const checksum of [false, true]) {
   const how = checksum ? "with checksums" : "without checksums";
@@ -164,6 +231,11 @@ test("the examples in docs/wire.md are what the engine writes", async () => {
     { first: 3, pages: 5, encoding: ENCODING.zero, payload: new Uint8Array(0) },
     { first: 8, pages: 1, encoding: ENCODING.raw, payload: new Uint8Array(4096).fill(0xab) },
   ];
+  const [before, after] = [new Uint8Array(4096).fill(0xab), new Uint8Array(4096).fill(0xab)];
+  after.set([1, 2, 3], 0x10);
+  after.set([4], 0xfff);
+  const payload = deltaPayload(before, after, [1]);
+  const delta = { first: 8, pages: 1, encoding: ENCODING.delta, payload };
   const cancelled = new MigrationError("CANCELLED", { phase: "precopy" });
   const none = new Uint8Array(0);
   expect(DOCUMENT).toContain(`0x${fingerprint.toString(16)}`);
@@ -178,7 +250,8 @@ test("the examples in docs/wire.md are what the engine writes", async () => {
     frame("accept", 1, none),
     frame("hello", 0, encodeHello({ ...hello, channel: 1, lane: "bulk", token: TOKEN })),
     frame("pages", 1, pagesBody(0, runs), false),
-    frame("fence", 2, encodeFence(1), false),
+    frame("pages", 2, pagesBody(0, [delta]), false),
+    frame("fence", 3, encodeFence(1), false),
     frame("fenced", 1, encodeFence(1)),
     frame("ping", 2, none),
     frame("failure", 3, encodeFailure(cancelled)),
@@ -226,6 +299,7 @@ test("docs/wire.md has the limits, versions, parameters and encodings of the cod
     "bytes of a name or value": NAME_BYTES_MAX,
     "runs in a PAGES frame": RUNS_MAX,
     "payload bytes in a PAGES frame": PAYLOAD_BYTES_MAX,
+    "bytes of the pages of a delta run": PIECE_BYTES,
     "bytes in a PIECE": PIECE_BYTES_MAX,
   };
   for (const [what, limit] of Object.entries(limits)) {
@@ -236,4 +310,5 @@ test("docs/wire.md has the limits, versions, parameters and encodings of the cod
     expect(rows.has(`\`${name}\``), name).toBe(true);
   }
   for (const { number, name } of ENCODINGS) expect(rows.get(`${number}`)?.[0]).toBe(name);
+  for (const { number, name } of CODECS) expect(rows.get(`codec ${number}`)?.[0]).toBe(name);
 });

@@ -36,6 +36,11 @@ export class WireConnection {
     this.#sent += 1;
   }
 
+  /** The sequence number of the next frame. */
+  get sequence(): number {
+    return this.#sent;
+  }
+
   /** Sends bytes as they are; the sequence does not count them. */
   async sendBytes(bytes: Uint8Array): Promise<void> {
     await new Promise<void>((resolve, reject) => {
@@ -148,7 +153,7 @@ export const KIND = {
 } as const;
 
 export const LANE = { main: 1, bulk: 2 } as const;
-export const ENCODING = { zero: 1, raw: 2 } as const;
+export const ENCODING = { zero: 1, raw: 2, delta: 3 } as const;
 export const HEADER_BYTES = 24;
 
 const BODY_BYTES_MAX = new Map<number, number>([
@@ -282,6 +287,10 @@ export class WireBody {
     if (taken.length !== size) throw new Error("a body is too short");
     this.#at += size;
     return taken;
+  }
+  /** All that is left. */
+  rest(): Buffer {
+    return this.take(this.#bytes.length - this.#at);
   }
   end(): void {
     if (this.#at !== this.#bytes.length) throw new Error("a body is too long");

@@ -6,13 +6,48 @@ import { assert } from "../base/assert.ts";
  *   stop      coordinator   0 while the migration goes on, 1 when it must stop; waits are on it
  *   pace      workers       when the next byte may go, see `workers/pace.ts`
  *   limit     coordinator   bytes per second over all channels, 0 for no limit
+ *   codec     coordinator   how payloads are compressed, see setCodecSettings
  *   counters  one channel   a row per channel, see COUNTERS; others only read
  */
 export interface Control {
   readonly stop: Int32Array;
   /** Word 0: pace in ns, word 1: limit. */
   readonly pacing: BigInt64Array;
+  readonly codec: Int32Array;
   readonly counters: Float64Array;
+}
+
+/** How payloads are compressed from the next frame on. */
+export interface CodecSettings {
+  /** Number of the codec in the list; 0 for none. */
+  readonly codec: number;
+  readonly level: number;
+  /** Whether the worker decides frame by frame if it pays. */
+  readonly isAuto: boolean;
+  /** Of one core, for each channel's compression; 0 for no limit. */
+  readonly cpuShare: number;
+}
+
+const CPU_SHARE_UNIT = 1000;
+const LEVEL_SHIFT = 8;
+const AUTO_BIT = 1 << 16;
+
+/** In one word, for a level must never meet the codec that was set before or after its own. */
+export function setCodecSettings(control: Control, settings: CodecSettings): void {
+  const { codec, level, isAuto, cpuShare } = settings;
+  assert(codec >= 0 && codec < 256 && level >= 0 && level < 256, "a codec and a level are bytes");
+  Atomics.store(control.codec, 1, Math.ceil(cpuShare * CPU_SHARE_UNIT));
+  Atomics.store(control.codec, 0, codec | (level << LEVEL_SHIFT) | (isAuto ? AUTO_BIT : 0));
+}
+
+export function readCodecSettings({ codec }: Control): CodecSettings {
+  const word = Atomics.load(codec, 0);
+  return {
+    codec: word & 0xff,
+    level: (word >>> LEVEL_SHIFT) & 0xff,
+    isAuto: (word & AUTO_BIT) !== 0,
+    cpuShare: Atomics.load(codec, 1) / CPU_SHARE_UNIT,
+  };
 }
 
 /**
@@ -32,6 +67,19 @@ export const COUNTERS = [
   "compressed",
   "raw",
   "untouched",
+  "deltaHits",
+  "deltaMisses",
+  "deltaOverflows",
+  "deltaBeforeBytes",
+  "deltaAfterBytes",
+  "codecMs",
+  "codecTriedBytes",
+  "codecBeforeBytes",
+  "codecAfterBytes",
+  "choiceWay",
+  "choiceChanges",
+  "choiceRawMsPerMiB",
+  "choiceCodecMsPerMiB",
 ] as const;
 export type Counter = (typeof COUNTERS)[number];
 
@@ -40,13 +88,14 @@ const INDEX = Object.fromEntries(COUNTERS.map((counter, index) => [counter, inde
 >;
 
 /** Doubles per row: whole cache lines, since two channels in one line cost each other a factor. */
-const ROW = 16;
+const ROW = 32;
 assert(COUNTERS.length <= ROW, "a row holds every counter");
 
 export function createControl(channels: number): Control {
   return {
     stop: new Int32Array(new SharedArrayBuffer(64)),
     pacing: new BigInt64Array(new SharedArrayBuffer(64)),
+    codec: new Int32Array(new SharedArrayBuffer(64)),
     counters: new Float64Array(new SharedArrayBuffer(channels * ROW * 8)),
   };
 }
@@ -74,6 +123,10 @@ export class CounterRow {
   add(counter: Counter, amount: number): void {
     const index = INDEX[counter];
     this.#values[index] = (this.#values[index] as number) + amount;
+  }
+
+  set(counter: Counter, value: number): void {
+    this.#values[INDEX[counter]] = value;
   }
 
   read(counter: Counter): number {

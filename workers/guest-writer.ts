@@ -1,5 +1,7 @@
 import { assert } from "../base/assert.ts";
+import { corrupt } from "../channels/frame.ts";
 import type { CounterRow } from "./control.ts";
+import type { Run } from "./encodings/encoding.ts";
 import type { Ram } from "./ram.ts";
 import { PIECE_BYTES, type Workbench } from "./workbench.ts";
 
@@ -12,6 +14,20 @@ export interface WritableBlock {
   readonly isPristine: boolean;
   /** Bit p: page p was written by this migration. */
   readonly received: Int32Array;
+  /** By page: which version lies there. */
+  readonly generations: Uint32Array;
+  /** For messages. */
+  readonly channel: number;
+}
+
+/** The deltas of a run, as its payload has them. Nothing of it was checked. */
+export interface RunDeltas {
+  /** By page of the run: the generation that its delta is based on. */
+  readonly generation: (page: number) => number;
+  /** By unit of the run: how many bytes its delta takes. */
+  readonly length: (unit: number) => number;
+  readonly units: number;
+  readonly deltas: Uint8Array;
 }
 
 /**
@@ -24,12 +40,22 @@ export class GuestWriter {
   readonly #counters: CounterRow;
   readonly #bench: Workbench;
   readonly #zeros: Uint8Array;
+  #generation = 0;
 
   constructor(block: WritableBlock, counters: CounterRow, bench: Workbench) {
     this.#block = block;
     this.#counters = counters;
     this.#bench = bench;
     this.#zeros = new Uint8Array(block.pageBytes);
+  }
+
+  /** Of what is placed from now on. */
+  set generation(generation: number) {
+    this.#generation = generation;
+  }
+
+  get pageBytes(): number {
+    return this.#block.pageBytes;
   }
 
   write(firstPage: number, pages: number, source: Uint8Array): void {
@@ -60,9 +86,40 @@ export class GuestWriter {
       page = next;
     }
     this.#counters.add("untouched", untouched);
+    this.#block.generations.fill(this.#generation, firstPage, end);
+  }
+
+  /**
+   * Changes the pages of a run by their deltas. Throws FRAME_CORRUPT, before anything of the run is
+   * written, when a delta is based on another version than lies here, or is none.
+   */
+  applyDeltas({ firstPage, pages }: Run, given: RunDeltas): void {
+    const { ram, pageBytes, generations, channel } = this.#block;
+    for (let page = 0; page < pages; page += 1) {
+      const based = given.generation(page);
+      if (based === 0 || generations[firstPage + page] !== based) {
+        throw corrupt(channel, "generation of a delta", based);
+      }
+    }
+    const bytes = pages * pageBytes;
+    assert(bytes <= PIECE_BYTES, "a run of deltas has a limit");
+    let deltaBytes = 0;
+    for (let unit = 0; unit < given.units; unit += 1) {
+      this.#bench.lengths[unit] = given.length(unit);
+      deltaBytes += given.length(unit);
+    }
+    if (deltaBytes !== given.deltas.length) throw corrupt(channel, "bytes of deltas", deltaBytes);
+    this.#bench.deltas.set(given.deltas);
+    const target = this.#bench.piece(bytes);
+    ram.read(firstPage * pageBytes, target);
+    if (!this.#bench.decodeDeltas(given.units, deltaBytes)) {
+      throw corrupt(channel, "delta", "not decodable");
+    }
+    this.write(firstPage, pages, target);
   }
 
   markReceived(firstPage: number, pages: number): void {
+    this.#block.generations.fill(this.#generation, firstPage, firstPage + pages);
     const { received } = this.#block;
     for (let page = firstPage; page < firstPage + pages; page += 1) {
       Atomics.or(received, page >>> 5, 1 << (page & 31));

@@ -19,10 +19,13 @@ import {
   writeChecksum,
 } from "../channels/frame.ts";
 import { decodeFailure, decodeFence, encodeFence } from "../channels/messages.ts";
+import type { Codec } from "./codecs/codec.ts";
+import { codecOf } from "./codecs/list.ts";
 import { CounterRow } from "./control.ts";
 import type { PageEncoding, Run } from "./encodings/encoding.ts";
 import { encodingOf } from "./encodings/list.ts";
 import { raw } from "./encodings/raw.ts";
+import { generationOf } from "./generation.ts";
 import { GuestWriter } from "./guest-writer.ts";
 import type { ChannelPlace, ReceiveSetup } from "./protocol.ts";
 import { openRam, type Ram } from "./ram.ts";
@@ -40,6 +43,16 @@ const DIRECT_BYTES_MIN = 32 * KIB;
 interface DescribedRun extends Run {
   readonly encoding: PageEncoding;
   readonly bytes: number;
+}
+
+/** The checked head of a PAGES frame. */
+interface RunTable {
+  readonly writer: GuestWriter;
+  readonly runs: readonly DescribedRun[];
+  readonly headBytes: number;
+  /** Of all runs together, once expanded. */
+  readonly payloadBytes: number;
+  readonly codec: Codec | null;
 }
 
 /** Receives one channel into guest memory. Lives in the thread that owns the channel. */
@@ -81,7 +94,7 @@ export class PageReceiver {
       this.#rams.push(ram);
       const { pageBytes, pageCount } = block;
       this.#blocks.push({
-        writer: new GuestWriter({ ...block, ram }, this.#counters, bench),
+        writer: new GuestWriter({ ...block, ram, channel: place.channel }, this.#counters, bench),
         pageBytes,
         pageCount,
       });
@@ -154,33 +167,64 @@ export class PageReceiver {
       const bodyAt = this.#start + HEADER_BYTES;
       this.#verify(header, this.#buffer.subarray(bodyAt, bodyAt + header.length));
     }
-    const { writer, runs, headBytes } = this.#readRuns(header);
+    const table = this.#readTable(header);
+    const { writer, runs, headBytes, codec } = table;
+    writer.generation = generationOf(this.#input.channel, header.sequence);
     this.#start += HEADER_BYTES + headBytes;
+    if (codec === null) this.#receiveRuns(runs, writer);
+    else this.#receiveCompressed(header, table, codec);
+    for (const { encoding, pages } of runs) {
+      const isCompressed = encoding === raw && codec !== null;
+      this.#counters.add(isCompressed ? "compressed" : encoding.counter, pages);
+      this.#counters.add("pages", pages);
+    }
+  }
+
+  #receiveRuns(runs: readonly DescribedRun[], writer: GuestWriter): void {
     for (const run of runs) {
-      if (run.encoding === raw && run.bytes >= DIRECT_BYTES_MIN && this.#readStraight(run, writer))
-        continue;
+      const isLong = run.encoding === raw && run.bytes >= DIRECT_BYTES_MIN;
+      if (isLong && this.#readStraight(run, writer)) continue;
       this.#fill(run.bytes, false);
       run.encoding.decode(this.#buffer.subarray(this.#start, this.#start + run.bytes), run, writer);
       this.#start += run.bytes;
     }
+  }
+
+  /** Expands the payload, to just the bytes that the table announced, before anything is applied. */
+  #receiveCompressed(
+    header: Header,
+    { writer, runs, headBytes, payloadBytes }: RunTable,
+    codec: Codec,
+  ): void {
+    const { channel } = this.#input;
+    const bytes = header.length - headBytes;
+    this.#fill(bytes, false);
+    const source = this.#buffer.subarray(this.#start, this.#start + bytes);
+    const payload = codec.expand(source, payloadBytes);
+    if (payload === null) throw corrupt(channel, `payload of codec "${codec.name}"`, bytes);
+    this.#start += bytes;
+    let at = 0;
     for (const run of runs) {
-      this.#counters.add(run.encoding.counter, run.pages);
-      this.#counters.add("pages", run.pages);
+      run.encoding.decode(payload.subarray(at, at + run.bytes), run, writer);
+      at += run.bytes;
     }
   }
 
   /** Reads and checks the table of a PAGES frame, all of it, before any run is applied. */
-  #readRuns(header: Header): { writer: GuestWriter; runs: DescribedRun[]; headBytes: number } {
+  #readTable(header: Header): RunTable {
     const { channel } = this.#input;
     if (header.length < PAGES_HEAD_BYTES) throw corrupt(channel, "length of pages", header.length);
     this.#fill(HEADER_BYTES + PAGES_HEAD_BYTES, false);
     const at = (): number => this.#start + HEADER_BYTES;
     const blockNumber = this.#view.getUint32(at(), true);
     const runCount = this.#view.getUint16(at() + 4, true);
-    const reserved = this.#view.getUint16(at() + 6, true);
+    const codecNumber = this.#view.getUint8(at() + 6);
+    const reserved = this.#view.getUint8(at() + 7);
     const block = this.#blocks[blockNumber];
     if (block === undefined) throw corrupt(channel, "block", blockNumber);
     if (runCount === 0 || runCount > RUNS_MAX) throw corrupt(channel, "runs", runCount);
+    const codec = codecNumber === 0 ? null : codecOf(codecNumber);
+    if (codec === undefined) throw corrupt(channel, "codec", codecNumber);
     if (reserved !== 0) throw corrupt(channel, "reserved", reserved);
     const headBytes = PAGES_HEAD_BYTES + runCount * RUN_BYTES;
     if (header.length < headBytes) throw corrupt(channel, "length of pages", header.length);
@@ -193,9 +237,12 @@ export class PageReceiver {
       payloadBytes += run.bytes;
       runs.push(run);
     }
-    const isWhole = payloadBytes <= PAYLOAD_BYTES_MAX && headBytes + payloadBytes === header.length;
-    if (!isWhole) throw corrupt(channel, "payload bytes", payloadBytes);
-    return { writer: block.writer, runs, headBytes };
+    const sentBytes = header.length - headBytes;
+    const isWhole = codec === null ? sentBytes === payloadBytes : sentBytes < payloadBytes;
+    if (payloadBytes > PAYLOAD_BYTES_MAX || !isWhole) {
+      throw corrupt(channel, "payload bytes", payloadBytes);
+    }
+    return { writer: block.writer, runs, headBytes, payloadBytes, codec };
   }
 
   #readRun(at: number, block: { pageBytes: number; pageCount: number }): DescribedRun {

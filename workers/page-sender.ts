@@ -1,4 +1,4 @@
-import { assert, must } from "../base/assert.ts";
+import { must } from "../base/assert.ts";
 import { nowMs } from "../base/clock.ts";
 import { MigrationError } from "../base/errors.ts";
 import { KIB } from "../base/units.ts";
@@ -15,81 +15,103 @@ import {
   RUN_BYTES,
 } from "../channels/frame.ts";
 import { decodeFailure, decodeFence, encodeFence } from "../channels/messages.ts";
+import { Compressor } from "./compressor.ts";
 import { CounterRow } from "./control.ts";
-import { lowestBit, takeWords, undoWords } from "./dirty-words.ts";
-import type { PageEncoding, Run } from "./encodings/encoding.ts";
+import { DeltaCache, shardBytes } from "./delta-cache.ts";
+import { type DescribedRun, Describer, type Description } from "./describer.ts";
+import { takeWords, undoWords } from "./dirty-words.ts";
+import type { Run } from "./encodings/encoding.ts";
 import { raw } from "./encodings/raw.ts";
-import { zero } from "./encodings/zero.ts";
 import { FrameWriter } from "./frame-writer.ts";
+import { generationOf } from "./generation.ts";
+import { Piece, type TakenWords } from "./piece.ts";
 import type { ChannelPlace, SendBlock, SendSetup } from "./protocol.ts";
 import { openRam, type Ram } from "./ram.ts";
-import { PAGES_AT, PIECE_BYTES, PIECE_PAGES_MAX, Workbench } from "./workbench.ts";
+import { CACHE_AT, PAGES_AT, Workbench } from "./workbench.ts";
+
+/** Chunks of a block are fewer. */
+const CHUNKS_MAX = 2 ** 32;
 
 /** Below this a copy costs less than a frame of its own. */
 const STRAIGHT_BYTES_MIN = 128 * KIB;
 
-/** The dirty bits of a chunk's pages, taken from the bitmap: word 0 is the bitmap's word `first`. */
-interface TakenWords {
-  readonly first: number;
-  readonly words: Int32Array;
-}
-
-interface EncodedRun extends Run {
-  readonly encoding: PageEncoding;
+interface OpenBlock extends SendBlock {
+  readonly index: number;
+  readonly ram: Ram;
+  readonly cache: DeltaCache | null;
 }
 
 /** Sends the pages of one channel's shard. Lives in the thread that owns the channel. */
 export class PageSender {
-  readonly #setup: SendSetup;
   readonly #counters: CounterRow;
+  readonly #writer: FrameWriter;
   readonly #input: DescriptorOptions;
   readonly #checksum: Checksum | null;
-  readonly #rams: readonly Ram[];
-  readonly #bench = new Workbench();
-  readonly #writer: FrameWriter;
+  readonly #channel: number;
+  readonly #bench: Workbench;
+  readonly #blocks: readonly OpenBlock[];
+  /** By page size. */
+  readonly #caches: ReadonlyMap<number, DeltaCache>;
+  readonly #piece: Piece;
+  readonly #describer: Describer;
+  readonly #compressor: Compressor;
+  /** Whether the cache holds all memory of this shard: then it pays to fill it from the start. */
+  readonly #isCacheWhole: boolean;
   #readSequence: number;
-
-  /** The pages in the piece by number, in the order in which they lie there. */
-  readonly #pageNumbers = new Uint32Array(PIECE_PAGES_MAX);
-  #pages = 0;
+  #round = 0;
 
   constructor(setup: SendSetup, place: ChannelPlace, checksum: Checksum | null) {
-    const { control, channelTimeoutMs } = setup;
+    const { control, channelTimeoutMs, fenceTimeoutMs, cacheBytes, channels } = setup;
     const { channel, isDeep = false } = place;
-    const common = { channel, isDeep, stop: control.stop, limitMs: channelTimeoutMs };
-    this.#setup = setup;
-    this.#counters = new CounterRow(control, place.channel - 1);
-    this.#input = { ...common, fd: place.readFd, limitMs: setup.fenceTimeoutMs };
+    const common = { channel, isDeep, stop: control.stop };
+    this.#channel = channel;
+    this.#counters = new CounterRow(control, channel - 1);
+    this.#input = { ...common, fd: place.readFd, limitMs: fenceTimeoutMs };
     this.#checksum = checksum;
     this.#readSequence = place.readSequence;
+    this.#bench = new Workbench(cacheBytes);
     this.#writer = new FrameWriter(this.#bench, {
-      output: { ...common, fd: place.writeFd },
+      output: { ...common, fd: place.writeFd, limitMs: channelTimeoutMs },
       checksum,
       control,
       counters: this.#counters,
       sequence: place.writeSequence,
     });
-    this.#rams = setup.blocks.map((block) => openRam(block, "read"));
+    this.#piece = new Piece(this.#bench);
+    this.#describer = new Describer(this.#bench, this.#counters);
+    this.#compressor = new Compressor(control, this.#counters);
+    this.#caches = makeCaches(this.#bench, setup);
+    this.#blocks = setup.blocks.map((block, index) => {
+      const cache = this.#caches.get(block.pageBytes) ?? null;
+      return { ...block, index, ram: openRam(block, "read"), cache };
+    });
+    this.#isCacheWhole = cacheBytes >= shardBytes(setup.blocks, channels);
   }
 
   /**
    * Sends the dirty pages of `chunks` and returns how many went. When it throws, every bit that it
    * took is set again, also of pages that were written to the channel: nobody knows if they arrived.
    */
-  send(blockIndex: number, chunks: readonly number[]): number {
-    const block = must(this.#setup.blocks[blockIndex], "a task names a block that exists");
+  send(blockIndex: number, chunks: readonly number[], round: number): number {
+    const block = must(this.#blocks[blockIndex], "a task names a block that exists");
+    const flush = (): void => this.#flush(block);
+    const sendStraight = (run: Run): number => this.#sendStraight(block, run);
     const taken: TakenWords[] = [];
     let pages = 0;
+    this.#round = round;
+    this.#compressor.begin();
     try {
       for (const chunk of chunks) {
         const words = wordsOfChunk(block, chunk);
         taken.push(words);
         pages += takeWords(block.dirty, words.first, words.words);
-        this.#stage(block, blockIndex, words);
+        this.#piece.stage(words, block, { flush, sendStraight });
       }
-      this.#flush(block, blockIndex);
+      flush();
     } catch (error) {
-      this.#pages = 0;
+      this.#piece.pages = 0;
+      // Nobody knows which versions arrived, of this block and of those before it.
+      for (const cache of this.#caches.values()) cache.clear();
       for (const { first, words } of taken) undoWords(block.dirty, first, words);
       throw error;
     }
@@ -100,11 +122,10 @@ export class PageSender {
   /** Returns when the destination has applied everything sent before. */
   fence(number: number): void {
     this.#writeControl("fence", encodeFence(number));
-    const { channel } = this.#input;
     const { name, body } = this.#readAnswer();
-    if (name === "failure") throw decodeFailure(body, channel, "destination");
-    const answered = decodeFence(body, channel);
-    if (answered !== number) throw corrupt(channel, "fence number", answered);
+    if (name === "failure") throw decodeFailure(body, this.#channel, "destination");
+    const answered = decodeFence(body, this.#channel);
+    if (answered !== number) throw corrupt(this.#channel, "fence number", answered);
   }
 
   end(): void {
@@ -112,124 +133,90 @@ export class PageSender {
   }
 
   close(): void {
-    for (const ram of this.#rams) ram.close();
+    for (const { ram } of this.#blocks) ram.close();
   }
 
-  /** Sends the dirty pages that `taken` names, or copies them into the piece, to go with others. */
-  #stage(block: SendBlock, blockIndex: number, taken: TakenWords): void {
-    const capacity = Math.floor(PIECE_BYTES / block.pageBytes);
-    const end = Math.min(block.pageCount, (taken.first + taken.words.length) * 32);
-    for (let page = taken.first * 32; ; ) {
-      page = nextPage(taken, { from: page, end, isDirty: true });
-      if (page === end) return;
-      const runEnd = nextPage(taken, { from: page, end, isDirty: false });
-      const run = { firstPage: page, pages: Math.min(runEnd - page, capacity) };
-      // Less than a frame at the end of a chunk may go on in the next one.
-      const mayGrow = runEnd === end && run.pages < capacity;
-      const sent = mayGrow ? 0 : this.#sendStraight(block, blockIndex, run);
-      page += sent > 0 ? sent : this.#copy(block, blockIndex, run);
+  /** Describes the pages of the piece and sends them as one frame. */
+  #flush(block: OpenBlock): void {
+    const { pages, pageNumbers } = this.#piece;
+    if (pages === 0) return;
+    const { pageBytes, cache, firstKey } = block;
+    const generation = generationOf(this.#channel, this.#writer.sequence);
+    const isFilling = this.#round > 1 || this.#isCacheWhole;
+    const versions =
+      cache === null ? null : { cache, firstKey, round: this.#round, generation, isFilling };
+    const description = this.#describer.describe(this.#piece, pageBytes, versions);
+    const chunk = Math.floor((pageNumbers[0] as number) / block.pagesPerChunk);
+    this.#piece.pages = 0;
+    if (description.runs.length > 0) {
+      this.#sendPages(block, description, block.index * CHUNKS_MAX + chunk);
     }
+  }
+
+  #sendPages(block: OpenBlock, { runs, payloadBytes, rawPages }: Description, chunk: number): void {
+    const { bytes } = this.#bench;
+    const payload = bytes.subarray(PAGES_AT, PAGES_AT + payloadBytes);
+    const compressed = this.#compressor.compress(payload, { chunk, round: this.#round });
+    if (compressed !== null) bytes.set(compressed.bytes, PAGES_AT);
+    this.#counters.add(compressed === null ? "raw" : "compressed", rawPages);
+    const sentBytes = compressed?.bytes.length ?? payloadBytes;
+
+    const tableAt = this.#writeTable(block, runs, compressed?.codec.number ?? 0);
+    const bodyEnd = PAGES_AT + sentBytes;
+    const write = this.#writer.write("pages", tableAt, bodyEnd);
+    this.#compressor.learn({ payloadBytes, wireBytes: bodyEnd - tableAt, write });
   }
 
   /**
    * Sends pages at the start of a run that show at first sight that they are not zero, from where
    * they are, and returns how many. A copy of our own would take a fifth of the thread's time, and
-   * nobody looks at those bytes again: what is sent is what the system copies. 0: none are worth it.
+   * nobody looks at those bytes again: what is sent is what the system copies. 0: none are worth it,
+   * or something is to be said of the bytes (a checksum, a version, a compressed form), which must
+   * then be of a copy that stays.
    */
-  #sendStraight(block: SendBlock, blockIndex: number, run: Run): number {
-    const { pageBytes } = block;
-    if (this.#checksum !== null || run.pages * pageBytes < STRAIGHT_BYTES_MIN) return 0;
-    const ram = must(this.#rams[blockIndex], "every block is open");
-    const bytes = ram.view(run.firstPage * pageBytes, run.pages * pageBytes);
+  #sendStraight(block: OpenBlock, { firstPage, pages: pagesMax }: Run): number {
+    const { pageBytes, ram, cache } = block;
+    const isLooked = this.#checksum !== null || cache !== null || this.#compressor.isOn;
+    if (isLooked || pagesMax * pageBytes < STRAIGHT_BYTES_MIN) return 0;
+    const bytes = ram.view(firstPage * pageBytes, pagesMax * pageBytes);
     if (bytes === null) return 0;
     const pages = rawAtSight(bytes, pageBytes);
-    if (pages * pageBytes < STRAIGHT_BYTES_MIN) return 0;
-    const tableAt = this.#writeTable(block, blockIndex, [{ ...run, pages, encoding: raw }]);
-    this.#writer.write("pages", tableAt, PAGES_AT, bytes.subarray(0, pages * pageBytes));
+    const sentBytes = pages * pageBytes;
+    if (sentBytes < STRAIGHT_BYTES_MIN) return 0;
+    const run = { firstPage, pages, encoding: raw, bytes: sentBytes };
+    const tableAt = this.#writeTable(block, [run], 0);
+    this.#writer.write("pages", tableAt, PAGES_AT, bytes.subarray(0, sentBytes));
     this.#counters.add("raw", pages);
     return pages;
   }
 
-  /** Copies pages of a run into the piece, once: all that follows is of the copy. Returns how many. */
-  #copy(block: SendBlock, blockIndex: number, run: Run): number {
-    const { pageBytes } = block;
-    const capacity = Math.floor(PIECE_BYTES / pageBytes);
-    if (this.#pages === capacity) this.#flush(block, blockIndex);
-    const pages = Math.min(run.pages, capacity - this.#pages);
-    const at = PAGES_AT + this.#pages * pageBytes;
-    const target = this.#bench.bytes.subarray(at, at + pages * pageBytes);
-    must(this.#rams[blockIndex], "every block is open").read(run.firstPage * pageBytes, target);
-    for (let index = 0; index < pages; index += 1) {
-      this.#pageNumbers[this.#pages + index] = run.firstPage + index;
-    }
-    this.#pages += pages;
-    return pages;
-  }
-
-  /** Describes the pages of the piece in runs and sends them as one frame, with one write. */
-  #flush(block: SendBlock, blockIndex: number): void {
-    const pages = this.#pages;
-    if (pages === 0) return;
-    const { pageBytes } = block;
-    const zeroPages = this.#bench.scanZero(pages, pageBytes);
-    const runs = this.#describeRuns(pages);
-    const rawPages = zeroPages === 0 ? pages : this.#bench.dropZero(pages, pageBytes);
-    assert(rawPages + zeroPages === pages, "every page is zero or raw");
-
-    const tableAt = this.#writeTable(block, blockIndex, runs);
-    this.#writer.write("pages", tableAt, PAGES_AT + rawPages * pageBytes);
-    this.#counters.add("zero", zeroPages);
-    this.#counters.add("raw", rawPages);
-    this.#pages = 0;
-  }
-
-  /** Writes the table of a PAGES frame so that it ends where the pages begin. Returns its place. */
-  #writeTable(block: SendBlock, blockIndex: number, runs: readonly EncodedRun[]): number {
+  /** Writes the head of a PAGES frame so that it ends where the payload begins. Returns its place. */
+  #writeTable(block: OpenBlock, runs: readonly DescribedRun[], codec: number): number {
     const tableAt = PAGES_AT - PAGES_HEAD_BYTES - runs.length * RUN_BYTES;
     const { view } = this.#bench;
-    view.setUint32(tableAt, blockIndex, true);
+    view.setUint32(tableAt, block.index, true);
     view.setUint16(tableAt + 4, runs.length, true);
-    view.setUint16(tableAt + 6, 0, true);
+    view.setUint8(tableAt + 6, codec);
+    view.setUint8(tableAt + 7, 0);
     let at = tableAt + PAGES_HEAD_BYTES;
-    for (const { firstPage, pages, encoding } of runs) {
+    for (const { firstPage, pages, encoding, bytes } of runs) {
       view.setUint32(at, firstPage, true);
       view.setUint16(at + 4, pages, true);
       view.setUint8(at + 6, encoding.number);
       view.setUint8(at + 7, 0);
-      view.setUint32(at + 8, encoding === raw ? pages * block.pageBytes : 0, true);
+      view.setUint32(at + 8, bytes, true);
       at += RUN_BYTES;
     }
     return tableAt;
   }
 
-  /** Consecutive pages of one encoding, in the order of the piece. */
-  #describeRuns(pages: number): EncodedRun[] {
-    const { flags } = this.#bench;
-    const runs: EncodedRun[] = [];
-    for (let first = 0; first < pages; ) {
-      let next = first + 1;
-      while (
-        next < pages &&
-        flags[next] === flags[first] &&
-        this.#pageNumbers[next] === (this.#pageNumbers[next - 1] as number) + 1
-      ) {
-        next += 1;
-      }
-      const encoding = flags[first] === 1 ? zero : raw;
-      runs.push({ firstPage: this.#pageNumbers[first] as number, pages: next - first, encoding });
-      first = next;
-    }
-    return runs;
-  }
-
   #writeControl(name: FrameName, body: Uint8Array): void {
-    assert(this.#pages === 0, "no pages wait when a control frame goes");
     this.#bench.bytes.set(body, PAGES_AT);
     this.#writer.write(name, PAGES_AT, PAGES_AT + body.length);
   }
 
   #readAnswer(): { name: "fenced" | "failure"; body: Uint8Array } {
-    const { channel } = this.#input;
+    const channel = this.#channel;
     const head = new Uint8Array(HEADER_BYTES);
     this.#read(head);
     const wanted = { channel, sequence: this.#readSequence };
@@ -259,25 +246,31 @@ export class PageSender {
   }
 }
 
+/** A cache for each page size there is, by its share of the memory. */
+function makeCaches(
+  bench: Workbench,
+  { blocks, cacheBytes, channels }: SendSetup,
+): Map<number, DeltaCache> {
+  const caches = new Map<number, DeltaCache>();
+  const share = Math.min(1, cacheBytes / shardBytes(blocks, channels));
+  let at = CACHE_AT;
+  for (const pageBytes of new Set(blocks.map((block) => block.pageBytes))) {
+    const ofSize = blocks.filter((block) => block.pageBytes === pageBytes);
+    const slots = Math.floor((shardBytes(ofSize, channels) * share) / pageBytes);
+    if (slots === 0) continue;
+    const pagesPerChunk = ofSize[0]?.pagesPerChunk ?? 1;
+    const size = { slots, pageBytes, pagesPerChunk, channels };
+    caches.set(pageBytes, new DeltaCache({ bytes: bench.bytes, at }, size));
+    at += slots * pageBytes;
+  }
+  return caches;
+}
+
 function wordsOfChunk(block: SendBlock, chunk: number): TakenWords {
   const wordsPerChunk = block.pagesPerChunk / 32;
   const first = chunk * wordsPerChunk;
   const count = Math.min(wordsPerChunk, Math.ceil(block.pageCount / 32) - first);
-  assert(count > 0, "a task names chunks that exist");
-  return { first, words: new Int32Array(count) };
-}
-
-/** The first page from `from` on that is dirty, or that is not; `end` if none is before that. */
-function nextPage(
-  { first, words }: TakenWords,
-  { from, end, isDirty }: { from: number; end: number; isDirty: boolean },
-): number {
-  for (let page = from; page < end; page += 32 - (page & 31)) {
-    const word = words[(page >>> 5) - first] as number;
-    const wanted = (isDirty ? word : ~word) >>> (page & 31);
-    if (wanted !== 0) return Math.min(end, page + lowestBit(wanted));
-  }
-  return end;
+  return { first, words: new Int32Array(Math.max(0, count)) };
 }
 
 /**

@@ -25,6 +25,8 @@ export interface SendBlock extends RamRegion {
   readonly pageCount: number;
   readonly pagesPerChunk: number;
   readonly dirty: DirtyWords;
+  /** Tells its pages from those of other blocks; see `firstKeys`. */
+  readonly firstKey: number;
 }
 
 /** Given to every thread of the source's pool when it starts. */
@@ -35,13 +37,21 @@ export interface SendSetup {
   readonly channelTimeoutMs: number;
   /** For the answer to a fence: the destination must first apply all that is on its way. */
   readonly fenceTimeoutMs: number;
+  /** For cached versions of pages, in each thread; 0 where no deltas are made. */
+  readonly cacheBytes: number;
+  readonly channels: number;
 }
 
 /** Tasks of a source's worker; the first is `open`. */
 export type SendTask =
   | { readonly kind: "open"; readonly place: ChannelPlace }
   /** Sends the dirty pages of the chunks. Bits whose pages did not go are put back. */
-  | { readonly kind: "send"; readonly block: number; readonly chunks: readonly number[] }
+  | {
+      readonly kind: "send";
+      readonly block: number;
+      readonly chunks: readonly number[];
+      readonly round: number;
+    }
   /** Returns when the destination has applied everything that was sent before. */
   | { readonly kind: "fence"; readonly number: number }
   /** Says that nothing follows. */
@@ -53,6 +63,8 @@ export interface ReceiveBlock extends RamRegion {
   readonly pageCount: number;
   readonly isPristine: boolean;
   readonly received: Int32Array;
+  /** By page: the generation of what lies there; see generation.ts. */
+  readonly generations: Uint32Array;
 }
 
 export interface ReceiveSetup {

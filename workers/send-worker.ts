@@ -43,7 +43,7 @@ function perform(task: SendTask): TaskReport {
 function move(sender: PageSender, task: Exclude<SendTask, { kind: "open" }>): number {
   switch (task.kind) {
     case "send":
-      return sender.send(task.block, task.chunks);
+      return sender.send(task.block, task.chunks, task.round);
     case "fence":
       sender.fence(task.number);
       return 0;

@@ -1,7 +1,12 @@
 import { assert } from "../base/assert.ts";
 import { KIB } from "../base/units.ts";
 import { HEADER_BYTES, PAGES_HEAD_BYTES, RUN_BYTES, RUNS_MAX } from "../channels/frame.ts";
-import { type Kernels, loadKernels } from "./kernels/kernels.ts";
+import {
+  DELTA_ROOM_BYTES,
+  DELTA_UNIT_BYTES,
+  type Kernels,
+  loadKernels,
+} from "./kernels/kernels.ts";
 
 /**
  * Bytes of pages that are looked at together and travel in one frame: with 512 KiB the stable copy
@@ -17,29 +22,57 @@ const WASM_PAGE_BYTES = 64 * KIB;
 export const PIECE_PAGES_MAX = PIECE_BYTES / (4 * KIB);
 assert(PIECE_PAGES_MAX <= RUNS_MAX, "a frame has room for a run per page");
 
+/** Deltas are made of units of 4 KiB, for which the lengths of QEMU's encoding are made. */
+export const UNIT_BYTES = DELTA_UNIT_BYTES;
+const PIECE_UNITS = PIECE_BYTES / UNIT_BYTES;
+
+/** What a page has beside its delta: a generation and a length per unit; see encodings/delta.ts. */
+export const DELTA_HEAD_BYTES_MAX = PIECE_PAGES_MAX * 4 + PIECE_UNITS * 2;
+
 /**
  * One thread's own memory, where kernels work on stable copies of guest pages:
  *
  *   0              the head of a frame, written so that it ends where the pages begin
- *   PAGES_AT       a piece: pages, dense
- *   FLAGS_AT       one byte per page
+ *   PAGES_AT       a piece: pages, dense; later the payload of a frame
+ *   DELTAS_AT      deltas, dense
+ *   LENGTHS_AT     u16 per unit of a page that has a delta
+ *   BASES_AT       u32 per page: where its cached version lies, 0 for none
+ *   FLAGS_AT       a byte per page, see PAGE_FLAG
+ *   CACHE_AT       cached versions of pages
  */
 export const PAGES_AT = Math.ceil(HEAD_BYTES_MAX / (4 * KIB)) * 4 * KIB;
-const FLAGS_AT = PAGES_AT + PIECE_BYTES;
-const BYTES = FLAGS_AT + PIECE_PAGES_MAX;
+const DELTAS_AT = PAGES_AT + PIECE_BYTES + Math.ceil(DELTA_HEAD_BYTES_MAX / 64) * 64;
+/** With this room no delta of a piece is ever left out for want of it. */
+const DELTAS_BYTES = PIECE_BYTES + DELTA_ROOM_BYTES;
+const LENGTHS_AT = DELTAS_AT + DELTAS_BYTES;
+const BASES_AT = LENGTHS_AT + PIECE_UNITS * 2;
+const FLAGS_AT = BASES_AT + PIECE_PAGES_MAX * 4;
+export const CACHE_AT = Math.ceil((FLAGS_AT + PIECE_PAGES_MAX) / (4 * KIB)) * 4 * KIB;
+
+/** Linear memory has 32-bit addresses. */
+export const CACHE_BYTES_MAX = 2 ** 32 - CACHE_AT - WASM_PAGE_BYTES;
 
 export class Workbench {
   readonly bytes: Uint8Array;
   readonly view: DataView;
-  /** Per page of the last `scanZero`: 1 zero, 0 not. */
   readonly flags: Uint8Array;
+  readonly bases: Uint32Array;
+  readonly lengths: Uint16Array;
+  readonly deltas: Uint8Array;
   readonly #kernels: Kernels;
 
-  constructor() {
-    const memory = new WebAssembly.Memory({ initial: Math.ceil(BYTES / WASM_PAGE_BYTES) });
-    this.bytes = new Uint8Array(memory.buffer);
-    this.view = new DataView(memory.buffer);
-    this.flags = this.bytes.subarray(FLAGS_AT, FLAGS_AT + PIECE_PAGES_MAX);
+  /** With room for `cacheBytes` of cached pages, which are not resident before they are used. */
+  constructor(cacheBytes = 0) {
+    assert(cacheBytes <= CACHE_BYTES_MAX, "a cache has 32-bit addresses");
+    const pages = Math.ceil((CACHE_AT + cacheBytes) / WASM_PAGE_BYTES);
+    const memory = new WebAssembly.Memory({ initial: pages });
+    const { buffer } = memory;
+    this.bytes = new Uint8Array(buffer);
+    this.view = new DataView(buffer);
+    this.flags = new Uint8Array(buffer, FLAGS_AT, PIECE_PAGES_MAX);
+    this.bases = new Uint32Array(buffer, BASES_AT, PIECE_PAGES_MAX);
+    this.lengths = new Uint16Array(buffer, LENGTHS_AT, PIECE_UNITS);
+    this.deltas = new Uint8Array(buffer, DELTAS_AT, DELTAS_BYTES);
     this.#kernels = loadKernels(memory);
   }
 
@@ -55,8 +88,41 @@ export class Workbench {
     return this.#kernels.scanZero(PAGES_AT, pageBytes, pages, FLAGS_AT);
   }
 
+  /** Flags zero pages, and those that equal their base, in one pass. */
+  classify(pages: number, pageBytes: number): void {
+    assert(pages * pageBytes <= PIECE_BYTES, "a piece has a limit");
+    this.#kernels.classify(PAGES_AT, pageBytes, pages, BASES_AT, FLAGS_AT);
+  }
+
+  /**
+   * Makes deltas of the changed pages that have a base, as far as they save something, and flags
+   * them. Returns their bytes in `deltas`; `lengths` has what each of their units takes.
+   */
+  encodeDeltas(pages: number, pageBytes: number): number {
+    assert(pages * pageBytes <= PIECE_BYTES, "a piece has a limit");
+    return this.#kernels.encodeDelta(
+      PAGES_AT,
+      pageBytes,
+      pages,
+      BASES_AT,
+      FLAGS_AT,
+      DELTAS_AT,
+      DELTAS_BYTES,
+      LENGTHS_AT,
+    );
+  }
+
+  /**
+   * Applies the deltas of `units` units (in `deltas`, with their `lengths`) to the piece, which
+   * holds their bases. False for whatever is no delta; the piece is then spoilt.
+   */
+  decodeDeltas(units: number, deltaBytes: number): boolean {
+    assert(units <= PIECE_UNITS && deltaBytes <= PIECE_BYTES, "a piece has a limit");
+    return this.#kernels.decodeDeltas(DELTAS_AT, deltaBytes, LENGTHS_AT, units, PAGES_AT) === 0;
+  }
+
   /** Moves the pages that are not flagged together at the start and returns how many they are. */
-  dropZero(pages: number, pageBytes: number): number {
+  dropFlagged(pages: number, pageBytes: number): number {
     assert(pages * pageBytes <= PIECE_BYTES, "a piece has a limit");
     return this.#kernels.moveRaw(PAGES_AT, pageBytes, pages, FLAGS_AT);
   }

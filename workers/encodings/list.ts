@@ -1,10 +1,11 @@
 import { assert } from "../../base/assert.ts";
+import { delta } from "./delta.ts";
 import type { PageEncoding } from "./encoding.ts";
 import { raw } from "./raw.ts";
 import { zero } from "./zero.ts";
 
 /** Every encoding there is, cheapest description first. */
-export const ENCODINGS: readonly PageEncoding[] = [zero, raw];
+export const ENCODINGS: readonly PageEncoding[] = [zero, delta, raw];
 
 const BY_NUMBER = new Map(ENCODINGS.map((encoding) => [encoding.number, encoding]));
 assert(BY_NUMBER.size === ENCODINGS.length, "encoding numbers are unique");

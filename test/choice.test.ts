@@ -1,0 +1,200 @@
+import { expect, test } from "vitest";
+import { MIB } from "../base/units.ts";
+import { Choice, type Way } from "../workers/choice.ts";
+import { LINK_STEP_MS, type Outcome, type Scene, transfer } from "./fixtures/simulated-link.ts";
+import { Prng, seedFromEnvironment } from "./prng.ts";
+
+const seed = seedFromEnvironment();
+
+/** 512 MiB of text for one channel, and one core, at 300 MB/s. */
+function sceneOf(changes: Partial<Scene>): Scene {
+  return {
+    channels: 1,
+    cores: 1,
+    linkBytesPerMs: () => 1_000_000,
+    bufferBytes: 1 * MIB,
+    framesPerChannel: 1024,
+    ratio: () => 0.15,
+    codecBytesPerMs: 300_000,
+    random: new Prng(seed),
+    ...changes,
+  };
+}
+
+/** The share of the frames written from `fromMs` to `toMs` that went `way`; there are some. */
+function shareOf(
+  { frames }: Outcome,
+  way: Way,
+  { fromMs = 0, toMs = Number.POSITIVE_INFINITY } = {},
+): number {
+  const then = frames.filter(({ ms }) => ms >= fromMs && ms < toMs);
+  expect(then.length).toBeGreaterThan(50);
+  return then.filter((frame) => frame.way === way).length / then.length;
+}
+
+test(`a slow link is given no raw memory but a frame now and then (SEED=${seed})`, () => {
+  for (const megabytesPerSecond of [3, 12, 30]) {
+    const outcome = transfer("auto", sceneOf({ linkBytesPerMs: () => megabytesPerSecond * 1000 }));
+    expect(shareOf(outcome, "codec"), `${megabytesPerSecond} MB/s`).toBeGreaterThan(0.99);
+    expect(outcome.changes).toBe(0);
+  }
+});
+
+test(`on a fast link memory goes raw after one look (SEED=${seed})`, () => {
+  for (const bufferBytes of [1 * MIB, 4 * MIB]) {
+    const link = { linkBytesPerMs: () => 3_000_000, bufferBytes };
+    const outcome = transfer("auto", sceneOf(link));
+    expect(outcome.changes).toBe(1);
+    expect(shareOf(outcome, "raw", { fromMs: 30 })).toBe(1);
+  }
+});
+
+test(`memory that does not shrink goes as fast as without a codec (SEED=${seed})`, () => {
+  for (const megabytesPerSecond of [12, 125, 1250, 3000]) {
+    const random = { ratio: () => 1, linkBytesPerMs: () => megabytesPerSecond * 1000 };
+    const raw = transfer("raw", sceneOf(random));
+    const auto = transfer("auto", sceneOf(random));
+    expect(auto.ms, `${megabytesPerSecond} MB/s`).toBeLessThan(raw.ms * 1.05 + 20);
+  }
+});
+
+test(`the way follows a link that changes (SEED=${seed})`, () => {
+  const [slowFromMs, slowToMs] = [500, 20_000];
+  const isSlow = (ms: number) => ms >= slowFromMs && ms < slowToMs;
+  const outcome = transfer(
+    "auto",
+    sceneOf({
+      framesPerChannel: 16_000,
+      linkBytesPerMs: (ms) => (isSlow(ms) ? 12_000 : 4_000_000),
+    }),
+  );
+  expect(shareOf(outcome, "raw", { fromMs: 50, toMs: slowFromMs })).toBe(1);
+  const settledMs = slowFromMs + 1500;
+  expect(shareOf(outcome, "codec", { fromMs: settledMs, toMs: slowToMs })).toBeGreaterThan(0.99);
+  expect(shareOf(outcome, "raw", { fromMs: slowToMs + 800 })).toBe(1);
+});
+
+test(`a trial that is lost costs a few percent, however often it is made (SEED=${seed})`, () => {
+  // Nothing blocks with the codec, so raw memory looks worth a trial; but it is twice as slow.
+  const scene = () => sceneOf({ linkBytesPerMs: () => 150_000, framesPerChannel: 8000 });
+  const codec = transfer("codec", scene());
+  const auto = transfer("auto", scene());
+  expect(shareOf(auto, "raw")).toBeGreaterThan(0);
+  expect(auto.changes).toBe(0);
+  expect(auto.ms).toBeLessThan(codec.ms * 1.05);
+});
+
+const TEXT = () => 0.12;
+const POOR = () => 0.85;
+const RANDOM = () => 1;
+/** Half of it does not shrink: in one piece, or in every other chunk or so. */
+const HALVES = (frame: number) => (frame < 512 ? 1 : 0.12);
+const MIXED = (frame: number) => (Math.imul(frame >> 2, 0x9e37_79b1) < 0 ? 1 : 0.12);
+const MEMORIES = { TEXT, POOR, RANDOM, HALVES, MIXED };
+
+/**
+ * What may be lost beside the percentages: the first look, at up to 40 MB/s of compression, and the
+ * trial that follows.
+ */
+const FIRST_LOOK_MS = 60;
+
+for (const [channels, cores] of [
+  [1, 1],
+  [4, 2],
+  [4, 8],
+] as const) {
+  for (const [name, ratio] of Object.entries(MEMORIES)) {
+    test(`auto is within 10 % of the best fixed way: ${name.toLowerCase()} memory, ${channels} channels, ${cores} cores (SEED=${seed})`, () => {
+      for (const megabytesPerSecond of [12, 125, 500, 1250, 10_000]) {
+        for (const codecMegabytesPerSecond of [50, 300, 700]) {
+          for (const bufferBytes of megabytesPerSecond < 100 ? [1 * MIB] : [1 * MIB, 4 * MIB]) {
+            const scene = () =>
+              sceneOf({
+                channels,
+                cores,
+                bufferBytes,
+                ratio,
+                linkBytesPerMs: () => megabytesPerSecond * 1000,
+                codecBytesPerMs: codecMegabytesPerSecond * 1000,
+              });
+            const best = Math.min(transfer("raw", scene()).ms, transfer("codec", scene()).ms);
+            const where = `link ${megabytesPerSecond}, codec ${codecMegabytesPerSecond} MB/s`;
+            expect(transfer("auto", scene()).ms, where).toBeLessThan(best * 1.1 + FIRST_LOOK_MS);
+          }
+        }
+      }
+    });
+  }
+}
+
+test(`auto is within 15 % of the best fixed way wherever it is put (SEED=${seed})`, () => {
+  const random = new Prng(seed);
+  const between = (low: number, high: number) => low * (high / low) ** (random.below(1001) / 1000);
+  for (let run = 0; run < 150; run += 1) {
+    const [linkBytesPerMs, codecBytesPerMs] = [between(12e3, 10e6), between(40e3, 800e3)];
+    const [shrunk, isMixed] = [between(0.05, 1), random.below(3) === 0];
+    const shape = {
+      channels: 1 + random.below(4),
+      cores: 1 + random.below(8),
+      bufferBytes: between(0.25, linkBytesPerMs < 150e3 ? 1 : 4) * MIB,
+      linkBytesPerMs: () => linkBytesPerMs,
+      codecBytesPerMs,
+      ratio: (frame: number) => (isMixed ? MIXED(frame) : shrunk),
+    };
+    const jitter = random.below(2 ** 32);
+    const scene = () => sceneOf({ ...shape, random: new Prng(jitter) });
+    const best = Math.min(transfer("raw", scene()).ms, transfer("codec", scene()).ms);
+    const ms = transfer("auto", scene()).ms;
+    expect(ms, `run ${run}: best ${best} ms`).toBeLessThan(best * 1.15 + 2 * FIRST_LOOK_MS);
+  }
+});
+
+test("the simulation keeps its books: no time is lost, and none is won", () => {
+  const link = 100_000;
+  const still = { ratio: () => 0.5, linkBytesPerMs: () => link, bufferBytes: 1 * MIB };
+  const raw = transfer("raw", sceneOf(still));
+  expect(raw.wireBytes).toBe(512 * MIB);
+  expect(raw.ms).toBeGreaterThan((512 * MIB) / link);
+  expect(raw.ms).toBeLessThan((512 * MIB) / link + LINK_STEP_MS);
+  const codec = transfer("codec", sceneOf(still));
+  expect(codec.wireBytes).toBe(256 * MIB);
+  expect(codec.ms).toBeGreaterThan((256 * MIB) / link);
+  expect(codec.ms).toBeLessThan(raw.ms);
+});
+
+/** A frame of 1 MiB. */
+function frame(elapsedMs: number, blockedMs = 0, wireBytes = MIB): Parameters<Choice["learn"]>[0] {
+  return { payloadBytes: MIB, wireBytes, elapsedMs, blockedMs };
+}
+
+test("what is chosen stays so while the other way is tried", () => {
+  const choice = new Choice();
+  expect([choice.way, choice.chosen, choice.costMs]).toEqual(["codec", "codec", NOT_TRIED]);
+  while (choice.way === "codec") choice.learn(frame(5, 0, MIB / 10));
+  expect(choice.chosen).toBe("codec");
+  expect(choice.costMs).toEqual({ raw: null, codec: 5 / MIB });
+  while (choice.chosen === "codec") choice.learn(frame(1));
+  expect([choice.way, choice.changes]).toEqual(["raw", 1]);
+  expect(choice.costMs).toEqual({ raw: 1 / MIB, codec: 5 / MIB });
+});
+
+const NOT_TRIED = { raw: null, codec: null };
+
+test("a raw frame that waits longer than compressed memory takes ends its trial at once", () => {
+  const choice = new Choice();
+  while (choice.way === "codec") choice.learn(frame(5, 0, MIB / 10));
+  choice.learn(frame(1));
+  choice.learn(frame(80, 79));
+  expect([choice.way, choice.chosen, choice.changes]).toEqual(["codec", "codec", 0]);
+  expect(choice.costMs.raw).toBe(79 / MIB);
+});
+
+test("frames without payload and frames that take no time are no reason to stumble", () => {
+  const choice = new Choice();
+  for (let count = 0; count < 1000; count += 1) {
+    choice.learn({ payloadBytes: 0, wireBytes: 100, elapsedMs: 1, blockedMs: 0 });
+    choice.learn({ payloadBytes: 4096, wireBytes: 4096, elapsedMs: 0, blockedMs: 0 });
+  }
+  for (const cost of Object.values(choice.costMs)) expect(Number.isNaN(cost)).toBe(false);
+  expect(() => choice.learn(frame(-1))).toThrow("no less than nothing");
+});

@@ -1,0 +1,204 @@
+import { assert } from "../base/assert.ts";
+import { MIB } from "../base/units.ts";
+
+/** What one frame cost: its payload before compression, what was sent, and the time it took. */
+export interface FrameFacts {
+  readonly payloadBytes: number;
+  readonly wireBytes: number;
+  /** From the end of the frame before to the end of this one, waiting included. */
+  readonly elapsedMs: number;
+  /** Of that, time in which the connection would take no more. */
+  readonly blockedMs: number;
+}
+
+/** The two ways of `auto`: as it is, or through the codec. */
+export type Way = "raw" | "codec";
+
+/** What is measured together and averaged, whichever is reached first. */
+const WINDOW_BYTES = 16 * MIB;
+const WINDOW_MS = 200;
+
+/**
+ * What a connection and its buffers may swallow without being any faster for it. Linux lets a
+ * socket's buffer grow to 4 MiB; one that blocks is full, however small it is.
+ */
+const BUFFER_BYTES = 4 * MIB;
+
+/** Raw memory is tried after this, unless the connection has blocked by then. */
+const FIRST_LOOK_MS = 20;
+
+/** Of its time: with raw memory, a channel that is blocked for less could gain nothing worth it. */
+const RAW_BLOCKED_SHARE = 0.1;
+/** A channel that is blocked for more, with the codec, has found its link's limit. */
+const CODEC_BLOCKED_SHARE = 0.5;
+
+/** The other way must be better by this to be worth a change. */
+const MARGIN = 0.95;
+
+/** A difference so clear that a trial need not go on. */
+const CLEAR = 1.5;
+const TRIAL_BYTES = 2 * MIB;
+
+/** Time lost to a trial at which it ends, whatever else it might have shown. */
+const TRIAL_LOSS_MS = 20;
+
+/** Of all time, what trials may cost. */
+const TRIALS_SHARE = 0.03;
+const STAY_MS_MIN = 100;
+/** Links and memory change: where a trial is no great risk, it is made again after this. */
+const STAY_MS_MAX = 4000;
+
+/**
+ * Chooses, while a channel sends, whether its frames go through the codec.
+ *
+ * What is compared is the time that payload takes, not the speed of link and processor apart:
+ * whatever is the bottleneck, also a slow destination, is in it. Two signs save most trials. A way
+ * that does not block is bound by this processor, so with raw memory there is nothing to gain. A
+ * codec that does block has filled the link with fewer bytes than raw memory would be.
+ *
+ * It begins with the codec: on a slow link, a few MiB sent raw by mistake cost more than a few MiB
+ * compressed by mistake cost on a fast one.
+ *
+ * Pure: it is told what frames cost and reads no clock.
+ */
+export class Choice {
+  #way: Way = "codec";
+  #window = emptyWindow();
+  /** Milliseconds per byte of payload in the last window of each way. */
+  readonly #cost: { [way in Way]: number | null } = { raw: null, codec: null };
+  /** How long the way has been kept since the last trial, and how long it must be. */
+  #stayedMs = 0;
+  #stayMs = 0;
+  #trial: { payloadBytes: number; settleBytes: number } | null = null;
+  #changes = 0;
+
+  /** The way that the next frame should go. */
+  get way(): Way {
+    return this.#way;
+  }
+
+  /** The way that was found better, also while the other one is tried. */
+  get chosen(): Way {
+    return this.#trial === null ? this.#way : other(this.#way);
+  }
+
+  /** Milliseconds per byte of payload that each way took last; null when it was not tried. */
+  get costMs(): { readonly [way in Way]: number | null } {
+    return this.#cost;
+  }
+
+  /** How often the way was changed for good. */
+  get changes(): number {
+    return this.#changes;
+  }
+
+  /** Tells what a frame cost that went `way`. */
+  learn(frame: FrameFacts): void {
+    assert(frame.elapsedMs >= 0 && frame.payloadBytes >= 0, "a frame costs no less than nothing");
+    if (this.#trial === null) this.#stay(frame);
+    else this.#try(frame, this.#trial);
+  }
+
+  #stay(frame: FrameFacts): void {
+    this.#stayedMs += frame.elapsedMs;
+    const window = add(this.#window, frame);
+    const isFirst = this.#cost.codec === null;
+    const isFull = isFirst
+      ? window.elapsedMs >= FIRST_LOOK_MS || window.wireBytes >= BUFFER_BYTES
+      : isWhole(window);
+    if (!isFull || window.payloadBytes === 0) return;
+    this.#cost[this.#way] = costOf(window);
+    this.#window = emptyWindow();
+    if (this.#way === "raw" ? this.#isCodecDue(window) : this.#isRawDue(window)) {
+      this.#turn();
+      // What went raw still fills the buffers; what was compressed may have left them empty.
+      this.#trial = { payloadBytes: 0, settleBytes: this.#way === "raw" ? BUFFER_BYTES : 0 };
+    }
+  }
+
+  #isCodecDue(window: Window): boolean {
+    const isBlocked = window.blockedMs > window.elapsedMs * RAW_BLOCKED_SHARE;
+    return isBlocked && this.#isDue(this.#stayMs);
+  }
+
+  #isDue(stayMs: number): boolean {
+    return this.#stayedMs >= stayMs;
+  }
+
+  /** A link that is full of compressed memory takes raw memory no faster than that, byte by byte. */
+  #isRawDue(window: Window): boolean {
+    const isBlocked = window.blockedMs > window.elapsedMs * CODEC_BLOCKED_SHARE;
+    if (!isBlocked) return this.#isDue(this.#stayMs);
+    const trialMs = (TRIAL_BYTES * window.elapsedMs) / Math.max(1, window.wireBytes);
+    return this.#isDue(Math.max(STAY_MS_MAX, trialMs / TRIALS_SHARE));
+  }
+
+  #try(frame: FrameFacts, trial: { payloadBytes: number; settleBytes: number }): void {
+    const known = this.#cost[other(this.#way)];
+    assert(known !== null, "a trial compares with what is known");
+    trial.payloadBytes += frame.payloadBytes;
+    if (trial.settleBytes > 0) {
+      trial.settleBytes -= frame.wireBytes;
+      if (frame.blockedMs > 0) trial.settleBytes = 0;
+      // While it waited, no more than this frame can have drained.
+      const least = frame.blockedMs / Math.max(1, frame.payloadBytes);
+      if (least > known * CLEAR) this.#judge(least, known, trial.payloadBytes);
+      return;
+    }
+    const window = add(this.#window, frame);
+    if (window.payloadBytes === 0) return;
+    const cost = costOf(window);
+    const lostMs = (cost - known) * window.payloadBytes;
+    const isClear = cost > known * CLEAR || cost * CLEAR < known;
+    const isOver = (isClear && window.payloadBytes >= TRIAL_BYTES) || isWhole(window);
+    if (isOver || lostMs >= TRIAL_LOSS_MS) this.#judge(cost, known, trial.payloadBytes);
+  }
+
+  /** Ends a trial: its way took `cost` where the way before it takes `known`. */
+  #judge(cost: number, known: number, payloadBytes: number): void {
+    this.#cost[this.#way] = cost;
+    this.#trial = null;
+    this.#window = emptyWindow();
+    this.#stayedMs = 0;
+    const lostMs = Math.max(0, (cost - known) * payloadBytes);
+    this.#stayMs = Math.min(Math.max(lostMs / TRIALS_SHARE, STAY_MS_MIN), STAY_MS_MAX);
+    if (cost < known * MARGIN) this.#changes += 1;
+    else this.#turn();
+  }
+
+  #turn(): void {
+    this.#way = other(this.#way);
+    this.#window = emptyWindow();
+  }
+}
+
+interface Window {
+  payloadBytes: number;
+  wireBytes: number;
+  elapsedMs: number;
+  blockedMs: number;
+}
+
+function emptyWindow(): Window {
+  return { payloadBytes: 0, wireBytes: 0, elapsedMs: 0, blockedMs: 0 };
+}
+
+function add(window: Window, frame: FrameFacts): Window {
+  window.payloadBytes += frame.payloadBytes;
+  window.wireBytes += frame.wireBytes;
+  window.elapsedMs += frame.elapsedMs;
+  window.blockedMs += frame.blockedMs;
+  return window;
+}
+
+function isWhole(window: Window): boolean {
+  return window.payloadBytes >= WINDOW_BYTES || window.elapsedMs >= WINDOW_MS;
+}
+
+function costOf(window: Window): number {
+  return window.elapsedMs / window.payloadBytes;
+}
+
+function other(way: Way): Way {
+  return way === "raw" ? "codec" : "raw";
+}

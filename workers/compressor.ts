@@ -1,0 +1,103 @@
+import { nowMs } from "../base/clock.ts";
+import { Choice } from "./choice.ts";
+import type { Codec } from "./codecs/codec.ts";
+import { codecOf } from "./codecs/list.ts";
+import { type CodecSettings, type Control, type CounterRow, readCodecSettings } from "./control.ts";
+import { CpuBudget } from "./cpu-budget.ts";
+import type { WriteFigures } from "./frame-writer.ts";
+import { Stubbornness } from "./stubbornness.ts";
+
+/** A payload that was compressed. */
+export interface Compressed {
+  readonly codec: Codec;
+  readonly bytes: Uint8Array;
+}
+
+/** Less than this is not worth the expanding at the other end. */
+const SHRUNK = 0.95;
+
+/** A few pages compress badly, and their time is in the system call anyway. */
+const PAYLOAD_BYTES_MIN = 2 * 4096;
+
+/**
+ * Decides for one channel which payloads are compressed, and does it. What is set may change at any
+ * time; it is looked at once per frame, and what was learned of another codec or level is forgotten.
+ */
+export class Compressor {
+  readonly #control: Control;
+  readonly #counters: CounterRow;
+  #settings: CodecSettings;
+  #stubbornness = new Stubbornness();
+  #choice = new Choice();
+  #budget = new CpuBudget();
+  #lastEndMs = nowMs();
+
+  constructor(control: Control, counters: CounterRow) {
+    this.#control = control;
+    this.#counters = counters;
+    this.#settings = readCodecSettings(control);
+  }
+
+  /** Time begins to count: what went by since the last frame was not spent on sending. */
+  begin(): void {
+    this.#lastEndMs = nowMs();
+  }
+
+  /** Whether payloads may be compressed now. */
+  get isOn(): boolean {
+    return readCodecSettings(this.#control).codec !== 0;
+  }
+
+  /** The payload made smaller, or null to send it as it is. `chunk` tells what memory it is of. */
+  compress(payload: Uint8Array, memory: { chunk: number; round: number }): Compressed | null {
+    const settings = this.#takeSettings();
+    const codec = codecOf(settings.codec);
+    if (codec === undefined || payload.length < PAYLOAD_BYTES_MIN) return null;
+    if (settings.isAuto && !this.#mayTry(settings)) return null;
+    if (!this.#stubbornness.mayTry(memory)) return null;
+    const startMs = nowMs();
+    const bytes = codec.compress(payload, settings.level);
+    const elapsedMs = nowMs() - startMs;
+    this.#budget.spend(elapsedMs);
+    this.#counters.add("codecMs", elapsedMs);
+    this.#counters.add("codecTriedBytes", payload.length);
+    const hasShrunk = bytes.length < payload.length * SHRUNK;
+    this.#stubbornness.learn(memory, hasShrunk);
+    if (!hasShrunk) return null;
+    this.#counters.add("codecBeforeBytes", payload.length);
+    this.#counters.add("codecAfterBytes", bytes.length);
+    return { codec, bytes };
+  }
+
+  /** A frame has gone: `auto` learns from what it cost. */
+  learn(frame: { payloadBytes: number; wireBytes: number; write: WriteFigures }): void {
+    const endMs = nowMs();
+    const elapsedMs = endMs - this.#lastEndMs;
+    this.#lastEndMs = endMs;
+    if (!this.#settings.isAuto) return;
+    const { payloadBytes, wireBytes, write } = frame;
+    this.#choice.learn({ payloadBytes, wireBytes, elapsedMs, blockedMs: write.waitedMs });
+    const { chosen, costMs } = this.#choice;
+    this.#counters.set("choiceWay", chosen === "raw" ? 1 : 2);
+    this.#counters.set("choiceChanges", this.#choice.changes);
+    this.#counters.set("choiceRawMsPerMiB", (costMs.raw ?? 0) * 2 ** 20);
+    this.#counters.set("choiceCodecMsPerMiB", (costMs.codec ?? 0) * 2 ** 20);
+  }
+
+  #takeSettings(): CodecSettings {
+    const before = this.#settings;
+    const settings = readCodecSettings(this.#control);
+    this.#settings = settings;
+    const { codec, level, isAuto } = settings;
+    if (codec !== before.codec || level !== before.level || isAuto !== before.isAuto) {
+      this.#stubbornness = new Stubbornness();
+      this.#choice = new Choice();
+      this.#budget = new CpuBudget();
+    }
+    return settings;
+  }
+
+  #mayTry(settings: CodecSettings): boolean {
+    return this.#choice.way === "codec" && this.#budget.allows(settings.cpuShare, nowMs());
+  }
+}

@@ -1,0 +1,123 @@
+import { assert } from "../base/assert.ts";
+
+/** A place in the cache for one page. */
+const EMPTY = -1;
+
+/** Rounds without use after which an entry gives way to another page, as in QEMU. */
+const AGE_ROUNDS = 2;
+
+/** What a block's pages need of a cache. */
+interface CachedBlock {
+  readonly pageBytes: number;
+  readonly pageCount: number;
+  readonly pagesPerChunk: number;
+}
+
+/**
+ * What tells pages of blocks apart within the cache of their page size: a page's key is its number
+ * and its block's first key, which begins with a chunk of the first channel.
+ */
+export function firstKeys(blocks: readonly CachedBlock[], channels: number): number[] {
+  const next = new Map<number, number>();
+  return blocks.map((block) => {
+    const firstKey = next.get(block.pageBytes) ?? 0;
+    next.set(block.pageBytes, firstKey + slotsOf(block, channels) * channels);
+    return firstKey;
+  });
+}
+
+/** What a cache needs to hold every page of a shard, whichever channel's. */
+export function shardBytes(blocks: readonly CachedBlock[], channels: number): number {
+  return blocks.reduce((sum, block) => sum + slotsOf(block, channels) * block.pageBytes, 0);
+}
+
+/** A shard is every n-th chunk of a block, so at most its n-th part in whole chunks. */
+function slotsOf({ pageCount, pagesPerChunk }: CachedBlock, channels: number): number {
+  return Math.ceil(pageCount / (pagesPerChunk * channels)) * pagesPerChunk;
+}
+
+/** What a lookup found: where the cached version lies, and which version it is. */
+export interface CachedVersion {
+  readonly at: number;
+  readonly generation: number;
+}
+
+/**
+ * The versions of pages that the destination has, as far as they fit: the bytes that were sent, each
+ * with its generation. One worker's, for the shards it owns, so that nobody else ever sends a
+ * version that it does not know. Direct-mapped: a page has one slot, and an entry that was used
+ * lately keeps it, so that a sweep through cold memory does not wipe out the hot pages.
+ *
+ * The bytes lie in the worker's wasm memory, where kernels compare them in place.
+ */
+export class DeltaCache {
+  readonly slots: number;
+  readonly #bytes: Uint8Array;
+  readonly #at: number;
+  readonly #pageBytes: number;
+  readonly #pagesPerChunk: number;
+  readonly #channels: number;
+  readonly #keys: Float64Array;
+  readonly #generations: Uint32Array;
+  readonly #usedRounds: Uint32Array;
+
+  /** `bytes` is the wasm memory; the cache takes `slots` pages of `pageBytes` from `at` on. */
+  constructor(
+    memory: { bytes: Uint8Array; at: number },
+    size: { slots: number; pageBytes: number; pagesPerChunk: number; channels: number },
+  ) {
+    assert(size.slots > 0 && Number.isInteger(size.slots), "a cache has whole slots");
+    assert(
+      memory.at + size.slots * size.pageBytes <= memory.bytes.length,
+      "a cache fits its memory",
+    );
+    this.slots = size.slots;
+    this.#bytes = memory.bytes;
+    this.#at = memory.at;
+    this.#pageBytes = size.pageBytes;
+    this.#pagesPerChunk = size.pagesPerChunk;
+    this.#channels = size.channels;
+    this.#keys = new Float64Array(size.slots).fill(EMPTY);
+    this.#generations = new Uint32Array(size.slots);
+    this.#usedRounds = new Uint32Array(size.slots);
+  }
+
+  /** The cached version of page `key`, see `firstKeys`, or null. */
+  find(key: number, round: number): CachedVersion | null {
+    const slot = this.#slotOf(key);
+    if (this.#keys[slot] !== key) return null;
+    this.#usedRounds[slot] = round;
+    return { at: this.#at + slot * this.#pageBytes, generation: this.#generations[slot] as number };
+  }
+
+  /**
+   * Remembers the version that was just sent. Returns false when the slot belongs to another page
+   * that was used lately; a page that has an entry always gets its new version in.
+   */
+  store(key: number, source: Uint8Array, version: { generation: number; round: number }): boolean {
+    assert(source.length === this.#pageBytes, "an entry is one page");
+    const slot = this.#slotOf(key);
+    const held = this.#keys[slot];
+    const isFree = held === EMPTY || held === key;
+    if (!isFree && version.round - (this.#usedRounds[slot] as number) < AGE_ROUNDS) return false;
+    this.#keys[slot] = key;
+    this.#generations[slot] = version.generation;
+    this.#usedRounds[slot] = version.round;
+    this.#bytes.set(source, this.#at + slot * this.#pageBytes);
+    return true;
+  }
+
+  /**
+   * The pages of a shard are counted without the chunks between, so that they are spread over all
+   * slots, and none is shared while there are enough.
+   */
+  #slotOf(key: number): number {
+    const chunk = Math.floor(key / (this.#pagesPerChunk * this.#channels));
+    return (chunk * this.#pagesPerChunk + (key % this.#pagesPerChunk)) % this.slots;
+  }
+
+  /** Forgets everything: versions that were sent may not have arrived. */
+  clear(): void {
+    this.#keys.fill(EMPTY);
+  }
+}
