@@ -1,0 +1,119 @@
+import { closeSync, copyFileSync, openSync, readFileSync, rmSync, writeSync } from "node:fs";
+import { assert } from "../../base/assert.ts";
+import { MIB } from "../../base/units.ts";
+import { MEMORY_KINDS, type MemoryKind } from "./enclosure.ts";
+import { GUESTS, type GuestName } from "./guests.ts";
+import { moveWithMultifd, type OwnFigures } from "./multifd.ts";
+import { moveWithQemu } from "./qemu.ts";
+import { expectSameMemory } from "./same-memory.ts";
+import type { Compression, Move, Sample } from "./sample.ts";
+
+const WARM_PIECE_BYTES = 2 * MIB;
+
+export interface Plan {
+  readonly guests: readonly GuestName[];
+  readonly memories: readonly MemoryKind[];
+  readonly compressions: readonly Compression[];
+  readonly pairs: number;
+  readonly channels: number;
+  /** Absent: as large as the guest is meant to be. */
+  readonly sizeBytes?: number;
+}
+
+/** The same memory, moved turn and turn about. */
+export interface Comparison {
+  readonly guest: GuestName;
+  readonly memory: MemoryKind;
+  readonly compression: Compression;
+  readonly sizeBytes: number;
+  readonly qemu: readonly Sample[];
+  readonly multifd: readonly Sample[];
+  readonly own: readonly OwnFigures[];
+}
+
+/** Compares everything that is planned, inside an enclosure, and tells each result when it is there. */
+export async function compareAll(plan: Plan, tell: (found: Comparison) => void): Promise<void> {
+  for (const name of plan.guests) {
+    const guest = GUESTS[name];
+    const sizeBytes = plan.sizeBytes ?? guest.sizeBytes;
+    const folder = MEMORY_KINDS.small.folder;
+    const madePath = `${folder}/${name}.ram`;
+    await guest.make({ path: madePath, sizeBytes, folder });
+    for (const memory of plan.memories) {
+      const sourcePath = `${MEMORY_KINDS[memory].folder}/source.ram`;
+      copyFileSync(madePath, sourcePath);
+      if (memory === "huge") expectHugePages(sizeBytes);
+      for (const compression of plan.compressions) {
+        tell(await compare({ ...plan, guest: name, memory, compression, sizeBytes, sourcePath }));
+      }
+      rmSync(sourcePath);
+    }
+    rmSync(madePath);
+  }
+}
+
+interface Case extends Pick<Plan, "channels" | "pairs"> {
+  readonly guest: GuestName;
+  readonly memory: MemoryKind;
+  readonly compression: Compression;
+  readonly sizeBytes: number;
+  readonly sourcePath: string;
+}
+
+/**
+ * Has the kernel take as much memory of this kind as will arrive and let it go again. Where this
+ * machine is itself a guest, what it has not used for a while must first be found by its host,
+ * which takes longer than everything that is compared.
+ */
+function warm(path: string, bytes: number): void {
+  const piece = new Uint8Array(WARM_PIECE_BYTES);
+  const fd = openSync(path, "wx");
+  try {
+    for (let at = 0; at < bytes; at += piece.length) writeSync(fd, piece, 0, piece.length, at);
+  } finally {
+    closeSync(fd);
+    rmSync(path);
+  }
+}
+
+/** The first pair is not counted: it warms up what both use, such as caches of the disk. */
+async function compare(given: Case): Promise<Comparison> {
+  const { guest, memory, compression, sizeBytes, sourcePath, channels, pairs } = given;
+  const destinationPath = `${MEMORY_KINDS[memory].folder}/destination.ram`;
+  const move: Move = { sourcePath, destinationPath, sizeBytes, channels, compression };
+  const found = { qemu: [] as Sample[], multifd: [] as Sample[], own: [] as OwnFigures[] };
+  const folder = MEMORY_KINDS.small.folder;
+  const isReady = (): void => warm(`${MEMORY_KINDS[memory].folder}/warm`, sizeBytes);
+  const runs = {
+    async qemu(isCounted: boolean) {
+      const plain = {
+        ...move,
+        compression: compression === "auto" ? "none" : compression,
+      } as const;
+      const sample = await moveWithQemu(plain, folder, isReady);
+      if (isCounted) found.qemu.push(sample);
+    },
+    async multifd(isCounted: boolean) {
+      const { sample, own } = await moveWithMultifd(move, folder, isReady);
+      if (!isCounted) return;
+      found.multifd.push(sample);
+      found.own.push(own);
+    },
+  };
+  for (let pair = 0; pair <= pairs; pair += 1) {
+    // Who comes second may find things warmer.
+    const order = pair % 2 === 0 ? (["qemu", "multifd"] as const) : (["multifd", "qemu"] as const);
+    for (const engine of order) {
+      await runs[engine](pair > 0);
+      expectSameMemory(sourcePath, destinationPath);
+      rmSync(destinationPath);
+    }
+  }
+  return { guest, memory, compression, sizeBytes, ...found };
+}
+
+/** Where the kernel gives none, the comparison would not be the one that it says it is. */
+function expectHugePages(bytes: number): void {
+  const kib = /^ShmemHugePages:\s+(\d+) kB$/m.exec(readFileSync("/proc/meminfo", "utf8"))?.[1];
+  assert(Number(kib) * 1024 >= bytes / 2, "memory mounted with huge pages has them");
+}

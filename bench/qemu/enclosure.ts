@@ -1,0 +1,56 @@
+import { execFileSync, spawn } from "node:child_process";
+import { once } from "node:events";
+import { mkdirSync } from "node:fs";
+import { assert } from "../../base/assert.ts";
+
+/** Set in the environment of whoever runs inside. */
+const MARK = "MULTIFD_BENCH_ENCLOSED";
+
+/** Guest memory lives where a hypervisor puts it, not on a disk. */
+const MEMORY_FOLDER = "/dev/shm";
+
+/**
+ * A world of its own for a comparison: processes, network and mounts that nobody else sees. Its
+ * loopback interface counts the bytes of a migration and no others, its memory file systems are
+ * empty and of a known kind, and when its first process ends, however it ends, the kernel removes
+ * everything with it: processes, mounts and the memory of their files.
+ */
+export const isEnclosed = process.env[MARK] !== undefined;
+
+/** Runs this program again, enclosed. Returns its exit status. */
+export async function runEnclosed(program: string, words: readonly string[]): Promise<number> {
+  assert(!isEnclosed, "one enclosure is enough");
+  const isRoot = process.getuid?.() === 0;
+  const child = spawn(
+    "unshare",
+    [
+      ...(isRoot ? [] : ["--user", "--map-root-user"]),
+      ...["--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"],
+      ...[process.execPath, program, ...words],
+    ],
+    { stdio: "inherit", env: { ...process.env, [MARK]: "1" } },
+  );
+  const forward = (signal: NodeJS.Signals): void => void child.kill(signal);
+  for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, forward);
+  // Killed, it would leave the kernel to find out; ended in any other way, it takes all along.
+  process.once("exit", () => child.kill("SIGKILL"));
+  const [status] = (await once(child, "exit")) as [number | null];
+  return status ?? 1;
+}
+
+/** The kinds of memory that are compared. A folder of each is there, empty, once furnished. */
+export const MEMORY_KINDS = {
+  small: { meaning: "4 KiB pages", folder: `${MEMORY_FOLDER}`, huge: "never" },
+  huge: { meaning: "huge pages", folder: `${MEMORY_FOLDER}/huge`, huge: "always" },
+} as const;
+export type MemoryKind = keyof typeof MEMORY_KINDS;
+
+/** To be called once, inside: switches the network on and mounts memory of every kind. */
+export function furnish(): void {
+  assert(isEnclosed, "nobody mounts over the memory of others");
+  execFileSync("ip", ["link", "set", "lo", "up"]);
+  for (const { folder, huge } of Object.values(MEMORY_KINDS)) {
+    mkdirSync(folder, { recursive: true });
+    execFileSync("mount", ["-t", "tmpfs", "-o", `size=90%,huge=${huge}`, "tmpfs", folder]);
+  }
+}

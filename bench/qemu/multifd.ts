@@ -1,0 +1,97 @@
+import { readFileSync, rmSync } from "node:fs";
+import { fileURLToPath } from "node:url";
+import { must } from "../../base/assert.ts";
+import { nowMs } from "../../base/clock.ts";
+import type { Report } from "../../engine/statistics.ts";
+import { type Cli, startCli } from "../../test/run-cli.ts";
+import { cpuMsOf, loopbackBytes } from "./meters.ts";
+import type { Move, Sample } from "./sample.ts";
+
+const PROGRAM = fileURLToPath(new URL("./gated-multifd.ts", import.meta.url));
+const LIMIT_MS = 120_000;
+
+/** What is told beside the sample: it is not part of a migration, or only this engine knows it. */
+export interface OwnFigures {
+  /** Processor time of both processes before they were ready: to start Node and load the program. */
+  readonly startCpuMs: number;
+  readonly source: Report;
+  readonly destination: Report;
+}
+
+/** Has two fresh processes move the memory, as anybody would run them. */
+export async function moveWithMultifd(
+  move: Move,
+  folder: string,
+  isReady: () => void,
+): Promise<{ sample: Sample; own: OwnFigures }> {
+  const { sourcePath, destinationPath, channels, compression } = move;
+  await using receive = new End(`${folder}/receive.cpu`, [
+    ...["receive", "tcp:127.0.0.1:0", "--memory", `ram=file:${destinationPath}`],
+  ]);
+  receive.go();
+  const { address } = await receive.cli.waitFor("listening");
+  await using send = new End(`${folder}/send.cpu`, [
+    ...["send", String(address), "--memory", `ram=file:${sourcePath}`],
+    ...["--channels", String(channels), "--compression", compression],
+  ]);
+  await send.cli.waitFor("loaded");
+  isReady();
+  const startCpuMs = [send.cpuMs(), receive.cpuMs()] as const;
+  const bytesBefore = loopbackBytes();
+  const startMs = nowMs();
+  send.go();
+  await Promise.all([send.cli.waitFor("completed"), receive.cli.waitFor("completed")]);
+  const wallMs = nowMs() - startMs;
+  const [source, destination] = await Promise.all([send.report(), receive.report()]);
+  return {
+    sample: {
+      totalMs: source.totalMs,
+      wallMs,
+      sourceCpuMs: send.lifeCpuMs() - startCpuMs[0],
+      destinationCpuMs: receive.lifeCpuMs() - startCpuMs[1],
+      wireBytes: loopbackBytes() - bytesBefore,
+    },
+    own: { startCpuMs: startCpuMs[0] + startCpuMs[1], source, destination },
+  };
+}
+
+/** One end: the command in a process of its own, loaded and waiting to `go`. */
+class End implements AsyncDisposable {
+  readonly cli: Cli;
+  readonly #cpuPath: string;
+
+  constructor(cpuPath: string, words: readonly string[]) {
+    this.#cpuPath = cpuPath;
+    const options = { program: PROGRAM, input: true, limitMs: LIMIT_MS };
+    this.cli = startCli([cpuPath, ...words, "--json"], options);
+  }
+
+  go(): void {
+    this.cli.tell("");
+  }
+
+  /** What it has used so far, while it lives. */
+  cpuMs(): number {
+    return cpuMsOf(must(this.cli.processId, "the command was started"));
+  }
+
+  /** What it has used in all, after it ended: also for ending. */
+  lifeCpuMs(): number {
+    return Number(readFileSync(this.#cpuPath, "utf8"));
+  }
+
+  /** Resolves when the process has ended. */
+  async report(): Promise<Report> {
+    const { status, events, stdout, stderr } = await this.cli.exit;
+    const last = events.at(-1);
+    if (status !== 0 || last?.event !== "completed") {
+      throw new Error(`Cannot move the memory: ${stdout}${stderr}`);
+    }
+    return last["report"] as Report;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.cli[Symbol.asyncDispose]();
+    rmSync(this.#cpuPath, { force: true });
+  }
+}
