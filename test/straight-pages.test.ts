@@ -1,0 +1,164 @@
+import { once } from "node:events";
+import fs, { closeSync, mkdtempSync, openSync, rmSync } from "node:fs";
+import { syncBuiltinESMExports } from "node:module";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { Worker } from "node:worker_threads";
+import { afterAll, beforeAll, expect, test } from "vitest";
+import { MIB } from "../base/units.ts";
+import { loadChecksum } from "../channels/checksum.ts";
+import { writeAll } from "../channels/descriptor.ts";
+import { geometryOf } from "../engine/block.ts";
+import { PageReceiver } from "../workers/page-receiver.ts";
+import { PageSender } from "../workers/page-sender.ts";
+import type { DrainTask } from "./fixtures/wire-drain.ts";
+import { sharedMemory } from "./fixtures/wire-memory.ts";
+import { SocketPairs, threadDescriptorOf } from "./fixtures/wire-pair.ts";
+import * as pipeline from "./fixtures/wire-pipeline.ts";
+import { Prng, seedFromEnvironment } from "./prng.ts";
+
+const PAGE_BYTES = 4096;
+/** Longer than a piece, so that a run of pages can be cut where a frame is full. */
+const CHUNK_BYTES = 2 * MIB;
+const PIECES_PER_CHUNK = 4;
+
+const seed = seedFromEnvironment();
+
+let folder: string;
+let pairs: SocketPairs;
+beforeAll(async () => {
+  folder = mkdtempSync(join(tmpdir(), "multifd-straight-"));
+  pairs = await SocketPairs.open();
+});
+afterAll(() => {
+  rmSync(folder, { recursive: true });
+  pairs.close();
+});
+
+/** Sends `dirty` pages of `content` into a file, and receives them from there. */
+async function transfer(
+  content: Uint8Array,
+  { dirty, hasChecksum = false }: { dirty: Iterable<number>; hasChecksum?: boolean },
+) {
+  const memory = { source: sharedMemory(content.length), target: sharedMemory(content.length) };
+  memory.source.write(content);
+  memory.target.write(new Uint8Array(content.length).fill(0xee));
+  const announced = { name: "ram", sizeBytes: content.length, pageBytes: PAGE_BYTES };
+  const block = {
+    ...pipeline.sendBlockOf({ ...announced, source: memory.source }),
+    ...geometryOf(announced, CHUNK_BYTES),
+  };
+  pipeline.markPages(block, dirty);
+
+  const path = join(folder, "stream");
+  const checksum = await loadChecksum();
+  const writing = openSync(path, "w");
+  const setup = pipeline.sendSetupOf([block], hasChecksum);
+  const place = pipeline.placeOf(writing);
+  const sender = new PageSender(setup, place, hasChecksum ? checksum : null);
+  const gathered = countGathered(() => sender.send(0, pipeline.chunksOf(block), 1));
+  sender.end();
+  closeSync(writing);
+
+  const reading = openSync(path, "r");
+  const target = { ...announced, target: memory.target, isPristine: false };
+  const receive = pipeline.receiveSetupOf([pipeline.receiveBlockOf(target)], hasChecksum);
+  new PageReceiver(receive, pipeline.placeOf(reading), checksum).receive();
+  closeSync(reading);
+  expect(memory.target.isGuarded).toBe(true);
+  return { ...gathered, arrived: memory.target.read() };
+}
+
+/** Runs `send` and counts the calls that write two ranges of memory as one. */
+function countGathered(send: () => number): { pages: number; gathered: number } {
+  const { writevSync } = fs;
+  let gathered = 0;
+  fs.writevSync = ((...given: Parameters<typeof writevSync>) => {
+    gathered += 1;
+    return writevSync(...given);
+  }) as typeof writevSync;
+  syncBuiltinESMExports();
+  try {
+    return { pages: send(), gathered };
+  } finally {
+    fs.writevSync = writevSync;
+    syncBuiltinESMExports();
+  }
+}
+
+test("whole pieces of pages that are not zero go from where they lie, a call for each", async () => {
+  const content = new Uint8Array(CHUNK_BYTES).fill(5);
+  const dirty = Array(CHUNK_BYTES / PAGE_BYTES).keys();
+  const { gathered, arrived } = await transfer(content, { dirty });
+  expect(gathered).toBe(PIECES_PER_CHUNK);
+  expect(Buffer.compare(arrived, content)).toBe(0);
+});
+
+test("where frames have checksums no page goes uncopied", async () => {
+  const content = new Uint8Array(CHUNK_BYTES).fill(5);
+  const dirty = Array(CHUNK_BYTES / PAGE_BYTES).keys();
+  const { gathered, arrived } = await transfer(content, { dirty, hasChecksum: true });
+  expect(gathered).toBe(0);
+  expect(Buffer.compare(arrived, content)).toBe(0);
+});
+
+/** Pages by how they begin: what is seen at once, what only a look at all of the page tells. */
+const KINDS: readonly ((page: Uint8Array, random: Prng) => void)[] = [
+  (page, random) => {
+    random.bytes(page);
+    page[0] = 1;
+  },
+  (page) => page.fill(0),
+  (page) => page.fill(0).fill(7, 8, 9),
+  (page) => page.fill(0).fill(7, PAGE_BYTES - 1),
+];
+
+test(`pages arrive exactly however those that go straight lie among others (SEED=${seed})`, async () => {
+  const random = new Prng(seed);
+  for (let round = 0; round < 12; round += 1) {
+    const pages = 1 + random.below(1500);
+    const content = new Uint8Array(pages * PAGE_BYTES);
+    const dirty: number[] = [];
+    for (let page = 0; page < pages; ) {
+      // Mostly long runs of what is not zero: those go straight.
+      const kind = KINDS[Math.max(0, random.below(8) - 4)] ?? KINDS[0];
+      const isDirty = random.below(8) > 0;
+      const end = Math.min(pages, page + 1 + random.below(kind === KINDS[0] ? 400 : 3));
+      for (; page < end; page += 1) {
+        kind?.(content.subarray(page * PAGE_BYTES, (page + 1) * PAGE_BYTES), random);
+        if (isDirty) dirty.push(page);
+      }
+    }
+    const { pages: sent, arrived } = await transfer(content, { dirty });
+    expect(sent).toBe(dirty.length);
+    const wanted = new Uint8Array(content.length).fill(0xee);
+    for (const page of dirty) {
+      const from = page * PAGE_BYTES;
+      wanted.set(content.subarray(from, from + PAGE_BYTES), from);
+    }
+    expect(Buffer.compare(arrived, wanted)).toBe(0);
+  }
+});
+
+test(`two ranges go through as one while the peer reads slowly, wherever they are cut (SEED=${seed})`, async () => {
+  const random = new Prng(seed);
+  const whole = new Uint8Array(MIB);
+  random.bytes(whole);
+  for (const cut of [0, 1, 44, 1 + random.below(whole.length - 1), whole.length]) {
+    const { near, far } = await pairs.make();
+    const stop = new Int32Array(new SharedArrayBuffer(4));
+    const target = new Uint8Array(new SharedArrayBuffer(whole.length));
+    const workerData: DrainTask = {
+      fd: threadDescriptorOf(far),
+      stop,
+      target,
+      pieceBytes: 30_011,
+    };
+    const thread = new Worker(new URL("./fixtures/wire-drain.ts", import.meta.url), { workerData });
+    const ended = once(thread, "exit");
+    const options = { fd: threadDescriptorOf(near), channel: 2, stop, limitMs: 10_000 };
+    writeAll(options, whole.subarray(0, cut), whole.subarray(cut));
+    expect(await ended).toEqual([0]);
+    expect(Buffer.compare(target, whole)).toBe(0);
+  }
+});
