@@ -26,9 +26,9 @@ interface Sample {
  * the pump is its threads'; the engine's is all that both processes used before the pause, threads
  * that start and compile included.
  *
- * The goal is against a pump through the very memory that the guest has, warm at both ends: what
- * the machine allows when the bytes are a guest's. A pump of one small buffer, which never leaves
- * the cache at either end, is told beside it.
+ * There are two pumps. One goes through the very memory that the guest has, warm at both ends: what
+ * the machine allows when the bytes are a guest's. The other moves one small buffer, which never
+ * leaves the cache at either end: it may outrun any pump of real memory, and so the goal.
  */
 export const throughput: Benchmark<typeof SMOKE> = {
   name: "throughput",
@@ -88,6 +88,7 @@ export const throughput: Benchmark<typeof SMOKE> = {
       name: "engine / pump",
       value: median(engines.map(rate)) / median(pumps.map(rate)),
       unit: "",
+      goal: { atLeast: 0.8 },
       detail: `of medians; by pair ${listed(ratios)}`,
     });
     report({
