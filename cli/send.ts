@@ -11,7 +11,17 @@ export const SEND = {
   name: "send",
   summary: "Sends a guest to a destination that listens at ADDRESS.",
   positionals: [{ name: "ADDRESS", meaning: "tcp:HOST:PORT, unix:PATH, fd:N,N… or exec:COMMAND" }],
-  flags: { memory: MEMORY_FLAG, json: JSON_FLAG, help: HELP_FLAG },
+  flags: {
+    memory: MEMORY_FLAG,
+    "dirty-log": {
+      value: { type: "choice", choices: ["none", "scan"] },
+      default: "none",
+      meaning:
+        "How writes to the memory are found: none, nobody writes it; scan, by reading it again and again.",
+    },
+    json: JSON_FLAG,
+    help: HELP_FLAG,
+  },
   parameters: true,
   features: ([address]) => ({
     side: "source",
@@ -29,7 +39,7 @@ export async function send(argv: readonly string[]): Promise<number> {
     const problems = [...addressProblems(positionals[0]), ...found];
     const files = parseMemoryFlags(flags.memory, problems);
     checkUsage(problems);
-    const host = fileGuest(files);
+    const host = fileGuest(files, { dirtyLog: flags["dirty-log"] });
     return await runMigration(output, (signal) =>
       migrateOut(host, address, {
         ...options,

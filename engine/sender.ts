@@ -4,14 +4,22 @@ import { siblingModule } from "../base/module.ts";
 import { Stopped } from "../channels/descriptor.ts";
 import { type Control, createControl } from "../workers/control.ts";
 import { firstKeys, shardBytes } from "../workers/delta-cache.ts";
-import type { ChannelPlace, SendBlock, SendSetup, SendTask } from "../workers/protocol.ts";
+import type {
+  ChannelPlace,
+  SendBlock,
+  SendSetup,
+  SendTask,
+  SentPages,
+} from "../workers/protocol.ts";
 import { type Block, type Geometry, geometryOf } from "./block.ts";
+import type { ScanFacts } from "./convergence.ts";
 import { DirtyBitmap } from "./dirty-bitmap.ts";
-import type { DirtyLog } from "./dirty-log.ts";
+import type { DirtyLog, ScanLog } from "./dirty-log.ts";
 import { channelFigures, sumCounters } from "./figures.ts";
 import { applySettings, cacheBytesOf } from "./live-settings.ts";
 import type { Parameters } from "./parameters.ts";
 import { ChannelPool } from "./pool.ts";
+import { createSentPages } from "./sent-pages.ts";
 import { ownerOf } from "./shards.ts";
 import type { ChannelFigures, RoundFigures } from "./statistics.ts";
 
@@ -30,6 +38,8 @@ export interface SentRound extends RoundFigures {
   readonly sendMs: number;
   readonly guestBytes: number;
   readonly roundTripMs: number;
+  /** Null where nothing is scanned. */
+  readonly scan: ScanFacts | null;
 }
 
 interface SentBlock extends Geometry {
@@ -43,6 +53,8 @@ export class Sender {
   readonly #blocks: readonly SentBlock[];
   readonly #channels: number;
   readonly #pool: ChannelPool;
+  /** What was sent of the blocks that are scanned, by their place among the blocks. */
+  #scanned: ReadonlyMap<number, SentPages> = new Map();
   #fences = 0;
   #rounds = 0;
   /** The quickest answer to a fence so far: the first one of a channel has nothing to wait for. */
@@ -92,6 +104,20 @@ export class Sender {
     return pages;
   }
 
+  /** From the first round on, the blocks that the logs name are scanned in every round. */
+  async scan(logs: readonly ScanLog[]): Promise<void> {
+    assert(this.#rounds === 0, "a scan remembers what was sent from the start");
+    const names = new Set(logs.map(({ block }) => block));
+    const scanned = new Map<number, SentPages>();
+    for (const [index, { block, pageCount }] of this.#blocks.entries()) {
+      if (names.has(block.name)) scanned.set(index, createSentPages(pageCount));
+    }
+    if (scanned.size === 0) return;
+    this.#scanned = scanned;
+    await this.#onAllChannels((channel) => this.#run(channel, { kind: "scan", sent: scanned }));
+  }
+
+  /** Pages that are known to be dirty: of those that are scanned, what was not sent yet. */
   get dirtyPages(): number {
     return this.#blocks.reduce((sum, { bitmap }) => sum + bitmap.dirtyCount(), 0);
   }
@@ -101,6 +127,22 @@ export class Sender {
       (sum, { bitmap }) => sum + bitmap.dirtyCount() * bitmap.pageBytes,
       0,
     );
+  }
+
+  /** Guest memory that is dirty as the logs tell, without what is scanned. */
+  get loggedBytes(): number {
+    return this.#logged().bytes;
+  }
+
+  #logged(): { pages: number; bytes: number } {
+    let [pages, bytes] = [0, 0];
+    for (const [index, { bitmap }] of this.#blocks.entries()) {
+      if (this.#scanned.has(index)) continue;
+      const count = bitmap.dirtyCount();
+      pages += count;
+      bytes += count * bitmap.pageBytes;
+    }
+    return { pages, bytes };
   }
 
   /** The blocks as the threads need them. */
@@ -122,8 +164,9 @@ export class Sender {
   async sendRound(): Promise<SentRound> {
     this.#rounds += 1;
     const startMs = nowMs();
-    const dirtyPages = this.dirtyPages;
-    const guestBytes = this.dirtyBytes;
+    const isFirst = this.#rounds === 1;
+    const all = { pages: this.dirtyPages, bytes: this.dirtyBytes };
+    const logged = this.#logged();
     const before = this.#totals();
     let fencedMs = 0;
     await this.#onAllChannels(async (channel) => {
@@ -131,9 +174,18 @@ export class Sender {
       fencedMs += await this.#fence(channel);
     });
     const after = this.#totals();
+    const foundBytes = after.foundBytes - before.foundBytes;
     return {
-      dirtyPages,
-      guestBytes,
+      dirtyPages: isFirst ? all.pages : logged.pages + after.foundPages - before.foundPages,
+      guestBytes: isFirst ? all.bytes : logged.bytes + foundBytes,
+      scan:
+        this.#scanned.size === 0
+          ? null
+          : {
+              scannedBytes: after.scannedBytes - before.scannedBytes,
+              scanMs: (after.scanMs - before.scanMs) / this.#channels,
+              foundBytes: isFirst ? null : foundBytes,
+            },
       sentPages: after.pages - before.pages,
       sentBytes: after.movedBytes - before.movedBytes,
       sendMs: (after.sendMs - before.sendMs + fencedMs) / this.#channels,
@@ -197,24 +249,37 @@ export class Sender {
   }
 
   *#tasksOf(channel: number): Generator<SendTask> {
-    for (const [index, { bitmap, pageBytes }] of this.#blocks.entries()) {
+    for (const index of this.#blocks.keys()) {
       let chunks: number[] = [];
       let bytes = 0;
-      for (let chunk = bitmap.nextDirtyChunk(0); chunk !== -1; ) {
-        if (ownerOf(chunk, this.#channels) === channel) {
-          chunks.push(chunk);
-          bytes += bitmap.dirtyCountOf(chunk) * pageBytes;
-          if (bytes >= TASK_BYTES || chunks.length >= TASK_CHUNKS_MAX) {
-            yield { kind: "send", block: index, chunks, round: this.#rounds };
-            chunks = [];
-            bytes = 0;
-          }
-        }
-        const next = chunk + 1;
-        chunk = next < bitmap.chunkCount ? bitmap.nextDirtyChunk(next) : -1;
+      for (const chunk of this.#chunksOf(index)) {
+        if (ownerOf(chunk, this.#channels) !== channel) continue;
+        chunks.push(chunk);
+        bytes += this.#workBytes(index, chunk);
+        if (bytes < TASK_BYTES && chunks.length < TASK_CHUNKS_MAX) continue;
+        yield { kind: "send", block: index, chunks, round: this.#rounds };
+        chunks = [];
+        bytes = 0;
       }
       if (chunks.length > 0) yield { kind: "send", block: index, chunks, round: this.#rounds };
     }
+  }
+
+  /** The chunks of a block that somebody has to look at in this round. */
+  *#chunksOf(index: number): Generator<number> {
+    const { bitmap } = must(this.#blocks[index], "a block that is sent is there");
+    const isScanned = this.#scanned.has(index);
+    for (let chunk = 0; chunk < bitmap.chunkCount; chunk += 1) {
+      if (!isScanned) chunk = bitmap.nextDirtyChunk(chunk);
+      if (chunk === -1) return;
+      yield chunk;
+    }
+  }
+
+  /** Guest memory that is read for a chunk. */
+  #workBytes(index: number, chunk: number): number {
+    const { bitmap, pageBytes, pagesPerChunk } = must(this.#blocks[index], "a chunk has a block");
+    return (this.#scanned.has(index) ? pagesPerChunk : bitmap.dirtyCountOf(chunk)) * pageBytes;
   }
 
   async #run(channel: number, task: SendTask): Promise<void> {

@@ -20,13 +20,17 @@ export interface MemoryFile {
 const PAGE_BYTES_DEFAULT = 4 * KIB;
 
 /**
- * A stopped guest whose RAM lies in files: nobody writes it, so there is no dirty log and nothing
- * to pause. Throws MEMORY_UNUSABLE for files that cannot be read.
+ * A guest whose RAM lies in files: a stopped one (`none`, nobody writes it), or one that somebody
+ * keeps writing (`scan`). Throws MEMORY_UNUSABLE for files that cannot be read.
  */
-export function fileGuest(files: readonly MemoryFile[]): SourceHost {
+export function fileGuest(
+  files: readonly MemoryFile[],
+  { dirtyLog = "none" }: { dirtyLog?: "none" | "scan" } = {},
+): SourceHost {
+  const scans = files.map(({ name }) => ({ kind: "scan", block: name }) as const);
   return {
     blocks: files.map(sourceBlock),
-    startDirtyLog: async () => [],
+    startDirtyLog: async () => (dirtyLog === "scan" ? scans : []),
     stopDirtyLog: async () => {},
     pause: async () => {},
     resume: async () => {},

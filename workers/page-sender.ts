@@ -24,8 +24,9 @@ import type { Run } from "./encodings/encoding.ts";
 import { raw } from "./encodings/raw.ts";
 import { FrameWriter } from "./frame-writer.ts";
 import { generationOf } from "./generation.ts";
+import { PageScanner } from "./page-scanner.ts";
 import { Piece, type TakenWords } from "./piece.ts";
-import type { ChannelPlace, SendBlock, SendSetup } from "./protocol.ts";
+import type { ChannelPlace, SendBlock, SendSetup, SentPages } from "./protocol.ts";
 import { openRam, type Ram } from "./ram.ts";
 import { CACHE_AT, PAGES_AT, Workbench } from "./workbench.ts";
 
@@ -53,6 +54,9 @@ export class PageSender {
   /** By page size. */
   readonly #caches: ReadonlyMap<number, DeltaCache>;
   readonly #piece: Piece;
+  readonly #scanner: PageScanner;
+  /** By block, for those that are scanned. */
+  #sent: ReadonlyMap<number, SentPages> = new Map();
   readonly #describer: Describer;
   readonly #compressor: Compressor;
   /** Whether the cache holds all memory of this shard: then it pays to fill it from the start. */
@@ -78,6 +82,7 @@ export class PageSender {
       sequence: place.writeSequence,
     });
     this.#piece = new Piece(this.#bench);
+    this.#scanner = new PageScanner(this.#bench, this.#piece, this.#counters);
     this.#describer = new Describer(this.#bench, this.#counters);
     this.#compressor = new Compressor(control, this.#counters);
     this.#caches = makeCaches(this.#bench, setup);
@@ -88,14 +93,21 @@ export class PageSender {
     this.#isCacheWhole = cacheBytes >= shardBytes(setup.blocks, channels);
   }
 
+  /** From now on the blocks that `sent` names are scanned. */
+  scan(sent: ReadonlyMap<number, SentPages>): void {
+    this.#sent = sent;
+  }
+
   /**
-   * Sends the dirty pages of `chunks` and returns how many went. When it throws, every bit that it
-   * took is set again, also of pages that were written to the channel: nobody knows if they arrived.
+   * Sends the dirty pages of `chunks`, and those that a scan finds changed, and returns how many
+   * went. When it throws, they are dirty: every bit that it took is set again, also of pages that
+   * were written to the channel, for nobody knows if they arrived.
    */
   send(blockIndex: number, chunks: readonly number[], round: number): number {
     const block = must(this.#blocks[blockIndex], "a task names a block that exists");
     const flush = (): void => this.#flush(block);
     const sendStraight = (run: Run): number => this.#sendStraight(block, run);
+    const sent = this.#sent.get(blockIndex);
     const taken: TakenWords[] = [];
     let pages = 0;
     this.#round = round;
@@ -104,8 +116,13 @@ export class PageSender {
       for (const chunk of chunks) {
         const words = wordsOfChunk(block, chunk);
         taken.push(words);
-        pages += takeWords(block.dirty, words.first, words.words);
-        this.#piece.stage(words, block, { flush, sendStraight });
+        const marked = takeWords(block.dirty, words.first, words.words);
+        if (sent === undefined) {
+          this.#piece.stage(words, block, { flush, sendStraight });
+          pages += marked;
+        } else {
+          pages += this.#scanner.stage(words, block, { sent, flush });
+        }
       }
       flush();
     } catch (error) {

@@ -29,6 +29,20 @@ export interface SendBlock extends RamRegion {
   readonly firstKey: number;
 }
 
+/**
+ * What was last sent of a block that is scanned. Shared by all threads, but every page is written
+ * by the one that owns its chunk, and so is every word of `content`.
+ */
+export interface SentPages {
+  /**
+   * By page, the low half of its hash and then the high one, each exclusive-or that of a zero page:
+   * so zero memory, of which a guest has much, takes no memory here.
+   */
+  readonly hashes: Int32Array;
+  /** A bit per page, as in `DirtyWords`: something else than zeros was sent. */
+  readonly content: Int32Array;
+}
+
 /** Given to every thread of the source's pool when it starts. */
 export interface SendSetup {
   readonly control: Control;
@@ -45,6 +59,8 @@ export interface SendSetup {
 /** Tasks of a source's worker; the first is `open`. */
 export type SendTask =
   | { readonly kind: "open"; readonly place: ChannelPlace }
+  /** From now on the blocks are scanned: what is sent of them is what differs from what was sent. */
+  | { readonly kind: "scan"; readonly sent: ReadonlyMap<number, SentPages> }
   /** Sends the dirty pages of the chunks. Bits whose pages did not go are put back. */
   | {
       readonly kind: "send";

@@ -44,6 +44,9 @@ function move(sender: PageSender, task: Exclude<SendTask, { kind: "open" }>): nu
   switch (task.kind) {
     case "send":
       return sender.send(task.block, task.chunks, task.round);
+    case "scan":
+      sender.scan(task.sent);
+      return 0;
     case "fence":
       sender.fence(task.number);
       return 0;
