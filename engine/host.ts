@@ -26,6 +26,12 @@ export interface SourceHost {
   readonly deviceBytes?: number;
 
   /**
+   * What `startDirtyLog` will give, for the rules of legality: they speak before anything starts.
+   * Unknown may be left out.
+   */
+  readonly dirtyLog?: "none" | "bitmap" | "scan";
+
+  /**
    * Starts to record writes. From its return on, every write shows in one of the logs: they are
    * clean or not, all memory is sent once anyway. A block with a `ScanLog` needs no record: the
    * engine looks for itself. A block without a log: nobody writes it (a stopped guest).

@@ -6,10 +6,10 @@ import { type Control, createControl } from "../workers/control.ts";
 import { firstKeys, shardBytes } from "../workers/delta-cache.ts";
 import type {
   ChannelPlace,
+  ScanPart,
   SendBlock,
   SendSetup,
   SendTask,
-  SentPages,
 } from "../workers/protocol.ts";
 import { type Block, type Geometry, geometryOf } from "./block.ts";
 import type { ScanFacts } from "./convergence.ts";
@@ -19,7 +19,7 @@ import { channelFigures, sumCounters } from "./figures.ts";
 import { applySettings, cacheBytesOf } from "./live-settings.ts";
 import type { Parameters } from "./parameters.ts";
 import { ChannelPool } from "./pool.ts";
-import { createSentPages } from "./sent-pages.ts";
+import { ScannedBlock } from "./scanned-block.ts";
 import { ownerOf } from "./shards.ts";
 import type { ChannelFigures, RoundFigures } from "./statistics.ts";
 
@@ -53,8 +53,10 @@ export class Sender {
   readonly #blocks: readonly SentBlock[];
   readonly #channels: number;
   readonly #pool: ChannelPool;
-  /** What was sent of the blocks that are scanned, by their place among the blocks. */
-  #scanned: ReadonlyMap<number, SentPages> = new Map();
+  /** By their place among the blocks. */
+  #scanned: ReadonlyMap<number, ScannedBlock> = new Map();
+  /** Of these, those of which the round has not looked at every page that may have changed. */
+  #unscanned: ReadonlySet<number> = new Set();
   #fences = 0;
   #rounds = 0;
   /** The quickest answer to a fence so far: the first one of a channel has nothing to wait for. */
@@ -107,14 +109,20 @@ export class Sender {
   /** From the first round on, the blocks that the logs name are scanned in every round. */
   async scan(logs: readonly ScanLog[]): Promise<void> {
     assert(this.#rounds === 0, "a scan remembers what was sent from the start");
-    const names = new Set(logs.map(({ block }) => block));
-    const scanned = new Map<number, SentPages>();
-    for (const [index, { block, pageCount }] of this.#blocks.entries()) {
-      if (names.has(block.name)) scanned.set(index, createSentPages(pageCount));
+    const scanned = new Map<number, ScannedBlock>();
+    for (const [index, { block, ...geometry }] of this.#blocks.entries()) {
+      const own = logs.filter((log) => log.block === block.name);
+      if (own.length > 0) scanned.set(index, new ScannedBlock(block, geometry, own));
     }
     if (scanned.size === 0) return;
     this.#scanned = scanned;
-    await this.#onAllChannels((channel) => this.#run(channel, { kind: "scan", sent: scanned }));
+    const tables = new Map(Array.from(scanned, ([index, block]) => [index, block.tables]));
+    await this.#onAllChannels((channel) => this.#run(channel, { kind: "scan", tables }));
+  }
+
+  /** Whether the last round has looked at all memory that is scanned and may have changed. */
+  get isScanComplete(): boolean {
+    return this.#unscanned.size === 0;
   }
 
   /** Pages that are known to be dirty: of those that are scanned, what was not sent yet. */
@@ -169,10 +177,12 @@ export class Sender {
     const logged = this.#logged();
     const before = this.#totals();
     let fencedMs = 0;
+    const parts = await this.#scanLikely();
     await this.#onAllChannels(async (channel) => {
-      await this.#sendShard(channel);
+      await this.#sendShard(channel, parts);
       fencedMs += await this.#fence(channel);
     });
+    this.#unscanned = new Set(this.#isHurried ? this.#scanned.keys() : []);
     const after = this.#totals();
     const foundBytes = after.foundBytes - before.foundBytes;
     return {
@@ -234,10 +244,35 @@ export class Sender {
     return fencedMs;
   }
 
+  /**
+   * Scans what is likely to have changed where the kernel tells which memory is in use. Returns what
+   * the round has to look at then, by block. In the first round that is everything.
+   */
+  async #scanLikely(): Promise<Map<number, ScanPart>> {
+    const parts = new Map<number, ScanPart>(this.#blocks.map((_, index) => [index, "all"]));
+    const likely = new Map<number, ScanPart>();
+    for (const [index, scanned] of this.#rounds === 1 ? [] : this.#scanned) {
+      const looks = await scanned.looks(index, this.#channels);
+      if (looks === null) continue;
+      const look = (channel: number): Promise<number> =>
+        this.#run(channel, must(looks[channel - 1], "every channel looks"));
+      scanned.looked(await this.#onAllChannels(look));
+      likely.set(index, "likely");
+    }
+    if (likely.size === 0) return parts;
+    await this.#onAllChannels((channel) => this.#sendShard(channel, likely));
+    for (const index of likely.keys()) {
+      const scanned = must(this.#scanned.get(index), "what was looked at is scanned");
+      if (await scanned.isRestEmpty()) parts.delete(index);
+      else parts.set(index, "rest");
+    }
+    return parts;
+  }
+
   /** Walks a channel's chunks, in order, and keeps its thread busy. */
-  async #sendShard(channel: number): Promise<void> {
+  async #sendShard(channel: number, parts: ReadonlyMap<number, ScanPart>): Promise<void> {
     const inFlight = new Set<Promise<unknown>>();
-    for (const task of this.#tasksOf(channel)) {
+    for (const task of this.#tasksOf(channel, parts)) {
       if (this.#isHurried) break;
       const running = this.#run(channel, task).finally(() => inFlight.delete(running));
       inFlight.add(running);
@@ -248,51 +283,55 @@ export class Sender {
     await Promise.all(inFlight);
   }
 
-  *#tasksOf(channel: number): Generator<SendTask> {
-    for (const index of this.#blocks.keys()) {
+  *#tasksOf(channel: number, parts: ReadonlyMap<number, ScanPart>): Generator<SendTask> {
+    for (const [index, part] of parts) {
+      const { pageBytes } = must(this.#blocks[index], "a part is of a block");
+      const task = { kind: "send", block: index, round: this.#rounds, part } as const;
       let chunks: number[] = [];
       let bytes = 0;
-      for (const chunk of this.#chunksOf(index)) {
+      for (const { chunk, pages } of this.#workOn(index, part)) {
         if (ownerOf(chunk, this.#channels) !== channel) continue;
         chunks.push(chunk);
-        bytes += this.#workBytes(index, chunk);
+        bytes += pages * pageBytes;
         if (bytes < TASK_BYTES && chunks.length < TASK_CHUNKS_MAX) continue;
-        yield { kind: "send", block: index, chunks, round: this.#rounds };
+        yield { ...task, chunks };
         chunks = [];
         bytes = 0;
       }
-      if (chunks.length > 0) yield { kind: "send", block: index, chunks, round: this.#rounds };
+      if (chunks.length > 0) yield { ...task, chunks };
     }
   }
 
-  /** The chunks of a block that somebody has to look at in this round. */
-  *#chunksOf(index: number): Generator<number> {
-    const { bitmap } = must(this.#blocks[index], "a block that is sent is there");
-    const isScanned = this.#scanned.has(index);
+  /** The chunks of a block that somebody has to look at, and how many of their pages. */
+  *#workOn(index: number, part: ScanPart): Generator<{ chunk: number; pages: number }> {
+    const { bitmap } = must(this.#blocks[index], "a part is of a block");
+    const scanned = this.#scanned.get(index);
     for (let chunk = 0; chunk < bitmap.chunkCount; chunk += 1) {
-      if (!isScanned) chunk = bitmap.nextDirtyChunk(chunk);
-      if (chunk === -1) return;
-      yield chunk;
+      if (scanned === undefined) {
+        chunk = bitmap.nextDirtyChunk(chunk);
+        if (chunk === -1) return;
+        yield { chunk, pages: bitmap.dirtyCountOf(chunk) };
+      } else {
+        const pages = scanned.pagesOf(chunk, part);
+        if (pages > 0 || bitmap.isChunkDirty(chunk)) yield { chunk, pages };
+      }
     }
   }
 
-  /** Guest memory that is read for a chunk. */
-  #workBytes(index: number, chunk: number): number {
-    const { bitmap, pageBytes, pagesPerChunk } = must(this.#blocks[index], "a chunk has a block");
-    return (this.#scanned.has(index) ? pagesPerChunk : bitmap.dirtyCountOf(chunk)) * pageBytes;
-  }
-
-  async #run(channel: number, task: SendTask): Promise<void> {
+  async #run(channel: number, task: SendTask): Promise<number> {
     assert(channel >= 1 && channel <= this.#channels, "a task goes to a bulk channel");
-    const pages = await this.#pool.run(channel, task);
-    if (pages === null) throw new Stopped();
+    const result = await this.#pool.run(channel, task);
+    if (result === null) throw new Stopped();
+    return result;
   }
 
-  async #onAllChannels(work: (channel: number) => Promise<void>): Promise<void> {
+  async #onAllChannels<T>(work: (channel: number) => Promise<T>): Promise<T[]> {
     const channels = Array.from({ length: this.#channels }, (_, index) => index + 1);
     const outcomes = await Promise.allSettled(channels.map(work));
-    const failed = outcomes.find((outcome) => outcome.status === "rejected");
-    if (failed !== undefined) throw failed.reason;
+    return outcomes.map((outcome) => {
+      if (outcome.status === "rejected") throw outcome.reason;
+      return outcome.value;
+    });
   }
 
   #totals(): ReturnType<typeof sumCounters> {

@@ -94,6 +94,7 @@ export class SourceMigration {
       side: "source",
       blocks: host.blocks,
       throttle: host.throttle !== undefined,
+      dirtyLog: host.dirtyLog,
     });
     const peer = new SourcePeer(parsed, parameters, await loadChecksum());
     return new SourceMigration(host, peer, options, parameters);
@@ -173,6 +174,7 @@ export class SourceMigration {
     await this.#sendRound();
     await sender.end();
     assert(sender.dirtyPages === 0, "nothing is dirty when all was sent and nobody writes");
+    assert(sender.isScanComplete, "what may have changed was looked at when nobody writes");
     this.#downtime.pagesMs = this.#lap();
   }
 

@@ -1,8 +1,8 @@
 import { assert } from "../base/assert.ts";
 import { nowMs } from "../base/clock.ts";
 import type { CounterRow } from "./control.ts";
-import type { Piece, TakenWords } from "./piece.ts";
-import type { SentPages } from "./protocol.ts";
+import { nextPage, type Piece, type TakenWords } from "./piece.ts";
+import type { ScanPart, ScanTables } from "./protocol.ts";
 import type { Ram } from "./ram.ts";
 import { PAGES_AT, PIECE_BYTES, type Workbench } from "./workbench.ts";
 
@@ -47,22 +47,26 @@ export class PageScanner {
   }
 
   /**
-   * Adds the pages of a chunk that changed or are marked in `taken` to the piece, marks them in
-   * `taken`, and returns how many they are. `flush` is called, and must empty the piece, when it is
-   * nearly full.
+   * Adds the pages of a chunk (of the part that is asked for) that changed, and those that are
+   * marked in `taken`, to the piece. Marks them in `taken` and returns how many they are. `flush` is
+   * called, and must empty the piece, when it is nearly full.
    */
   stage(
     taken: TakenWords,
     block: ScannedBlock,
-    { sent, flush }: { sent: SentPages; flush(): void },
+    { tables, part, flush }: { tables: ScanTables; part: ScanPart; flush(): void },
   ): number {
     const capacity = Math.floor(PIECE_BYTES / block.pageBytes);
     const end = Math.min(block.pageCount, (taken.first + taken.words.length) * 32);
+    const wanted = wantedOf(taken, tables, part);
     let found = 0;
-    for (let page = taken.first * 32; page < end; ) {
+    for (let page = taken.first * 32; ; ) {
+      page = nextPage(wanted, { from: page, end, isDirty: true });
+      if (page === end) break;
+      const runEnd = nextPage(wanted, { from: page, end, isDirty: false });
       if (capacity - this.#piece.pages < capacity * ROOM_SHARE_MIN) flush();
-      const pages = Math.min(end - page, capacity - this.#piece.pages);
-      found += this.#scan({ firstPage: page, pages }, taken, block, sent);
+      const pages = Math.min(runEnd - page, capacity - this.#piece.pages);
+      found += this.#scan({ firstPage: page, pages }, taken, block, tables);
       page += pages;
     }
     this.#counters.add("foundPages", found);
@@ -75,7 +79,7 @@ export class PageScanner {
     { firstPage, pages }: { firstPage: number; pages: number },
     taken: TakenWords,
     { ram, pageBytes }: ScannedBlock,
-    sent: SentPages,
+    tables: ScanTables,
   ): number {
     const { bytes, flags, hashes } = this.#bench;
     const zero = this.#zeroHash(pageBytes);
@@ -89,7 +93,7 @@ export class PageScanner {
       const page = firstPage + index;
       const low = (hashes[2 * index] as number) ^ zero.low;
       const high = (hashes[2 * index + 1] as number) ^ zero.high;
-      const isChanged = remember(sent, page, low, high);
+      const isChanged = remember(tables, page, low, high);
       flags[index] = isChanged || isMarked(taken, page) ? KEEP : DROP;
       if (flags[index] === DROP) continue;
       mark(taken, page);
@@ -116,7 +120,7 @@ export class PageScanner {
 }
 
 /** Writes down what is about to be sent; whether it is something else than was sent before. */
-function remember({ hashes, content }: SentPages, page: number, low: number, high: number) {
+function remember({ hashes, content }: ScanTables, page: number, low: number, high: number) {
   if (hashes[2 * page] === low && hashes[2 * page + 1] === high) return false;
   hashes[2 * page] = low;
   hashes[2 * page + 1] = high;
@@ -125,6 +129,19 @@ function remember({ hashes, content }: SentPages, page: number, low: number, hig
   const bits = content[word] as number;
   content[word] = (low | high) === 0 ? bits & ~bit : bits | bit;
   return true;
+}
+
+/** A bit for each page of the chunk that must be read. */
+function wantedOf({ first, words }: TakenWords, tables: ScanTables, part: ScanPart): TakenWords {
+  return {
+    first,
+    words: words.map((marked, index) => {
+      if (part === "all") return -1;
+      const word = first + index;
+      const likely = (tables.mapped?.[word] ?? -1) | (tables.content[word] as number);
+      return marked | (part === "likely" ? likely : ~likely);
+    }),
+  };
 }
 
 function isMarked({ first, words }: TakenWords, page: number): boolean {

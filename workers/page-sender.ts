@@ -24,9 +24,17 @@ import type { Run } from "./encodings/encoding.ts";
 import { raw } from "./encodings/raw.ts";
 import { FrameWriter } from "./frame-writer.ts";
 import { generationOf } from "./generation.ts";
+import { markAll, markMapped } from "./page-map.ts";
 import { PageScanner } from "./page-scanner.ts";
 import { Piece, type TakenWords } from "./piece.ts";
-import type { ChannelPlace, SendBlock, SendSetup, SentPages } from "./protocol.ts";
+import type {
+  ChannelPlace,
+  ScanPart,
+  ScanTables,
+  SendBlock,
+  SendSetup,
+  SendTask,
+} from "./protocol.ts";
 import { openRam, type Ram } from "./ram.ts";
 import { CACHE_AT, PAGES_AT, Workbench } from "./workbench.ts";
 
@@ -35,6 +43,8 @@ const CHUNKS_MAX = 2 ** 32;
 
 /** Below this a copy costs less than a frame of its own. */
 const STRAIGHT_BYTES_MIN = 128 * KIB;
+
+type TaskOf<K extends SendTask["kind"]> = Extract<SendTask, { kind: K }>;
 
 interface OpenBlock extends SendBlock {
   readonly index: number;
@@ -56,7 +66,7 @@ export class PageSender {
   readonly #piece: Piece;
   readonly #scanner: PageScanner;
   /** By block, for those that are scanned. */
-  #sent: ReadonlyMap<number, SentPages> = new Map();
+  #tables: ReadonlyMap<number, ScanTables> = new Map();
   readonly #describer: Describer;
   readonly #compressor: Compressor;
   /** Whether the cache holds all memory of this shard: then it pays to fill it from the start. */
@@ -93,9 +103,24 @@ export class PageSender {
     this.#isCacheWhole = cacheBytes >= shardBytes(setup.blocks, channels);
   }
 
-  /** From now on the blocks that `sent` names are scanned. */
-  scan(sent: ReadonlyMap<number, SentPages>): void {
-    this.#sent = sent;
+  /** From now on the blocks that `tables` names are scanned. */
+  scan(tables: ReadonlyMap<number, ScanTables>): void {
+    this.#tables = tables;
+  }
+
+  /** Finds out which pages are mapped; see `SendTask`. */
+  look({ block: blockIndex, file, regions, firstWord, words }: TaskOf<"look">): number {
+    const { ram, pageBytes, pageCount } = must(this.#blocks[blockIndex], "a task has a block");
+    const mapped = must(this.#tables.get(blockIndex)?.mapped, "what is looked at has a table");
+    const startMs = nowMs();
+    const span = { mapped, firstWord, words, pageBytes, pageCount };
+    const pages = ram.isIn(file) ? markMapped(span, regions) : markAll(span);
+    this.#counters.add(
+      "scannedBytes",
+      regions.reduce((sum, { pages }) => sum + pages * 8, 0),
+    );
+    this.#counters.add("scanMs", nowMs() - startMs);
+    return pages;
   }
 
   /**
@@ -103,11 +128,16 @@ export class PageSender {
    * went. When it throws, they are dirty: every bit that it took is set again, also of pages that
    * were written to the channel, for nobody knows if they arrived.
    */
-  send(blockIndex: number, chunks: readonly number[], round: number): number {
+  send(
+    blockIndex: number,
+    chunks: readonly number[],
+    round: number,
+    part: ScanPart = "all",
+  ): number {
     const block = must(this.#blocks[blockIndex], "a task names a block that exists");
     const flush = (): void => this.#flush(block);
     const sendStraight = (run: Run): number => this.#sendStraight(block, run);
-    const sent = this.#sent.get(blockIndex);
+    const tables = this.#tables.get(blockIndex);
     const taken: TakenWords[] = [];
     let pages = 0;
     this.#round = round;
@@ -117,11 +147,11 @@ export class PageSender {
         const words = wordsOfChunk(block, chunk);
         taken.push(words);
         const marked = takeWords(block.dirty, words.first, words.words);
-        if (sent === undefined) {
+        if (tables === undefined) {
           this.#piece.stage(words, block, { flush, sendStraight });
           pages += marked;
         } else {
-          pages += this.#scanner.stage(words, block, { sent, flush });
+          pages += this.#scanner.stage(words, block, { tables, part, flush });
         }
       }
       flush();
