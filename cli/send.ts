@@ -11,12 +11,34 @@ export const SEND = {
   name: "send",
   summary: "Sends a guest to a destination that listens at ADDRESS.",
   positionals: [{ name: "ADDRESS", meaning: "tcp:HOST:PORT, unix:PATH, fd:N,N… or exec:COMMAND" }],
-  flags: { memory: MEMORY_FLAG, json: JSON_FLAG, help: HELP_FLAG },
+  flags: {
+    memory: MEMORY_FLAG,
+    "dirty-log": {
+      value: { type: "choice", choices: ["none", "scan"] },
+      default: "none",
+      meaning:
+        "How writes to the memory are found: none, nobody writes it; scan, by reading all of it in every round.",
+    },
+    "pause-command": {
+      value: "text",
+      placeholder: "COMMAND",
+      meaning:
+        "With --dirty-log scan: a shell command that stops whoever writes the memory, before it is read for the last time.",
+    },
+    "resume-command": {
+      value: "text",
+      placeholder: "COMMAND",
+      meaning: "Undoes --pause-command when the migration fails after that.",
+    },
+    json: JSON_FLAG,
+    help: HELP_FLAG,
+  },
   parameters: true,
-  features: ([address]) => ({
+  features: ([address], { "dirty-log": dirtyLog }) => ({
     side: "source",
     migration: "live",
     throttle: false,
+    ...(dirtyLog === "none" || dirtyLog === "scan" ? { dirtyLog } : {}),
     ...addressFeatures(address),
   }),
 } as const satisfies Command;
@@ -28,8 +50,10 @@ export async function send(argv: readonly string[]): Promise<number> {
   try {
     const problems = [...addressProblems(positionals[0]), ...found];
     const files = parseMemoryFlags(flags.memory, problems);
+    const dirtyLog = flags["dirty-log"];
+    const commands = commandsOf(flags, problems);
     checkUsage(problems);
-    const host = fileGuest(files);
+    const host = fileGuest(files, { dirtyLog, ...(commands === null ? {} : { commands }) });
     return await runMigration(output, (signal) =>
       migrateOut(host, address, {
         ...options,
@@ -41,4 +65,25 @@ export async function send(argv: readonly string[]): Promise<number> {
   } catch (error) {
     return tellFailure(output, error);
   }
+}
+
+/** The commands that stop a writer and let him go on: both or none, and only where he is expected. */
+function commandsOf(
+  flags: {
+    readonly "dirty-log": "none" | "scan";
+    readonly "pause-command": string | undefined;
+    readonly "resume-command": string | undefined;
+  },
+  problems: string[],
+): { pause: string; resume: string } | null {
+  const { "pause-command": pause, "resume-command": resume, "dirty-log": dirtyLog } = flags;
+  if (pause === undefined && resume === undefined) return null;
+  if (dirtyLog === "none") {
+    problems.push("--pause-command and --resume-command need --dirty-log scan");
+  }
+  if (pause === undefined || resume === undefined) {
+    problems.push("--pause-command and --resume-command need each other: a failure undoes a pause");
+    return null;
+  }
+  return { pause, resume };
 }
