@@ -44,8 +44,11 @@ export interface Command<F extends CommandFlags = CommandFlags> {
   /** Whether every parameter of a migration is a flag, too. */
   readonly parameters: boolean;
   /** What the command knows of its migration, for the rules of legality; see `addressFeatures`. */
-  readonly features?: (positionals: readonly string[]) => Features;
+  readonly features?: (positionals: readonly string[], flags: FlagValues) => Features;
 }
+
+/** What the flags of some command were given, or their defaults. */
+export type FlagValues = Readonly<Record<string, FlagValue | readonly FlagValue[] | undefined>>;
 
 type ValueOf<V> = V extends "text"
   ? string
@@ -231,13 +234,15 @@ class Reading<F extends CommandFlags> {
         .map((key) => [key, this.#values.get(flagOf(key))?.at(-1)] as const)
         .filter(([, value]) => value !== undefined),
     ) as ParameterOptions;
+    const values: FlagValues = Object.fromEntries(
+      Object.entries(flags).map(([name, flag]) => [name, this.#valueOf(name, flag)]),
+    );
     const illegal = parameters
-      ? configurationProblems(options, features?.(this.positionals), { wording: AS_FLAGS })
+      ? configurationProblems(options, features?.(this.positionals, values), { wording: AS_FLAGS })
       : [];
-    const values = Object.entries(flags).map(([name, flag]) => [name, this.#valueOf(name, flag)]);
     return {
       options,
-      flags: Object.fromEntries(values) as Parsed<F>["flags"],
+      flags: values as Parsed<F>["flags"],
       positionals: this.positionals,
       problems: [...this.#problems, ...illegal],
       mistakes: this.#problems,

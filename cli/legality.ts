@@ -34,6 +34,10 @@ export const LEGALITY_CHECK = {
       meaning:
         "With --check: whether the source's host can slow its guest down; unknown unless given.",
     },
+    "dirty-log": {
+      value: { type: "choice", choices: ["none", "bitmap", "scan"] },
+      meaning: "With --check: how writes to the guest's memory are found; unknown unless given.",
+    },
     json: JSON_FLAG,
     help: HELP_FLAG,
   },
@@ -54,6 +58,7 @@ export interface BrokenRule extends LegalityProblem {
 export async function checkLegality(argv: readonly string[]): Promise<number> {
   const { options, flags, positionals, mistakes } = parseFlags(LEGALITY_CHECK, argv);
   const [address] = positionals;
+  const { "dirty-log": dirtyLog } = flags;
   try {
     checkUsage([...addressMistakes(address), ...mistakes]);
   } catch (error) {
@@ -64,6 +69,7 @@ export async function checkLegality(argv: readonly string[]): Promise<number> {
     migration: "live",
     ...addressFeatures(address),
     ...(flags.throttle === undefined ? {} : { throttle: flags.throttle }),
+    ...(dirtyLog === undefined ? {} : { dirtyLog }),
   });
   say(flags.json ? asJson(problems) : asText(problems));
   // The answer is all there is to this command, so losing it is its failure.

@@ -1,11 +1,18 @@
 import type { SourceHost } from "../engine/host.ts";
+import type { ParameterOptions } from "../engine/parameters.ts";
 import { migrateOut } from "../engine/source.ts";
-import { fileGuest } from "../hosts/file-guest.ts";
+import { type FileGuestOptions, fileGuest } from "../hosts/file-guest.ts";
 import { QemuSource } from "../hosts/qemu.ts";
 import { addressProblems } from "./address-problems.ts";
 import { addressFeatures, type Command, parseFlags } from "./flags.ts";
-import { GUEST_FLAGS, type GuestChoice, parseGuestFlags } from "./guest-flags.ts";
-import { chooseOutput } from "./output.ts";
+import {
+  GUEST_FLAGS,
+  type GuestChoice,
+  parseGuestFlags,
+  parseWriterFlags,
+  WRITER_FLAGS,
+} from "./guest-flags.ts";
+import { chooseOutput, type Output } from "./output.ts";
 import { checkUsage, runMigration, tellFailure } from "./run.ts";
 import { HELP_FLAG, JSON_FLAG } from "./shared-flags.ts";
 
@@ -13,15 +20,22 @@ export const SEND = {
   name: "send",
   summary: "Sends a guest to a destination that listens at ADDRESS.",
   positionals: [{ name: "ADDRESS", meaning: "tcp:HOST:PORT, unix:PATH, fd:N,N… or exec:COMMAND" }],
-  flags: { ...GUEST_FLAGS, json: JSON_FLAG, help: HELP_FLAG },
+  flags: { ...GUEST_FLAGS, ...WRITER_FLAGS, json: JSON_FLAG, help: HELP_FLAG },
   parameters: true,
-  features: ([address]) => ({
+  features: ([address], { "dirty-log": dirtyLog, qemu }) => ({
     side: "source",
     migration: "live",
-    throttle: false,
+    // Whether QEMU's guest can be throttled is found out when it is there.
+    ...(qemu === undefined ? { throttle: false } : {}),
+    ...(qemu === undefined && isDirtyLog(dirtyLog) ? { dirtyLog } : {}),
+    ...(qemu === undefined ? {} : { dirtyLog: "scan" }),
     ...addressFeatures(address),
   }),
 } as const satisfies Command;
+
+function isDirtyLog(value: unknown): value is "none" | "scan" {
+  return value === "none" || value === "scan";
+}
 
 export async function send(argv: readonly string[]): Promise<number> {
   const { options, flags, positionals, problems: found } = parseFlags(SEND, argv);
@@ -30,11 +44,14 @@ export async function send(argv: readonly string[]): Promise<number> {
   try {
     const problems = [...addressProblems(positionals[0]), ...found];
     const guest = parseGuestFlags(flags, problems);
+    const writer = parseWriterFlags(flags, guest, problems);
     checkUsage(problems);
-    using host = await openSource(guest);
+    using host = await openSource(guest, { writer, options });
+    for (const note of host.notes ?? []) output.note(note);
+    const possible = withoutThrottle(host, options, output);
     return await runMigration(output, (signal) =>
       migrateOut(host, address, {
-        ...options,
+        ...possible,
         signal,
         onPhase: (phase) => output.phase(phase),
         onProgress: (progress) => output.progress(progress),
@@ -45,9 +62,36 @@ export async function send(argv: readonly string[]): Promise<number> {
   }
 }
 
-type OpenSource = SourceHost & Disposable;
+interface OpenSource extends SourceHost, Disposable {
+  /** Why it has no `throttle`, where that was wanted. */
+  readonly notThrottled?: string;
+  readonly notes?: readonly string[];
+}
 
-async function openSource(guest: GuestChoice): Promise<OpenSource> {
-  if (guest.kind === "qemu") return await QemuSource.open(guest.path);
-  return { ...fileGuest(guest.files), [Symbol.dispose]() {} };
+async function openSource(
+  guest: GuestChoice,
+  { writer, options }: { writer: FileGuestOptions; options: ParameterOptions },
+): Promise<OpenSource> {
+  if (guest.kind === "files") {
+    return { ...fileGuest(guest.files, writer), [Symbol.dispose]() {} };
+  }
+  return await QemuSource.open(guest.path, { throttle: options.autoConverge === true });
+}
+
+/** A guest that cannot be slowed down may still move: so it is said, and tried without. */
+function withoutThrottle(
+  host: OpenSource,
+  options: ParameterOptions,
+  output: Output,
+): ParameterOptions {
+  if (host.notThrottled === undefined) return options;
+  output.note(`the guest is not throttled: ${host.notThrottled}`);
+  const {
+    autoConverge: _autoConverge,
+    throttleInitialPercent: _initial,
+    throttleIncrementPercent: _increment,
+    throttleMaxPercent: _max,
+    ...others
+  } = options;
+  return others;
 }

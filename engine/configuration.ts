@@ -17,13 +17,19 @@ export interface Configuration {
 export function configure(
   given: object,
   addressText: string,
-  known: { side: "source" | "destination"; blocks?: readonly Block[]; throttle?: boolean },
+  known: {
+    side: "source" | "destination";
+    blocks?: readonly Block[];
+    throttle?: boolean;
+    dirtyLog?: Features["dirtyLog"] | undefined;
+  },
 ): Configuration {
   const { address, problems } = tryAddress(addressText);
   const features: Features = {
     side: known.side,
     migration: "live",
     ...(known.throttle === undefined ? {} : { throttle: known.throttle }),
+    ...(known.dirtyLog === undefined ? {} : { dirtyLog: known.dirtyLog }),
     ...(address === null ? {} : { address: address.kind }),
     ...(address?.kind === "fd" ? { descriptors: address.descriptors.length } : {}),
   };

@@ -12,9 +12,21 @@ export interface RoundFacts {
   readonly elapsedMs: number;
   /** What the answers take when there is nothing to apply; it is within both times above. */
   readonly roundTripMs: number;
-  /** Guest memory that is dirty after the round. */
+  /** Guest memory that is dirty after the round, as far as it is told by logs. */
   readonly dirtyBytes: number;
   readonly deviceBytes: number;
+  /** Of memory that is scanned; absent where none is. */
+  readonly scan?: ScanFacts;
+}
+
+/** What the scan within a round observed. */
+export interface ScanFacts {
+  /** Guest memory that was read and compared; the last scan must read as much, whatever changed. */
+  readonly scannedBytes: number;
+  /** Time that a channel spent in that, the mean of all channels; it is within `elapsedMs`. */
+  readonly scanMs: number;
+  /** Guest memory that was found changed since the scan before; null in the first round. */
+  readonly foundBytes: number | null;
 }
 
 export interface ConvergenceLimits {
@@ -71,6 +83,12 @@ const PATIENCE_ROUNDS = 2;
  * rounds; what is dirty now is expected to take both, and to shrink by nothing. The device state
  * must be sent as well.
  *
+ * What is dirty in memory that is scanned is known only by scanning it. As much as the last scan
+ * found is expected: it found what was written during about a round, and the guest cannot write any
+ * longer than a round before the last scan meets it. All of it must be read to find that, at the
+ * rate of the scans so far, which is time of its own beside describing and sending. Before anything
+ * was scanned a second time, nothing is known and the guest is not paused.
+ *
  * While zero pages are described, the few bytes that they come to go out beside it, and sending
  * seems to take no time. So a link is believed to be that fast only for as many bytes as it carried
  * in one round of which at least half was sending: it cannot be off by more than two then. For more
@@ -88,6 +106,11 @@ export class Convergence {
   #describeMs = 0;
   /** The most that was sent in one round that was mainly sending. */
   #provenBytes = 0;
+  #scannedBytes = 0;
+  #scanMs = 0;
+  /** What was dirty when the round before had ended, or what it began with, and how long it took. */
+  #dirtyBytesBefore: number | null = null;
+  #elapsedMsBefore = 0;
   #stubbornRounds = 0;
   #throttlePercent = 0;
 
@@ -97,12 +120,19 @@ export class Convergence {
     this.#rounds += 1;
     this.#remember(round);
     const expectedDowntimeMs = this.#expectedDowntimeMs(round);
-    return {
-      verdict: this.#verdict(round, limits, expectedDowntimeMs),
-      expectedDowntimeMs,
-      dirtyBytesPerSecond: (round.dirtyBytes / round.elapsedMs) * 1000,
-      bytesPerSecond: this.#sendMs === 0 ? 0 : (this.#sentBytes / this.#sendMs) * 1000,
-    };
+    const verdict = this.#verdict(round, limits, expectedDowntimeMs);
+    const dirtyBytesPerSecond = this.#dirtyBytesPerSecond(round);
+    this.#dirtyBytesBefore = expectedDirtyBytes(round);
+    this.#elapsedMsBefore = round.elapsedMs;
+    const bytesPerSecond = this.#sendMs === 0 ? 0 : (this.#sentBytes / this.#sendMs) * 1000;
+    return { verdict, expectedDowntimeMs, dirtyBytesPerSecond, bytesPerSecond };
+  }
+
+  /** A page is scanned about once in a round: from the middle of one to that of the next. */
+  #dirtyBytesPerSecond({ dirtyBytes, elapsedMs, scan }: RoundFacts): number {
+    const logged = dirtyBytes / elapsedMs;
+    const found = (scan?.foundBytes ?? 0) / ((this.#elapsedMsBefore + elapsedMs) / 2);
+    return (logged + found) * 1000;
   }
 
   #remember(round: RoundFacts): void {
@@ -112,13 +142,20 @@ export class Convergence {
     this.#guestBytes = this.#guestBytes * DECAY + round.guestBytes;
     this.#sentBytes = this.#sentBytes * DECAY + round.sentBytes;
     this.#sendMs = this.#sendMs * DECAY + sendMs;
-    this.#describeMs = this.#describeMs * DECAY + (workMs - sendMs);
+    const scanMs = Math.min(round.scan?.scanMs ?? 0, workMs - sendMs);
+    this.#scannedBytes = this.#scannedBytes * DECAY + (round.scan?.scannedBytes ?? 0);
+    this.#scanMs = this.#scanMs * DECAY + scanMs;
+    this.#describeMs = this.#describeMs * DECAY + (workMs - sendMs - scanMs);
   }
 
-  #expectedDowntimeMs({ dirtyBytes, deviceBytes, roundTripMs }: RoundFacts): number {
+  #expectedDowntimeMs(round: RoundFacts): number {
+    const { deviceBytes, roundTripMs, scan } = round;
+    const dirtyBytes = expectedDirtyBytes(round);
+    const scannedBytes = scan?.scannedBytes ?? 0;
+    const scanMs = scannedBytes === 0 ? 0 : (scannedBytes * this.#scanMs) / this.#scannedBytes;
     const describeMs = dirtyBytes === 0 ? 0 : (dirtyBytes * this.#describeMs) / this.#guestBytes;
     const sendMs = this.#expectedSendMs(dirtyBytes, deviceBytes);
-    return describeMs + sendMs + HANDOVER_MS + HANDOVER_ROUND_TRIPS * roundTripMs;
+    return scanMs + describeMs + sendMs + HANDOVER_MS + HANDOVER_ROUND_TRIPS * roundTripMs;
   }
 
   #expectedSendMs(dirtyBytes: number, deviceBytes: number): number {
@@ -133,7 +170,8 @@ export class Convergence {
 
   #verdict(round: RoundFacts, limits: ConvergenceLimits, expectedDowntimeMs: number): Verdict {
     // A comparison with NaN (nothing was ever sent, yet something is dirty) must not switch over.
-    if (expectedDowntimeMs <= limits.downtimeLimitMs) return { kind: "switch-over" };
+    const isKnown = round.scan?.foundBytes !== null;
+    if (isKnown && expectedDowntimeMs <= limits.downtimeLimitMs) return { kind: "switch-over" };
     if (this.#rounds >= limits.maxRounds) {
       return { kind: limits.nonConvergence === "cancel" ? "give-up" : "switch-over" };
     }
@@ -142,7 +180,8 @@ export class Convergence {
 
   #throttle(round: RoundFacts, limits: ConvergenceLimits): number {
     if (!limits.autoConverge) return 0;
-    const isStubborn = round.dirtyBytes > round.guestBytes * SHRINKING;
+    const before = this.#dirtyBytesBefore ?? round.guestBytes;
+    const isStubborn = expectedDirtyBytes(round) > before * SHRINKING;
     this.#stubbornRounds = isStubborn ? this.#stubbornRounds + 1 : 0;
     if (this.#stubbornRounds < PATIENCE_ROUNDS) return this.#throttlePercent;
     this.#stubbornRounds = 0;
@@ -153,4 +192,9 @@ export class Convergence {
     this.#throttlePercent = Math.min(next, limits.throttleMaxPercent);
     return this.#throttlePercent;
   }
+}
+
+/** What must be sent while the guest is paused; before a second scan, the most it can be. */
+function expectedDirtyBytes({ dirtyBytes, scan }: RoundFacts): number {
+  return dirtyBytes + (scan === undefined ? 0 : (scan.foundBytes ?? scan.scannedBytes));
 }

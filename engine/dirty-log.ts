@@ -9,10 +9,35 @@ import { type DirtyWords, orBits, wordCountFor } from "../workers/dirty-words.ts
  * A host writes memory first and marks after, and calls itself paused only when both are done.
  */
 export interface DirtyLog extends DirtyWords {
+  readonly kind?: "bitmap";
   /** The block's name. */
   readonly block: string;
   readonly pageBytes: number;
   readonly pageCount: number;
+}
+
+/**
+ * What a host gives for a block whose writers tell nobody what they write: the engine finds it by
+ * reading all of the block in every round and comparing a hash of each page with that of what was
+ * last sent. It costs a pass over the block, also while the guest is paused. A block may have
+ * bitmaps beside it.
+ */
+export interface ScanLog {
+  readonly kind: "scan";
+  /** The block's name. */
+  readonly block: string;
+  /** Where the kernel can tell which memory was never used; see `PagePresence`. */
+  readonly presence?: PagePresence;
+}
+
+/**
+ * The processes that map the file in which a block lies, above all the hypervisor. Where their
+ * `/proc/PID/pagemap` can be read, and accounts for all that the file holds, memory that none of
+ * them ever touched is not read again. Where not, all is read: it never fails and never loses a
+ * write, whatever is named here.
+ */
+export interface PagePresence {
+  readonly pids: readonly number[];
 }
 
 /** A new, clean log of `sizeBytes / pageBytes` pages. */

@@ -1,5 +1,5 @@
 import type { Block, BlockAnnouncement } from "./block.ts";
-import type { DirtyLog } from "./dirty-log.ts";
+import type { DirtyLog, ScanLog } from "./dirty-log.ts";
 
 /** Opaque state of one device (or of anything else that is not RAM) under its name. */
 export interface DeviceSection {
@@ -42,10 +42,17 @@ export interface SourceHost {
   readonly deviceBytes?: number;
 
   /**
-   * Starts to record writes. From its return on, every write shows in one of the logs: they are
-   * clean or not, all memory is sent once anyway. No logs: nobody writes (a stopped guest).
+   * What `startDirtyLog` will give, for the rules of legality: they speak before anything starts.
+   * Unknown may be left out.
    */
-  startDirtyLog(): Promise<readonly DirtyLog[]>;
+  readonly dirtyLog?: "none" | "bitmap" | "scan";
+
+  /**
+   * Starts to record writes. From its return on, every write shows in one of the logs: they are
+   * clean or not, all memory is sent once anyway. A block with a `ScanLog` needs no record: the
+   * engine looks for itself. A block without a log: nobody writes it (a stopped guest).
+   */
+  startDirtyLog(): Promise<readonly (DirtyLog | ScanLog)[]>;
   stopDirtyLog(): Promise<void>;
 
   /**

@@ -11,6 +11,8 @@ export interface Features {
   readonly descriptors?: number;
   /** Whether the guest runs while it moves. */
   readonly migration?: "live";
+  /** How the engine learns what the guest writes. */
+  readonly dirtyLog?: "none" | "bitmap" | "scan";
   /** Whether the source's host can slow its guest down (`SourceHost.throttle`). */
   readonly throttle?: boolean;
 }
@@ -23,6 +25,7 @@ export const FEATURES: Readonly<Record<FeatureName, string>> = {
   address: "the kind of address: tcp, unix, fd, exec or file",
   descriptors: "how many descriptors an fd address names",
   migration: "live: the guest runs while it moves",
+  dirtyLog: "how writes are found: none, nobody writes; bitmap, the host marks them; or scan",
   throttle: "whether the source's host can slow its guest down",
 };
 
@@ -112,6 +115,13 @@ export const LEGALITY: readonly LegalityRule[] = [
     when: { parameter: "autoConverge", is: true },
     claim: { feature: "throttle", is: true },
     reason: "Only the host can take time from its guest, and this one does not offer to.",
+  },
+  {
+    id: "scan-needs-rounds",
+    kind: "requires",
+    when: { feature: "dirtyLog", is: "scan" },
+    claim: { parameter: "maxRounds", atLeast: 2 },
+    reason: "What is written shows only when memory is read a second time.",
   },
   {
     id: "zstd-level-needs-zstd",

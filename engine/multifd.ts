@@ -20,7 +20,13 @@ export {
   type MigrateInOptions,
   migrateIn,
 } from "./destination.ts";
-export { createDirtyLog, type DirtyLog, markDirty } from "./dirty-log.ts";
+export {
+  createDirtyLog,
+  type DirtyLog,
+  markDirty,
+  type PagePresence,
+  type ScanLog,
+} from "./dirty-log.ts";
 export type { DestinationHost, DeviceSection, DeviceTerms, SourceHost } from "./host.ts";
 export {
   type Condition,

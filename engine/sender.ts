@@ -4,14 +4,22 @@ import { siblingModule } from "../base/module.ts";
 import { Stopped } from "../channels/descriptor.ts";
 import { type Control, createControl } from "../workers/control.ts";
 import { firstKeys, shardBytes } from "../workers/delta-cache.ts";
-import type { ChannelPlace, SendBlock, SendSetup, SendTask } from "../workers/protocol.ts";
+import type {
+  ChannelPlace,
+  ScanPart,
+  SendBlock,
+  SendSetup,
+  SendTask,
+} from "../workers/protocol.ts";
 import { type Block, type Geometry, geometryOf } from "./block.ts";
+import type { ScanFacts } from "./convergence.ts";
 import { DirtyBitmap } from "./dirty-bitmap.ts";
-import type { DirtyLog } from "./dirty-log.ts";
+import type { DirtyLog, ScanLog } from "./dirty-log.ts";
 import { channelFigures, sumCounters } from "./figures.ts";
 import { applySettings, cacheBytesOf } from "./live-settings.ts";
 import type { Parameters } from "./parameters.ts";
 import { ChannelPool } from "./pool.ts";
+import { ScannedBlock } from "./scanned-block.ts";
 import { ownerOf } from "./shards.ts";
 import type { ChannelFigures, RoundFigures } from "./statistics.ts";
 
@@ -30,6 +38,8 @@ export interface SentRound extends RoundFigures {
   readonly sendMs: number;
   readonly guestBytes: number;
   readonly roundTripMs: number;
+  /** Null where nothing is scanned. */
+  readonly scan: ScanFacts | null;
 }
 
 interface SentBlock extends Geometry {
@@ -43,6 +53,10 @@ export class Sender {
   readonly #blocks: readonly SentBlock[];
   readonly #channels: number;
   readonly #pool: ChannelPool;
+  /** By their place among the blocks. */
+  #scanned: ReadonlyMap<number, ScannedBlock> = new Map();
+  /** Of these, those of which the round has not looked at every page that may have changed. */
+  #unscanned: ReadonlySet<number> = new Set();
   #fences = 0;
   #rounds = 0;
   /** The quickest answer to a fence so far: the first one of a channel has nothing to wait for. */
@@ -92,6 +106,26 @@ export class Sender {
     return pages;
   }
 
+  /** From the first round on, the blocks that the logs name are scanned in every round. */
+  async scan(logs: readonly ScanLog[]): Promise<void> {
+    assert(this.#rounds === 0, "a scan remembers what was sent from the start");
+    const scanned = new Map<number, ScannedBlock>();
+    for (const [index, { block, ...geometry }] of this.#blocks.entries()) {
+      const own = logs.filter((log) => log.block === block.name);
+      if (own.length > 0) scanned.set(index, new ScannedBlock(block, geometry, own));
+    }
+    if (scanned.size === 0) return;
+    this.#scanned = scanned;
+    const tables = new Map(Array.from(scanned, ([index, block]) => [index, block.tables]));
+    await this.#onAllChannels((channel) => this.#run(channel, { kind: "scan", tables }));
+  }
+
+  /** Whether the last round has looked at all memory that is scanned and may have changed. */
+  get isScanComplete(): boolean {
+    return this.#unscanned.size === 0;
+  }
+
+  /** Pages that are known to be dirty: of those that are scanned, what was not sent yet. */
   get dirtyPages(): number {
     return this.#blocks.reduce((sum, { bitmap }) => sum + bitmap.dirtyCount(), 0);
   }
@@ -101,6 +135,22 @@ export class Sender {
       (sum, { bitmap }) => sum + bitmap.dirtyCount() * bitmap.pageBytes,
       0,
     );
+  }
+
+  /** Guest memory that is dirty as the logs tell, without what is scanned. */
+  get loggedBytes(): number {
+    return this.#logged().bytes;
+  }
+
+  #logged(): { pages: number; bytes: number } {
+    let [pages, bytes] = [0, 0];
+    for (const [index, { bitmap }] of this.#blocks.entries()) {
+      if (this.#scanned.has(index)) continue;
+      const count = bitmap.dirtyCount();
+      pages += count;
+      bytes += count * bitmap.pageBytes;
+    }
+    return { pages, bytes };
   }
 
   /** The blocks as the threads need them. */
@@ -122,18 +172,30 @@ export class Sender {
   async sendRound(): Promise<SentRound> {
     this.#rounds += 1;
     const startMs = nowMs();
-    const dirtyPages = this.dirtyPages;
-    const guestBytes = this.dirtyBytes;
+    const isFirst = this.#rounds === 1;
+    const all = { pages: this.dirtyPages, bytes: this.dirtyBytes };
+    const logged = this.#logged();
     const before = this.#totals();
     let fencedMs = 0;
+    const parts = await this.#scanLikely();
     await this.#onAllChannels(async (channel) => {
-      await this.#sendShard(channel);
+      await this.#sendShard(channel, parts);
       fencedMs += await this.#fence(channel);
     });
+    this.#unscanned = new Set(this.#isHurried ? this.#scanned.keys() : []);
     const after = this.#totals();
+    const foundBytes = after.foundBytes - before.foundBytes;
     return {
-      dirtyPages,
-      guestBytes,
+      dirtyPages: isFirst ? all.pages : logged.pages + after.foundPages - before.foundPages,
+      guestBytes: isFirst ? all.bytes : logged.bytes + foundBytes,
+      scan:
+        this.#scanned.size === 0
+          ? null
+          : {
+              scannedBytes: after.scannedBytes - before.scannedBytes,
+              scanMs: (after.scanMs - before.scanMs) / this.#channels,
+              foundBytes: isFirst ? null : foundBytes,
+            },
       sentPages: after.pages - before.pages,
       sentBytes: after.movedBytes - before.movedBytes,
       sendMs: (after.sendMs - before.sendMs + fencedMs) / this.#channels,
@@ -182,10 +244,35 @@ export class Sender {
     return fencedMs;
   }
 
+  /**
+   * Scans what is likely to have changed where the kernel tells which memory is in use. Returns what
+   * the round has to look at then, by block. In the first round that is everything.
+   */
+  async #scanLikely(): Promise<Map<number, ScanPart>> {
+    const parts = new Map<number, ScanPart>(this.#blocks.map((_, index) => [index, "all"]));
+    const likely = new Map<number, ScanPart>();
+    for (const [index, scanned] of this.#rounds === 1 ? [] : this.#scanned) {
+      const looks = await scanned.looks(index, this.#channels);
+      if (looks === null) continue;
+      const look = (channel: number): Promise<number> =>
+        this.#run(channel, must(looks[channel - 1], "every channel looks"));
+      scanned.looked(await this.#onAllChannels(look));
+      likely.set(index, "likely");
+    }
+    if (likely.size === 0) return parts;
+    await this.#onAllChannels((channel) => this.#sendShard(channel, likely));
+    for (const index of likely.keys()) {
+      const scanned = must(this.#scanned.get(index), "what was looked at is scanned");
+      if (await scanned.isRestEmpty()) parts.delete(index);
+      else parts.set(index, "rest");
+    }
+    return parts;
+  }
+
   /** Walks a channel's chunks, in order, and keeps its thread busy. */
-  async #sendShard(channel: number): Promise<void> {
+  async #sendShard(channel: number, parts: ReadonlyMap<number, ScanPart>): Promise<void> {
     const inFlight = new Set<Promise<unknown>>();
-    for (const task of this.#tasksOf(channel)) {
+    for (const task of this.#tasksOf(channel, parts)) {
       if (this.#isHurried) break;
       const running = this.#run(channel, task).finally(() => inFlight.delete(running));
       inFlight.add(running);
@@ -196,38 +283,55 @@ export class Sender {
     await Promise.all(inFlight);
   }
 
-  *#tasksOf(channel: number): Generator<SendTask> {
-    for (const [index, { bitmap, pageBytes }] of this.#blocks.entries()) {
+  *#tasksOf(channel: number, parts: ReadonlyMap<number, ScanPart>): Generator<SendTask> {
+    for (const [index, part] of parts) {
+      const { pageBytes } = must(this.#blocks[index], "a part is of a block");
+      const task = { kind: "send", block: index, round: this.#rounds, part } as const;
       let chunks: number[] = [];
       let bytes = 0;
-      for (let chunk = bitmap.nextDirtyChunk(0); chunk !== -1; ) {
-        if (ownerOf(chunk, this.#channels) === channel) {
-          chunks.push(chunk);
-          bytes += bitmap.dirtyCountOf(chunk) * pageBytes;
-          if (bytes >= TASK_BYTES || chunks.length >= TASK_CHUNKS_MAX) {
-            yield { kind: "send", block: index, chunks, round: this.#rounds };
-            chunks = [];
-            bytes = 0;
-          }
-        }
-        const next = chunk + 1;
-        chunk = next < bitmap.chunkCount ? bitmap.nextDirtyChunk(next) : -1;
+      for (const { chunk, pages } of this.#workOn(index, part)) {
+        if (ownerOf(chunk, this.#channels) !== channel) continue;
+        chunks.push(chunk);
+        bytes += pages * pageBytes;
+        if (bytes < TASK_BYTES && chunks.length < TASK_CHUNKS_MAX) continue;
+        yield { ...task, chunks };
+        chunks = [];
+        bytes = 0;
       }
-      if (chunks.length > 0) yield { kind: "send", block: index, chunks, round: this.#rounds };
+      if (chunks.length > 0) yield { ...task, chunks };
     }
   }
 
-  async #run(channel: number, task: SendTask): Promise<void> {
-    assert(channel >= 1 && channel <= this.#channels, "a task goes to a bulk channel");
-    const pages = await this.#pool.run(channel, task);
-    if (pages === null) throw new Stopped();
+  /** The chunks of a block that somebody has to look at, and how many of their pages. */
+  *#workOn(index: number, part: ScanPart): Generator<{ chunk: number; pages: number }> {
+    const { bitmap } = must(this.#blocks[index], "a part is of a block");
+    const scanned = this.#scanned.get(index);
+    for (let chunk = 0; chunk < bitmap.chunkCount; chunk += 1) {
+      if (scanned === undefined) {
+        chunk = bitmap.nextDirtyChunk(chunk);
+        if (chunk === -1) return;
+        yield { chunk, pages: bitmap.dirtyCountOf(chunk) };
+      } else {
+        const pages = scanned.pagesOf(chunk, part);
+        if (pages > 0 || bitmap.isChunkDirty(chunk)) yield { chunk, pages };
+      }
+    }
   }
 
-  async #onAllChannels(work: (channel: number) => Promise<void>): Promise<void> {
+  async #run(channel: number, task: SendTask): Promise<number> {
+    assert(channel >= 1 && channel <= this.#channels, "a task goes to a bulk channel");
+    const result = await this.#pool.run(channel, task);
+    if (result === null) throw new Stopped();
+    return result;
+  }
+
+  async #onAllChannels<T>(work: (channel: number) => Promise<T>): Promise<T[]> {
     const channels = Array.from({ length: this.#channels }, (_, index) => index + 1);
     const outcomes = await Promise.allSettled(channels.map(work));
-    const failed = outcomes.find((outcome) => outcome.status === "rejected");
-    if (failed !== undefined) throw failed.reason;
+    return outcomes.map((outcome) => {
+      if (outcome.status === "rejected") throw outcome.reason;
+      return outcome.value;
+    });
   }
 
   #totals(): ReturnType<typeof sumCounters> {

@@ -6,7 +6,7 @@ import { stopWorkers } from "../workers/control.ts";
 import { Attempt, callHost } from "./attempt.ts";
 import { configure } from "./configuration.ts";
 import { Convergence, type Judgement, type Verdict } from "./convergence.ts";
-import type { DirtyLog } from "./dirty-log.ts";
+import type { DirtyLog, ScanLog } from "./dirty-log.ts";
 import { mainChannelFigures, pageFigures } from "./figures.ts";
 import { startHeartbeat } from "./heartbeat.ts";
 import { Hold } from "./hold.ts";
@@ -95,6 +95,7 @@ export class SourceMigration {
       side: "source",
       blocks: host.blocks,
       throttle: host.throttle !== undefined,
+      dirtyLog: host.dirtyLog,
     });
     const peer = new SourcePeer(parsed, parameters, await loadChecksum());
     return new SourceMigration(host, peer, options, parameters);
@@ -135,13 +136,15 @@ export class SourceMigration {
 
   /** Sends round after round while the guest runs, until it may be paused. */
   async sendRounds(): Promise<void> {
-    this.#logs = await this.attempt.askHost({
+    const logs = await this.attempt.askHost({
       action: "start the dirty log",
       limitMs: this.#parameters.stepTimeoutMs,
       call: () => this.#host.startDirtyLog(),
       lasting: { hold: this.#tracking, undo: () => this.#host.stopDirtyLog() },
     });
-    this.#checkLogs();
+    this.#checkLogs(logs);
+    this.#logs = logs.filter((log) => log.kind !== "scan");
+    await this.attempt.guard(this.#ofSender.scan(logs.filter((log) => log.kind === "scan")));
     this.#startTimeout();
     this.#startProgress();
     for (;;) {
@@ -176,6 +179,7 @@ export class SourceMigration {
     await this.#sendRound();
     await sender.end();
     assert(sender.dirtyPages === 0, "nothing is dirty when all was sent and nobody writes");
+    assert(sender.isScanComplete, "what may have changed was looked at when nobody writes");
     this.#downtime.pagesMs = this.#lap();
   }
 
@@ -297,8 +301,9 @@ export class SourceMigration {
         sendMs: round.sendMs,
         elapsedMs: round.elapsedMs,
         roundTripMs: round.roundTripMs,
-        dirtyBytes: this.#ofSender.dirtyBytes,
+        dirtyBytes: this.#ofSender.loggedBytes,
         deviceBytes: this.#host.deviceBytes ?? 0,
+        ...(round.scan === null ? {} : { scan: round.scan }),
       },
       this.#parameters,
     );
@@ -325,9 +330,9 @@ export class SourceMigration {
     });
   }
 
-  #checkLogs(): void {
+  #checkLogs(logs: readonly (DirtyLog | ScanLog)[]): void {
     const names = new Set(this.#host.blocks.map(({ name }) => name));
-    if (this.#logs.every((log) => names.has(log.block))) return;
+    if (logs.every((log) => names.has(log.block))) return;
     const reason = "it gave a dirty log of a block that the guest does not have";
     throw new MigrationError("HOST_FAILED", { action: "start the dirty log", reason });
   }

@@ -4,6 +4,7 @@ import { errnoOf, MigrationError, reasonOf } from "../base/errors.ts";
 import { KIB } from "../base/units.ts";
 import type { Block, BlockAnnouncement } from "../engine/block.ts";
 import type { DestinationHost, SourceHost } from "../engine/host.ts";
+import { ShellCommand } from "./shell-command.ts";
 
 /** RAM of a guest in a file, as `--memory` names it. */
 export interface MemoryFile {
@@ -19,17 +20,35 @@ export interface MemoryFile {
 
 const PAGE_BYTES_DEFAULT = 4 * KIB;
 
+/** How somebody who writes the files is dealt with. */
+export interface FileGuestOptions {
+  /** `none`: nobody writes them. `scan`: somebody may, until `pause`. */
+  readonly dirtyLog?: "none" | "scan";
+  /** Shell commands that stop whoever writes, and let him go on. Without them he is yours to stop. */
+  readonly commands?: { readonly pause: string; readonly resume: string };
+}
+
 /**
- * A stopped guest whose RAM lies in files: nobody writes it, so there is no dirty log and nothing
- * to pause. Throws MEMORY_UNUSABLE for files that cannot be read.
+ * A guest whose RAM lies in files: a stopped one, or one that somebody keeps writing. Throws
+ * MEMORY_UNUSABLE for files that cannot be read.
  */
-export function fileGuest(files: readonly MemoryFile[]): SourceHost {
+export function fileGuest(
+  files: readonly MemoryFile[],
+  { dirtyLog = "none", commands }: FileGuestOptions = {},
+): SourceHost {
+  const scans = files.map(({ name }) => ({ kind: "scan", block: name }) as const);
+  const pause = commands === undefined ? null : new ShellCommand(commands.pause);
+  const resume = commands === undefined ? null : new ShellCommand(commands.resume);
   return {
     blocks: files.map(sourceBlock),
-    startDirtyLog: async () => [],
+    dirtyLog,
+    startDirtyLog: async () => (dirtyLog === "scan" ? scans : []),
     stopDirtyLog: async () => {},
-    pause: async () => {},
-    resume: async () => {},
+    pause: async () => await pause?.run(),
+    async resume() {
+      pause?.end(); // It may still be at it: what stops him now would stop him for good.
+      await resume?.run();
+    },
     saveDevices: async () => [],
   };
 }

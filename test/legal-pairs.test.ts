@@ -39,7 +39,7 @@ const VALUES: { readonly [K in ParameterKey]: readonly Parameters[K][] } = {
   checksum: [false, true],
   downtimeLimitMs: [2000],
   maxBandwidthBytesPerSecond: [32 * MIB],
-  maxRounds: [2, 100],
+  maxRounds: [1, 2, 100],
   timeoutMs: [60_000],
   nonConvergence: ["cancel", "switch-over"],
   autoConverge: [false, true],
@@ -59,10 +59,11 @@ const VALUES: { readonly [K in ParameterKey]: readonly Parameters[K][] } = {
   deviceLimitBytes: [1 * MIB],
 };
 
-/** What is no parameter: where the guest goes, and whether its host can slow it down. */
+/** What is no parameter: where the guest goes, and what its host can do. */
 const SURROUNDINGS = {
   address: ["tcp", "unix", "exec", "fd", "file"],
   throttle: [true, false],
+  dirtyLog: ["bitmap", "scan"],
 } as const;
 
 /** One choice for one thing; a configuration has at most one for each. */
@@ -77,6 +78,7 @@ const SETTINGS: readonly Setting[] = [
   ...PARAMETER_KEYS.flatMap((name) => VALUES[name].map((value) => ({ name, value }))),
   ...SURROUNDINGS.address.map((value) => ({ name: "address", value }) as const),
   ...SURROUNDINGS.throttle.map((value) => ({ name: "throttle", value }) as const),
+  ...SURROUNDINGS.dirtyLog.map((value) => ({ name: "dirtyLog", value }) as const),
 ];
 
 const PAIRS: readonly (readonly [Setting, Setting])[] = SETTINGS.flatMap((one, index) =>
@@ -98,6 +100,10 @@ function settingOf(configuration: Configuration, name: Setting["name"]): unknown
   return configuration.find((setting) => setting.name === name)?.value;
 }
 
+function dirtyLogOf(configuration: Configuration): "bitmap" | "scan" {
+  return settingOf(configuration, "dirtyLog") === "scan" ? "scan" : "bitmap";
+}
+
 /** Two descriptors, enough for one channel. */
 const FD_ADDRESS = "fd:3,4";
 
@@ -105,7 +111,8 @@ function featuresOf(configuration: Configuration): Features {
   const address = (settingOf(configuration, "address") ?? "tcp") as "tcp";
   const throttle = settingOf(configuration, "throttle") !== false;
   const descriptors = (address as string) === "fd" ? { descriptors: 2 } : {};
-  return { side: "source", migration: "live", address, throttle, ...descriptors };
+  const dirtyLog = dirtyLogOf(configuration);
+  return { side: "source", migration: "live", address, throttle, dirtyLog, ...descriptors };
 }
 
 /** The rules that a configuration breaks. */
@@ -224,7 +231,8 @@ const SHAPE = [
 
 async function migrated(configuration: Configuration): Promise<Report> {
   const canThrottle = settingOf(configuration, "throttle") !== false;
-  const source = new RecordingSource({ seed, shape: SHAPE, canThrottle });
+  const dirtyLog = dirtyLogOf(configuration);
+  const source = new RecordingSource({ seed, shape: SHAPE, canThrottle, dirtyLog });
   const destination = new RecordingDestination();
   let writes = 3;
   source.onLook = () => {
@@ -286,7 +294,8 @@ async function problemsOf(configuration: Configuration): Promise<readonly string
   const reached = { tcp: "tcp:127.0.0.1:1", unix: "unix:/nowhere", exec: "exec:false" };
   const target = address === "fd" ? FD_ADDRESS : reached[address as "tcp"];
   const canThrottle = settingOf(configuration, "throttle") !== false;
-  const source = new RecordingSource({ seed, shape: SHAPE.slice(0, 1), canThrottle });
+  const dirtyLog = dirtyLogOf(configuration);
+  const source = new RecordingSource({ seed, shape: SHAPE.slice(0, 1), canThrottle, dirtyLog });
   try {
     await migrateOut(source, target, options);
   } catch (error) {

@@ -45,6 +45,10 @@ const CASES: Readonly<Record<string, { breaks: Case; keeps: Case }>> = {
     breaks: [{ autoConverge: true }, { ...SOURCE, address: "tcp", throttle: false }],
     keeps: [{ autoConverge: true }, { ...SOURCE, address: "tcp", throttle: true }],
   },
+  "scan-needs-rounds": {
+    breaks: [{ maxRounds: 1 }, { ...SOURCE, dirtyLog: "scan" }],
+    keeps: [{ maxRounds: 2 }, { ...SOURCE, dirtyLog: "scan" }],
+  },
   "zstd-level-needs-zstd": {
     breaks: [{ zstdLevel: 3, compression: "deflate" }],
     keeps: [{ zstdLevel: 3, compression: "auto" }],

@@ -24,8 +24,17 @@ import type { Run } from "./encodings/encoding.ts";
 import { raw } from "./encodings/raw.ts";
 import { FrameWriter } from "./frame-writer.ts";
 import { generationOf } from "./generation.ts";
+import { markAll, markMapped } from "./page-map.ts";
+import { PageScanner } from "./page-scanner.ts";
 import { Piece, type TakenWords } from "./piece.ts";
-import type { ChannelPlace, SendBlock, SendSetup } from "./protocol.ts";
+import type {
+  ChannelPlace,
+  ScanPart,
+  ScanTables,
+  SendBlock,
+  SendSetup,
+  SendTask,
+} from "./protocol.ts";
 import { openRam, type Ram } from "./ram.ts";
 import { CACHE_AT, PAGES_AT, Workbench } from "./workbench.ts";
 
@@ -34,6 +43,8 @@ const CHUNKS_MAX = 2 ** 32;
 
 /** Below this a copy costs less than a frame of its own. */
 const STRAIGHT_BYTES_MIN = 128 * KIB;
+
+type TaskOf<K extends SendTask["kind"]> = Extract<SendTask, { kind: K }>;
 
 interface OpenBlock extends SendBlock {
   readonly index: number;
@@ -53,6 +64,9 @@ export class PageSender {
   /** By page size. */
   readonly #caches: ReadonlyMap<number, DeltaCache>;
   readonly #piece: Piece;
+  readonly #scanner: PageScanner;
+  /** By block, for those that are scanned. */
+  #tables: ReadonlyMap<number, ScanTables> = new Map();
   readonly #describer: Describer;
   readonly #compressor: Compressor;
   /** Whether the cache holds all memory of this shard: then it pays to fill it from the start. */
@@ -78,6 +92,7 @@ export class PageSender {
       sequence: place.writeSequence,
     });
     this.#piece = new Piece(this.#bench);
+    this.#scanner = new PageScanner(this.#bench, this.#piece, this.#counters);
     this.#describer = new Describer(this.#bench, this.#counters);
     this.#compressor = new Compressor(control, this.#counters);
     this.#caches = makeCaches(this.#bench, setup);
@@ -88,14 +103,41 @@ export class PageSender {
     this.#isCacheWhole = cacheBytes >= shardBytes(setup.blocks, channels);
   }
 
+  /** From now on the blocks that `tables` names are scanned. */
+  scan(tables: ReadonlyMap<number, ScanTables>): void {
+    this.#tables = tables;
+  }
+
+  /** Finds out which pages are mapped; see `SendTask`. */
+  look({ block: blockIndex, file, regions, firstWord, words }: TaskOf<"look">): number {
+    const { ram, pageBytes, pageCount } = must(this.#blocks[blockIndex], "a task has a block");
+    const mapped = must(this.#tables.get(blockIndex)?.mapped, "what is looked at has a table");
+    const startMs = nowMs();
+    const span = { mapped, firstWord, words, pageBytes, pageCount };
+    const pages = ram.isIn(file) ? markMapped(span, regions) : markAll(span);
+    this.#counters.add(
+      "scannedBytes",
+      regions.reduce((sum, { pages }) => sum + pages * 8, 0),
+    );
+    this.#counters.add("scanMs", nowMs() - startMs);
+    return pages;
+  }
+
   /**
-   * Sends the dirty pages of `chunks` and returns how many went. When it throws, every bit that it
-   * took is set again, also of pages that were written to the channel: nobody knows if they arrived.
+   * Sends the dirty pages of `chunks`, and those that a scan finds changed, and returns how many
+   * went. When it throws, they are dirty: every bit that it took is set again, also of pages that
+   * were written to the channel, for nobody knows if they arrived.
    */
-  send(blockIndex: number, chunks: readonly number[], round: number): number {
+  send(
+    blockIndex: number,
+    chunks: readonly number[],
+    round: number,
+    part: ScanPart = "all",
+  ): number {
     const block = must(this.#blocks[blockIndex], "a task names a block that exists");
     const flush = (): void => this.#flush(block);
     const sendStraight = (run: Run): number => this.#sendStraight(block, run);
+    const tables = this.#tables.get(blockIndex);
     const taken: TakenWords[] = [];
     let pages = 0;
     this.#round = round;
@@ -104,8 +146,13 @@ export class PageSender {
       for (const chunk of chunks) {
         const words = wordsOfChunk(block, chunk);
         taken.push(words);
-        pages += takeWords(block.dirty, words.first, words.words);
-        this.#piece.stage(words, block, { flush, sendStraight });
+        const marked = takeWords(block.dirty, words.first, words.words);
+        if (tables === undefined) {
+          this.#piece.stage(words, block, { flush, sendStraight });
+          pages += marked;
+        } else {
+          pages += this.#scanner.stage(words, block, { tables, part, flush });
+        }
       }
       flush();
     } catch (error) {

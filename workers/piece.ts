@@ -65,7 +65,7 @@ export class Piece {
 }
 
 /** The first page from `from` on that is dirty, or that is not; `end` if none is before that. */
-function nextPage(
+export function nextPage(
   { first, words }: TakenWords,
   { from, end, isDirty }: { from: number; end: number; isDirty: boolean },
 ): number {

@@ -29,6 +29,44 @@ export interface SendBlock extends RamRegion {
   readonly firstKey: number;
 }
 
+/**
+ * What is known of the pages of a block that is scanned. All threads share it, but what was sent is
+ * written down by the one that owns a page's chunk, in plain words.
+ */
+export interface ScanTables {
+  /**
+   * By page, the low half of its hash and then the high one, each exclusive-or that of a zero page:
+   * so zero memory, of which a guest has much, takes no memory here.
+   */
+  readonly hashes: Int32Array;
+  /** A bit per page, as in `DirtyWords`: something else than zeros was sent. */
+  readonly content: Int32Array;
+  /** The same: a process has the page in its page table. Null where nobody looks. */
+  readonly mapped: Int32Array | null;
+}
+
+/** Which pages of a chunk are scanned, besides those that are marked dirty. */
+export type ScanPart =
+  | "all"
+  /** Those that are mapped or were sent with content: others are zero, unless proven otherwise. */
+  | "likely"
+  /** Those others. */
+  | "rest";
+
+/** Pages of a block, of 4 KiB, as a process has them in its address space. */
+export interface MappedRegion {
+  readonly pid: number;
+  readonly address: number;
+  readonly firstPage: number;
+  readonly pages: number;
+}
+
+/** A file, whatever its name. */
+export interface FileIdentity {
+  readonly device: bigint;
+  readonly inode: bigint;
+}
+
 /** Given to every thread of the source's pool when it starts. */
 export interface SendSetup {
   readonly control: Control;
@@ -45,12 +83,28 @@ export interface SendSetup {
 /** Tasks of a source's worker; the first is `open`. */
 export type SendTask =
   | { readonly kind: "open"; readonly place: ChannelPlace }
+  /** From now on the blocks are scanned: what is sent of them is what differs from what was sent. */
+  | { readonly kind: "scan"; readonly tables: ReadonlyMap<number, ScanTables> }
+  /**
+   * Finds out which pages of a block are mapped, for `words` words of the table from `firstWord` on.
+   * Its result is how many pages of 4 KiB are, or -1 where it cannot tell and has marked all.
+   */
+  | {
+      readonly kind: "look";
+      readonly block: number;
+      readonly file: FileIdentity;
+      readonly regions: readonly MappedRegion[];
+      readonly firstWord: number;
+      readonly words: number;
+    }
   /** Sends the dirty pages of the chunks. Bits whose pages did not go are put back. */
   | {
       readonly kind: "send";
       readonly block: number;
       readonly chunks: readonly number[];
       readonly round: number;
+      /** Of a block that is scanned. */
+      readonly part: ScanPart;
     }
   /** Returns when the destination has applied everything that was sent before. */
   | { readonly kind: "fence"; readonly number: number }

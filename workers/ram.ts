@@ -26,6 +26,8 @@ export interface Ram {
   write(offset: number, source: Uint8Array): void;
   /** The bytes themselves where this thread can address them, else null: use `write`. */
   view(offset: number, bytes: number): Uint8Array | null;
+  /** Whether the memory lies in this file, whatever its path leads to by now. */
+  isIn(file: { readonly device: bigint; readonly inode: bigint }): boolean;
   close(): void;
 }
 
@@ -51,6 +53,7 @@ function sharedRam(region: RamRegion, buffer: SharedArrayBuffer): Ram {
       checkRange(region, offset, length);
       return bytes.subarray(offset, offset + length);
     },
+    isIn: () => false,
     close() {},
   };
 }
@@ -77,6 +80,10 @@ function fileRam(region: RamRegion, path: string, base: number, mode: "read" | "
       }
     },
     view: () => null,
+    isIn({ device, inode }) {
+      const { dev, ino } = fstatSync(fd, { bigint: true });
+      return dev === device && ino === inode;
+    },
     close: () => closeSync(fd),
   };
 }

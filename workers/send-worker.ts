@@ -43,7 +43,12 @@ function perform(task: SendTask): TaskReport {
 function move(sender: PageSender, task: Exclude<SendTask, { kind: "open" }>): number {
   switch (task.kind) {
     case "send":
-      return sender.send(task.block, task.chunks, task.round);
+      return sender.send(task.block, task.chunks, task.round, task.part);
+    case "scan":
+      sender.scan(task.tables);
+      return 0;
+    case "look":
+      return sender.look(task);
     case "fence":
       sender.fence(task.number);
       return 0;

@@ -38,6 +38,7 @@ export const DELTA_HEAD_BYTES_MAX = PIECE_PAGES_MAX * 4 + PIECE_UNITS * 2;
  *   LENGTHS_AT     u16 per unit of a page that has a delta
  *   BASES_AT       u32 per page: where its cached version lies, 0 for none
  *   FLAGS_AT       a byte per page, see PAGE_FLAG
+ *   HASHES_AT      u64 per page
  *   CACHE_AT       cached versions of pages
  */
 export const PAGES_AT = Math.ceil(HEAD_BYTES_MAX / (4 * KIB)) * 4 * KIB;
@@ -47,7 +48,8 @@ const DELTAS_BYTES = PIECE_BYTES + DELTA_ROOM_BYTES;
 const LENGTHS_AT = DELTAS_AT + DELTAS_BYTES;
 const BASES_AT = LENGTHS_AT + PIECE_UNITS * 2;
 const FLAGS_AT = BASES_AT + PIECE_PAGES_MAX * 4;
-export const CACHE_AT = Math.ceil((FLAGS_AT + PIECE_PAGES_MAX) / (4 * KIB)) * 4 * KIB;
+const HASHES_AT = FLAGS_AT + PIECE_PAGES_MAX;
+export const CACHE_AT = Math.ceil((HASHES_AT + PIECE_PAGES_MAX * 8) / (4 * KIB)) * 4 * KIB;
 
 /** Linear memory has 32-bit addresses. */
 export const CACHE_BYTES_MAX = 2 ** 32 - CACHE_AT - WASM_PAGE_BYTES;
@@ -57,6 +59,8 @@ export class Workbench {
   readonly view: DataView;
   readonly flags: Uint8Array;
   readonly bases: Uint32Array;
+  /** Two words per page: the low half of its hash and the high one. */
+  readonly hashes: Int32Array;
   readonly lengths: Uint16Array;
   readonly deltas: Uint8Array;
   readonly #kernels: Kernels;
@@ -71,6 +75,7 @@ export class Workbench {
     this.view = new DataView(buffer);
     this.flags = new Uint8Array(buffer, FLAGS_AT, PIECE_PAGES_MAX);
     this.bases = new Uint32Array(buffer, BASES_AT, PIECE_PAGES_MAX);
+    this.hashes = new Int32Array(buffer, HASHES_AT, PIECE_PAGES_MAX * 2);
     this.lengths = new Uint16Array(buffer, LENGTHS_AT, PIECE_UNITS);
     this.deltas = new Uint8Array(buffer, DELTAS_AT, DELTAS_BYTES);
     this.#kernels = loadKernels(memory);
@@ -121,9 +126,18 @@ export class Workbench {
     return this.#kernels.decodeDeltas(DELTAS_AT, deltaBytes, LENGTHS_AT, units, PAGES_AT) === 0;
   }
 
-  /** Moves the pages that are not flagged together at the start and returns how many they are. */
-  dropFlagged(pages: number, pageBytes: number): number {
-    assert(pages * pageBytes <= PIECE_BYTES, "a piece has a limit");
-    return this.#kernels.moveRaw(PAGES_AT, pageBytes, pages, FLAGS_AT);
+  /** Hashes `pages` pages of the piece, from its page `first` on: xxHash64, in `hashes`. */
+  hash(first: number, pages: number, pageBytes: number): void {
+    assert((first + pages) * pageBytes <= PIECE_BYTES, "a piece has a limit");
+    this.#kernels.hashPages(PAGES_AT + first * pageBytes, pageBytes, pages, HASHES_AT);
+  }
+
+  /**
+   * Moves those of `pages` pages that are not flagged together, from page `first` of the piece on
+   * (whose flag is the first one), and returns how many they are.
+   */
+  dropFlagged(pages: number, pageBytes: number, first = 0): number {
+    assert((first + pages) * pageBytes <= PIECE_BYTES, "a piece has a limit");
+    return this.#kernels.moveRaw(PAGES_AT + first * pageBytes, pageBytes, pages, FLAGS_AT);
   }
 }

@@ -35,8 +35,8 @@ export class FaultRig {
   destination = new RecordingDestination();
   readonly #leaks = new LeakCheck();
 
-  constructor(seed: number) {
-    this.source = new RecordingSource({ seed, canThrottle: true });
+  constructor(seed: number, dirtyLog: "bitmap" | "scan" = "bitmap") {
+    this.source = new RecordingSource({ seed, canThrottle: true, dirtyLog });
     // Some pages are dirty after each round and some more when the guest rests.
     this.source.onLook = () => this.source.writePages(2);
     this.source.onPause = () => this.source.writePages(40);

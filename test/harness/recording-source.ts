@@ -1,6 +1,6 @@
 import { assert, must } from "../../base/assert.ts";
 import type { Block, BlockAnnouncement } from "../../engine/block.ts";
-import { createDirtyLog, type DirtyLog, markDirty } from "../../engine/dirty-log.ts";
+import { createDirtyLog, type DirtyLog, markDirty, type ScanLog } from "../../engine/dirty-log.ts";
 import type { DeviceSection, SourceHost } from "../../engine/host.ts";
 import { Prng } from "../prng.ts";
 import { allocate, bytesOf, fillBlocks, SMALL_GUEST } from "./guest-memory.ts";
@@ -22,11 +22,13 @@ export const DEVICES: readonly DeviceSection[] = [
 
 /**
  * A source whose every call is recorded and can be made to fail. Its guest writes when the test
- * says so: in `onLook`, whenever the engine is about to read the dirty log, and in `onPause`, just
- * before it comes to rest. So rounds have the same dirty pages however fast this machine is.
+ * says so: in `onLook`, whenever the engine is about to read the dirty log (where it scans: after
+ * each round), and in `onPause`, just before it comes to rest. So rounds have the same dirty pages
+ * however fast this machine is.
  */
 export class RecordingSource implements SourceHost {
   readonly blocks: readonly Block[];
+  readonly dirtyLog: "bitmap" | "scan";
   readonly calls: string[] = [];
   sections: readonly DeviceSection[] = DEVICES;
   running = true;
@@ -48,11 +50,19 @@ export class RecordingSource implements SourceHost {
     shape?: readonly BlockAnnouncement[];
     blocks?: readonly Block[];
     canThrottle?: boolean;
+    dirtyLog?: "bitmap" | "scan";
   }) {
+    this.dirtyLog = options.dirtyLog ?? "bitmap";
     this.blocks = options.blocks ?? allocate(options.shape ?? SMALL_GUEST);
     this.#prng = new Prng(options.seed);
     if (options.blocks === undefined) fillBlocks(this.blocks, options.seed);
     if (options.canThrottle === true) this.throttle = (percent) => this.#throttle(percent);
+  }
+
+  /** None. The engine asks after each round, when it judges. */
+  get deviceBytes(): number {
+    if (this.dirtyLog === "scan") this.#look();
+    return 0;
   }
 
   /** The next call of `action`, and only that one, goes wrong. */
@@ -71,8 +81,12 @@ export class RecordingSource implements SourceHost {
     }
   }
 
-  async startDirtyLog(): Promise<readonly DirtyLog[]> {
+  async startDirtyLog(): Promise<readonly (DirtyLog | ScanLog)[]> {
     return await this.#call("startDirtyLog", async () => {
+      if (this.dirtyLog === "scan") {
+        this.tracking = true;
+        return this.blocks.map(({ name }) => ({ kind: "scan", block: name }) as const);
+      }
       if (!this.tracking) {
         this.#logs = this.blocks.map((block) => createDirtyLog(block.name, block));
       }
@@ -120,12 +134,7 @@ export class RecordingSource implements SourceHost {
 
   /** The log, and the guest writes just before somebody reads of which block it is. */
   #watched(log: DirtyLog): DirtyLog {
-    const look = (): void => {
-      if (!this.running || !this.tracking || this.#isWriting) return;
-      this.#isWriting = true;
-      this.onLook();
-      this.#isWriting = false;
-    };
+    const look = (): void => this.#look();
     return {
       ...log,
       get block() {
@@ -133,6 +142,13 @@ export class RecordingSource implements SourceHost {
         return log.block;
       },
     };
+  }
+
+  #look(): void {
+    if (!this.running || !this.tracking || this.#isWriting) return;
+    this.#isWriting = true;
+    this.onLook();
+    this.#isWriting = false;
   }
 
   #write(block: Block, page: number): void {

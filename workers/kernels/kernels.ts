@@ -10,7 +10,7 @@ import { assert } from "../../base/assert.ts";
  * that leaves the memory traps (`WebAssembly.RuntimeError`), any other broken contract gives a
  * wrong answer, so callers assert. Offsets may have any alignment; a multiple of 64 is fastest.
  */
-export interface Kernels extends ZeroKernels, DeltaKernels {}
+export interface Kernels extends ZeroKernels, DeltaKernels, HashKernels {}
 
 /** The family "zero": pages that are all zero are found and left out. */
 export interface ZeroKernels {
@@ -128,6 +128,16 @@ export interface DeltaKernels {
   ): number;
 }
 
+/** The family "hash": what tells whether a page is as it was. */
+export interface HashKernels {
+  /**
+   * Writes the xxHash64 (seed 0) of each of `pageCount` pages of `pageBytes`, dense from `at` on,
+   * as a u64 at `hashesAt`: little-endian, dense. `pageBytes` must be a positive multiple of 32; the
+   * hashes must not overlap the pages.
+   */
+  hashPages(at: number, pageBytes: number, pageCount: number, hashesAt: number): void;
+}
+
 /**
  * The family of every kernel. `source/<family>.ts` is compiled to `<family>.wasm` by `npm run
  * kernels`, and both are committed. A new family is its source, its contracts and its rows here.
@@ -139,6 +149,7 @@ const FAMILY_OF: { readonly [name in keyof Kernels]: string } = {
   encodeDelta: "delta",
   decodeDelta: "delta",
   decodeDeltas: "delta",
+  hashPages: "hash",
 };
 
 export const KERNEL_FAMILIES: readonly string[] = [...new Set(Object.values(FAMILY_OF))];
