@@ -1,9 +1,18 @@
+import type { SourceHost } from "../engine/host.ts";
+import type { ParameterOptions } from "../engine/parameters.ts";
 import { migrateOut } from "../engine/source.ts";
-import { fileGuest } from "../hosts/file-guest.ts";
+import { type FileGuestOptions, fileGuest } from "../hosts/file-guest.ts";
+import { QemuSource } from "../hosts/qemu.ts";
 import { addressProblems } from "./address-problems.ts";
 import { addressFeatures, type Command, parseFlags } from "./flags.ts";
-import { MEMORY_FLAG, parseMemoryFlags } from "./memory-flag.ts";
-import { chooseOutput } from "./output.ts";
+import {
+  GUEST_FLAGS,
+  type GuestChoice,
+  parseGuestFlags,
+  parseWriterFlags,
+  WRITER_FLAGS,
+} from "./guest-flags.ts";
+import { chooseOutput, type Output } from "./output.ts";
 import { checkUsage, runMigration, tellFailure } from "./run.ts";
 import { HELP_FLAG, JSON_FLAG } from "./shared-flags.ts";
 
@@ -11,37 +20,22 @@ export const SEND = {
   name: "send",
   summary: "Sends a guest to a destination that listens at ADDRESS.",
   positionals: [{ name: "ADDRESS", meaning: "tcp:HOST:PORT, unix:PATH, fd:N,N… or exec:COMMAND" }],
-  flags: {
-    memory: MEMORY_FLAG,
-    "dirty-log": {
-      value: { type: "choice", choices: ["none", "scan"] },
-      default: "none",
-      meaning:
-        "How writes to the memory are found: none, nobody writes it; scan, by reading all of it in every round.",
-    },
-    "pause-command": {
-      value: "text",
-      placeholder: "COMMAND",
-      meaning:
-        "With --dirty-log scan: a shell command that stops whoever writes the memory, before it is read for the last time.",
-    },
-    "resume-command": {
-      value: "text",
-      placeholder: "COMMAND",
-      meaning: "Undoes --pause-command when the migration fails after that.",
-    },
-    json: JSON_FLAG,
-    help: HELP_FLAG,
-  },
+  flags: { ...GUEST_FLAGS, ...WRITER_FLAGS, json: JSON_FLAG, help: HELP_FLAG },
   parameters: true,
-  features: ([address], { "dirty-log": dirtyLog }) => ({
+  features: ([address], { "dirty-log": dirtyLog, qemu }) => ({
     side: "source",
     migration: "live",
-    throttle: false,
-    ...(dirtyLog === "none" || dirtyLog === "scan" ? { dirtyLog } : {}),
+    // Whether QEMU's guest can be throttled is found out when it is there.
+    ...(qemu === undefined ? { throttle: false } : {}),
+    ...(qemu === undefined && isDirtyLog(dirtyLog) ? { dirtyLog } : {}),
+    ...(qemu === undefined ? {} : { dirtyLog: "scan" }),
     ...addressFeatures(address),
   }),
 } as const satisfies Command;
+
+function isDirtyLog(value: unknown): value is "none" | "scan" {
+  return value === "none" || value === "scan";
+}
 
 export async function send(argv: readonly string[]): Promise<number> {
   const { options, flags, positionals, problems: found } = parseFlags(SEND, argv);
@@ -49,14 +43,15 @@ export async function send(argv: readonly string[]): Promise<number> {
   const [address = ""] = positionals;
   try {
     const problems = [...addressProblems(positionals[0]), ...found];
-    const files = parseMemoryFlags(flags.memory, problems);
-    const dirtyLog = flags["dirty-log"];
-    const commands = commandsOf(flags, problems);
+    const guest = parseGuestFlags(flags, problems);
+    const writer = parseWriterFlags(flags, guest, problems);
     checkUsage(problems);
-    const host = fileGuest(files, { dirtyLog, ...(commands === null ? {} : { commands }) });
+    using host = await openSource(guest, { writer, options });
+    for (const note of host.notes ?? []) output.note(note);
+    const possible = withoutThrottle(host, options, output);
     return await runMigration(output, (signal) =>
       migrateOut(host, address, {
-        ...options,
+        ...possible,
         signal,
         onPhase: (phase) => output.phase(phase),
         onProgress: (progress) => output.progress(progress),
@@ -67,23 +62,36 @@ export async function send(argv: readonly string[]): Promise<number> {
   }
 }
 
-/** The commands that stop a writer and let him go on: both or none, and only where he is expected. */
-function commandsOf(
-  flags: {
-    readonly "dirty-log": "none" | "scan";
-    readonly "pause-command": string | undefined;
-    readonly "resume-command": string | undefined;
-  },
-  problems: string[],
-): { pause: string; resume: string } | null {
-  const { "pause-command": pause, "resume-command": resume, "dirty-log": dirtyLog } = flags;
-  if (pause === undefined && resume === undefined) return null;
-  if (dirtyLog === "none") {
-    problems.push("--pause-command and --resume-command need --dirty-log scan");
+interface OpenSource extends SourceHost, Disposable {
+  /** Why it has no `throttle`, where that was wanted. */
+  readonly notThrottled?: string;
+  readonly notes?: readonly string[];
+}
+
+async function openSource(
+  guest: GuestChoice,
+  { writer, options }: { writer: FileGuestOptions; options: ParameterOptions },
+): Promise<OpenSource> {
+  if (guest.kind === "files") {
+    return { ...fileGuest(guest.files, writer), [Symbol.dispose]() {} };
   }
-  if (pause === undefined || resume === undefined) {
-    problems.push("--pause-command and --resume-command need each other: a failure undoes a pause");
-    return null;
-  }
-  return { pause, resume };
+  return await QemuSource.open(guest.path, { throttle: options.autoConverge === true });
+}
+
+/** A guest that cannot be slowed down may still move: so it is said, and tried without. */
+function withoutThrottle(
+  host: OpenSource,
+  options: ParameterOptions,
+  output: Output,
+): ParameterOptions {
+  if (host.notThrottled === undefined) return options;
+  output.note(`the guest is not throttled: ${host.notThrottled}`);
+  const {
+    autoConverge: _autoConverge,
+    throttleInitialPercent: _initial,
+    throttleIncrementPercent: _increment,
+    throttleMaxPercent: _max,
+    ...others
+  } = options;
+  return others;
 }

@@ -27,7 +27,7 @@ export {
   type PagePresence,
   type ScanLog,
 } from "./dirty-log.ts";
-export type { DestinationHost, DeviceSection, SourceHost } from "./host.ts";
+export type { DestinationHost, DeviceSection, DeviceTerms, SourceHost } from "./host.ts";
 export {
   type Condition,
   FEATURES,

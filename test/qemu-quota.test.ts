@@ -1,0 +1,329 @@
+import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
+import { mkdirSync, readdirSync, readFileSync, rmdirSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { setImmediate as turn } from "node:timers/promises";
+import { fileURLToPath } from "node:url";
+import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { must } from "../base/assert.ts";
+import { Deadline, within } from "../base/clock.ts";
+import { reasonOf } from "../base/errors.ts";
+import {
+  type CpuCgroup,
+  findCpuCgroup,
+  parseMemberships,
+  parseMounts,
+} from "../hosts/qemu/cgroups.ts";
+import { type CpuQuota, openCpuQuota } from "../hosts/qemu/cpu-quota.ts";
+import { limitGroup, moveThread, parseGroupName, removeGroup } from "../hosts/qemu/quota-group.ts";
+import { liftStaleQuotas } from "../hosts/qemu/stale-quotas.ts";
+
+const LIMIT_MS = 20_000;
+
+/** The cgroup of a thread, as the kernel says. */
+function cgroupOf(processId: number, threadId: number): CpuCgroup {
+  const text = readFileSync(`/proc/${processId}/task/${threadId}/cgroup`, "utf8");
+  const mounts = parseMounts(readFileSync("/proc/self/mountinfo", "utf8"));
+  const found = findCpuCgroup(parseMemberships(text), mounts);
+  if (found.kind === "missing") throw new Error(found.reason);
+  return found;
+}
+
+function whereIs(processId: number, threadId: number): string {
+  return cgroupOf(processId, threadId).folder;
+}
+
+/** Tried without the code under test: a fault in that must not skip its own tests. */
+function whyNoCgroups(): string | null {
+  try {
+    const folder = join(whereIs(process.pid, process.pid), `multifd-test-${process.pid}`);
+    mkdirSync(folder);
+    try {
+      const names = readdirSync(folder);
+      if (names.includes("cpu.cfs_quota_us") || names.includes("cpu.max")) return null;
+      return `cgroups as "${folder}" would be do not have the cpu controller`;
+    } finally {
+      rmdirSync(folder);
+    }
+  } catch (error) {
+    return reasonOf(error);
+  }
+}
+
+/** Where root has version 1, nothing can be in the way but a fault. */
+function mustNotSkip(): boolean {
+  const isAutomatic = !["", "0", "false"].includes(process.env["CI"] ?? "");
+  const mounts = parseMounts(readFileSync("/proc/self/mountinfo", "utf8"));
+  return isAutomatic && process.getuid?.() === 0 && mounts.some(isVersion1OfCpu);
+}
+
+function isVersion1OfCpu({
+  version,
+  controllers,
+}: {
+  version: 1 | 2;
+  controllers: readonly string[];
+}) {
+  return version === 1 && controllers.includes("cpu");
+}
+
+const obstacle = whyNoCgroups();
+const isSkipped = obstacle !== null && !mustNotSkip();
+const title = `a quota by cgroups${isSkipped ? ` (SKIPPED: ${obstacle})` : ""}`;
+if (isSkipped)
+  process.stderr.write(`\n*** Quotas are NOT TESTED by real cgroups: ${obstacle} ***\n\n`);
+
+/** A process of Node that has said that it is where the test wants it. */
+class Child implements AsyncDisposable {
+  readonly id: number;
+  /** The first that it wrote. */
+  said = "";
+  readonly #process: ChildProcess;
+  readonly #ended: Promise<unknown>;
+
+  private constructor(child: ChildProcess) {
+    this.#process = child;
+    this.#ended = once(child, "exit");
+    this.id = must(child.pid, "Node can be started");
+  }
+
+  static async start(args: readonly string[], through: readonly string[] = []): Promise<Child> {
+    const [command = "", ...others] = [...through, process.execPath, ...args];
+    const spawned = spawn(command, others, { stdio: ["ignore", "pipe", "inherit"] });
+    const child = new Child(spawned);
+    const said = once(must(spawned.stdout, "its output is a pipe"), "data");
+    const late = () => new Error(`${args[0]} was silent for ${LIMIT_MS} ms`);
+    try {
+      child.said = String(await within(LIMIT_MS, said, late));
+      return child;
+    } catch (error) {
+      await child.kill();
+      throw error;
+    }
+  }
+
+  /** All of them: Node has some ten from the start. */
+  get threadIds(): number[] {
+    return readdirSync(`/proc/${this.id}/task`).map(Number);
+  }
+
+  async kill(): Promise<void> {
+    this.#process.kill("SIGKILL");
+    await this.#ended;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.kill();
+  }
+}
+
+/** Its main thread never rests. */
+async function startBusy(): Promise<Child> {
+  return await Child.start(["-e", 'process.stdout.write("busy\\n"); for (;;);']);
+}
+
+async function startEngine(guest: Child, through?: readonly string[]): Promise<Child> {
+  const program = fileURLToPath(new URL("fixtures/quota-engine.ts", import.meta.url));
+  return await Child.start([program, `${guest.id}`], through);
+}
+
+/** What most containers are given: cgroups that can be looked at. */
+function whereCgroupsAreReadOnly(folder: string): string[] {
+  const script = `mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"`;
+  return ["unshare", "--mount", "sh", "-c", script, folder];
+}
+
+async function opened(guest: Child, threadIds: readonly number[]): Promise<CpuQuota> {
+  const opening = await openCpuQuota({ processId: guest.id, threadIds });
+  if (opening.kind === "unavailable") throw new Error(opening.reason);
+  return opening.quota;
+}
+
+function ownGroupsIn(folder: string): string[] {
+  return readdirSync(folder).filter((name) => parseGroupName(name) !== null);
+}
+
+/** The limit that is in force, as quota and period. */
+function limitIn(folder: string): readonly [number, number] {
+  const read = (name: string) => readFileSync(join(folder, name), "utf8").trim();
+  if (readdirSync(folder).includes("cpu.max")) {
+    const [quota, period] = read("cpu.max").split(" ");
+    return [Number(quota), Number(period)];
+  }
+  return [Number(read("cpu.cfs_quota_us")), Number(read("cpu.cfs_period_us"))];
+}
+
+/** Periods in which the kernel has stopped somebody for having used up the quota. */
+function throttledPeriodsIn(folder: string): number {
+  const text = readFileSync(join(folder, "cpu.stat"), "utf8");
+  return Number(/^nr_throttled (\d+)$/m.exec(text)?.[1]);
+}
+
+describe.skipIf(isSkipped)(title, () => {
+  let guest: Child;
+  let home: string;
+  let mountPoint: string;
+  let version: 1 | 2;
+
+  beforeEach(async () => {
+    guest = await startBusy();
+    ({ folder: home, mountPoint, version } = cgroupOf(guest.id, guest.id));
+  });
+
+  afterEach(async () => {
+    await guest?.kill();
+    expect(ownGroupsIn(home)).toEqual([]);
+  });
+
+  test("leaves everything as it is until it is set", async () => {
+    await opened(guest, guest.threadIds);
+    for (const threadId of guest.threadIds) expect(whereIs(guest.id, threadId)).toBe(home);
+    expect(ownGroupsIn(home)).toEqual([]);
+  });
+
+  test("holds the threads that it is for, each by itself, and no others", async () => {
+    const [first = 0, second = 0, ...others] = guest.threadIds;
+    const quota = await opened(guest, [first, second]);
+    await quota.set(75);
+    for (const threadId of [first, second]) {
+      const folder = whereIs(guest.id, threadId);
+      expect(dirname(folder)).toBe(home);
+      expect(limitIn(folder)).toEqual([2_500, 10_000]);
+    }
+    expect(whereIs(guest.id, first)).not.toBe(whereIs(guest.id, second));
+    expect(others.length).toBeGreaterThan(0);
+    for (const threadId of others) expect(whereIs(guest.id, threadId)).toBe(home);
+    await quota.lift();
+  });
+
+  test("takes time from a thread that never rests", async () => {
+    const quota = await opened(guest, [guest.id]);
+    await quota.set(50);
+    const folder = whereIs(guest.id, guest.id);
+    const deadline = new Deadline(LIMIT_MS);
+    while (throttledPeriodsIn(folder) < 2 && !deadline.passed) await turn();
+    expect(throttledPeriodsIn(folder)).toBeGreaterThanOrEqual(2);
+    await quota.lift();
+  });
+
+  test("changes, goes and comes back", async () => {
+    const quota = await opened(guest, [guest.id]);
+    for (const [percent, limit] of [
+      [20, [8_000, 10_000]],
+      [99, [1_000, 100_000]],
+      [30, [7_000, 10_000]],
+    ] as const) {
+      await quota.set(percent);
+      expect(limitIn(whereIs(guest.id, guest.id))).toEqual(limit);
+    }
+    await quota.set(0);
+    expect(whereIs(guest.id, guest.id)).toBe(home);
+    expect(ownGroupsIn(home)).toEqual([]);
+    await quota.set(10);
+    expect(whereIs(guest.id, guest.id)).not.toBe(home);
+    await quota.lift();
+    await quota.lift();
+    expect(whereIs(guest.id, guest.id)).toBe(home);
+  });
+
+  test("obeys one call after the other", async () => {
+    const quota = await opened(guest, guest.threadIds);
+    await Promise.all([quota.set(50), quota.lift(), quota.set(90), quota.set(0)]);
+    for (const threadId of guest.threadIds) expect(whereIs(guest.id, threadId)).toBe(home);
+    expect(ownGroupsIn(home)).toEqual([]);
+  });
+
+  test("goes back to where each thread was found", async () => {
+    const own = join(home, `multifd-test-${process.pid}`);
+    const [, second = 0, third = 0] = guest.threadIds;
+    mkdirSync(own);
+    try {
+      await moveThread({ version, folder: own }, second);
+      const quota = await opened(guest, [second, third]);
+      await quota.set(40);
+      expect(dirname(whereIs(guest.id, second))).toBe(own);
+      expect(dirname(whereIs(guest.id, third))).toBe(home);
+      await quota.lift();
+      expect(whereIs(guest.id, second)).toBe(own);
+      expect(whereIs(guest.id, third)).toBe(home);
+    } finally {
+      await guest.kill();
+      await removeGroup({ version, folder: own, isController: false });
+    }
+  });
+
+  test("is below a limit that was set before", async () => {
+    const own = join(home, `multifd-test-${process.pid}`);
+    mkdirSync(own);
+    const group = { version, folder: own };
+    try {
+      await limitGroup({ ...group, isController: false }, { quotaUs: 50_000, periodUs: 100_000 });
+      await moveThread(group, guest.id);
+      const quota = await opened(guest, [guest.id]);
+      await quota.set(50);
+      expect(limitIn(whereIs(guest.id, guest.id))).toEqual([2_500, 10_000]);
+      await quota.lift();
+      expect(limitIn(own)).toEqual([50_000, 100_000]);
+    } finally {
+      await guest.kill();
+      await removeGroup({ ...group, isController: false });
+    }
+  });
+
+  test("of a guest that has ended is lifted like any other", async () => {
+    const quota = await opened(guest, guest.threadIds);
+    await quota.set(50);
+    await guest.kill();
+    await quota.lift();
+    expect(ownGroupsIn(home)).toEqual([]);
+    await quota.set(50);
+    expect(ownGroupsIn(home)).toEqual([]);
+  });
+
+  test("is refused with a reason where cgroups are read-only", async () => {
+    await using engine = await startEngine(guest, whereCgroupsAreReadOnly(mountPoint));
+    expect(engine.said).toContain("this user may not change the guest's cgroup");
+    expect(engine.said).toContain("EROFS");
+    expect(whereIs(guest.id, guest.id)).toBe(home);
+  });
+
+  test("is refused with a reason where another engine has one", async () => {
+    await using engine = await startEngine(guest);
+    expect(engine.said).toBe("throttled");
+    expect(await openCpuQuota({ processId: guest.id, threadIds: [guest.id] })).toEqual({
+      kind: "unavailable",
+      reason: `process ${engine.id} throttles it already`,
+    });
+    await engine.kill();
+    await liftStaleQuotas();
+  });
+
+  test("of an engine that was killed is found and lifted, one of an engine that lives is not", async () => {
+    await using engine = await startEngine(guest);
+    const folder = whereIs(guest.id, guest.id);
+    expect(dirname(folder)).toBe(home);
+    expect((await liftStaleQuotas()).threadIds).not.toContain(guest.id);
+    expect(whereIs(guest.id, guest.id)).toBe(folder);
+    await engine.kill();
+    expect(whereIs(guest.id, guest.id)).toBe(folder);
+    const lifted = await liftStaleQuotas();
+    expect(lifted.threadIds).toContain(guest.id);
+    expect(lifted.problems).toEqual([]);
+    expect(whereIs(guest.id, guest.id)).toBe(home);
+  });
+
+  test("of an engine that was killed does not keep the next from throttling", async () => {
+    await using engine = await startEngine(guest);
+    await engine.kill();
+    const quota = await opened(guest, [guest.id]);
+    expect(whereIs(guest.id, guest.id)).toBe(home);
+    await quota.set(90);
+    expect(limitIn(whereIs(guest.id, guest.id))).toEqual([1_000, 10_000]);
+    await quota.lift();
+  });
+
+  test.for([-1, 100, 0.5, Number.NaN])("cannot take %s percent", async (percent) => {
+    const quota = await opened(guest, [guest.id]);
+    await expect(quota.set(percent)).rejects.toThrow(RangeError);
+  });
+});
