@@ -139,6 +139,43 @@ export const FAILURES = {
     says: (f: { action: string; limitMs: number }) =>
       `Cannot ${f.action}: the host did not finish within ${f.limitMs} ms`,
   },
+  HYPERVISOR_UNREACHABLE: {
+    remedy: "reconfigure",
+    advice:
+      "Give the path of the QMP socket of a QEMU that runs, to a user who may open it; a QMP socket serves one client at a time.",
+    says: (f: { path: string; reason: string }) =>
+      `Cannot talk to the hypervisor at "${f.path}": ${f.reason}`,
+  },
+  HYPERVISOR_REFUSED: {
+    remedy: "report",
+    advice: "The hypervisor said no; what it says here and in its own log tells why.",
+    says: (f: { command: string; reason: string }) =>
+      `Cannot have the hypervisor do "${f.command}": ${f.reason}`,
+  },
+  HYPERVISOR_SILENT: {
+    remedy: "retry",
+    advice: "The hypervisor lives but hangs; look at its storage and its load.",
+    says: (f: { waitingFor: string; limitMs: number }) =>
+      `Cannot go on: the hypervisor gave no ${f.waitingFor} within ${f.limitMs} ms`,
+  },
+  HYPERVISOR_LOST: {
+    remedy: "retry",
+    advice: "The hypervisor ended or closed its monitor; its own log says why. Start it again.",
+    says: (f: { reason: string }) => `Cannot go on: the hypervisor was lost: ${f.reason}`,
+  },
+  GUEST_UNSUITABLE: {
+    remedy: "reconfigure",
+    advice: "Start the hypervisor as every problem listed says; the guest was not touched.",
+    says: (f: { problems: readonly string[] }) =>
+      `Cannot migrate the guest of this hypervisor: ${f.problems.join("; ")}`,
+  },
+  GUEST_MISMATCH: {
+    remedy: "reconfigure",
+    advice:
+      "Start the destination's hypervisor with the machine, memory and devices of the source's; the guest was not touched.",
+    says: (f: { problems: readonly string[] }) =>
+      `Cannot take this guest in: ${f.problems.join("; ")}`,
+  },
   NOT_CONVERGING: {
     remedy: "reconfigure",
     advice:

@@ -95,7 +95,7 @@ function* messageTasks(): Generator<Task> {
     pageBytes: PAGE_BYTES,
   }));
   const parameters = agreedParameters(resolveParameters());
-  const agreement = { fingerprint: 1n, channels: 4, parameters, blocks };
+  const agreement = { fingerprint: 1n, channels: 4, parameters, blocks, description: "" };
   yield {
     name: "agreement on 8 blocks, encode and decode",
     work() {

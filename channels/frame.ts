@@ -34,6 +34,7 @@ export const PARAMETERS_MAX = 64;
 export const BLOCKS_MAX = 1024;
 export const NAME_BYTES_MAX = 255;
 export const CHANNELS_MAX = 64;
+export const DESCRIPTION_BYTES_MAX = 32 * KIB;
 const FACTS_BYTES_MAX = 16 * KIB;
 
 export type FrameLane = "main" | "bulk" | "both";
@@ -75,11 +76,14 @@ export const FRAMES = {
     lane: "main",
     from: "source",
     bodyBytesMax:
-      16 + PARAMETERS_MAX * 2 * (2 + NAME_BYTES_MAX) + BLOCKS_MAX * (2 + NAME_BYTES_MAX + 12),
+      16 +
+      PARAMETERS_MAX * 2 * (2 + NAME_BYTES_MAX) +
+      BLOCKS_MAX * (2 + NAME_BYTES_MAX + 12) +
+      (2 + DESCRIPTION_BYTES_MAX),
     layout:
-      "u64 fingerprint, u16 channels, u16 parameters, {str name, str value}[parameters], u32 blocks, {str name, u64 sizeBytes, u32 pageBytes}[blocks]",
+      "u64 fingerprint, u16 channels, u16 parameters, {str name, str value}[parameters], u32 blocks, {str name, u64 sizeBytes, u32 pageBytes}[blocks], str description",
     meaning:
-      "What both ends must agree on. The fingerprint is xxHash64 of every `name=value` and a line feed, in order.",
+      "What both ends must agree on. The fingerprint is xxHash64 of every `name=value` and a line feed, in order. The description is from host to host, of their own making.",
   },
   accept: {
     kind: 4,

@@ -1,6 +1,12 @@
 import { FAILURES, isFailureCode, MigrationError, type Origin } from "../base/errors.ts";
 import { KIB } from "../base/units.ts";
-import { BLOCKS_MAX, CHANNELS_MAX, NAME_BYTES_MAX, PARAMETERS_MAX } from "./frame.ts";
+import {
+  BLOCKS_MAX,
+  CHANNELS_MAX,
+  DESCRIPTION_BYTES_MAX,
+  NAME_BYTES_MAX,
+  PARAMETERS_MAX,
+} from "./frame.ts";
 import { WireReader, WireWriter } from "./wire-bytes.ts";
 
 /** The bodies of the control frames. Layouts: FRAMES in frame.ts, in words in docs/wire.md. */
@@ -100,6 +106,8 @@ export interface Agreement {
   readonly channels: number;
   readonly parameters: readonly AgreedParameter[];
   readonly blocks: readonly AnnouncedBlock[];
+  /** What the source's host says of its guest to the destination's. */
+  readonly description: string;
 }
 
 export function encodeAgreement(agreement: Agreement): Uint8Array {
@@ -112,7 +120,7 @@ export function encodeAgreement(agreement: Agreement): Uint8Array {
   for (const block of agreement.blocks) {
     writer.str(block.name).u64(block.sizeBytes).u32(block.pageBytes);
   }
-  return writer.finish();
+  return writer.str(agreement.description).finish();
 }
 
 /** Pages of a block number in 32 bits on the wire. */
@@ -137,11 +145,12 @@ export function decodeAgreement(body: Uint8Array, channel: number): Agreement {
   const blockCount = reader.u32("blocks");
   if (blockCount > BLOCKS_MAX) throw reader.corrupt("blocks", blockCount);
   const blocks = Array.from({ length: blockCount }, () => decodeBlock(reader));
+  const description = reader.str(DESCRIPTION_BYTES_MAX, "description");
   reader.end();
   if (new Set(blocks.map((block) => block.name)).size !== blocks.length) {
     throw reader.corrupt("block names", "not unique");
   }
-  return { fingerprint, channels, parameters, blocks };
+  return { fingerprint, channels, parameters, blocks, description };
 }
 
 function decodeBlock(reader: WireReader): AnnouncedBlock {

@@ -1,9 +1,11 @@
 import { type MigrateInOptions, migrateIn } from "../engine/destination.ts";
+import type { DestinationHost } from "../engine/host.ts";
 import type { Report } from "../engine/statistics.ts";
-import { fileGuestDestination, type MemoryFile } from "../hosts/file-guest.ts";
+import { fileGuestDestination } from "../hosts/file-guest.ts";
+import { QemuDestination } from "../hosts/qemu.ts";
 import { addressProblems } from "./address-problems.ts";
 import { addressFeatures, type Command, parseFlags } from "./flags.ts";
-import { MEMORY_FLAG, parseMemoryFlags } from "./memory-flag.ts";
+import { GUEST_FLAGS, type GuestChoice, parseGuestFlags } from "./guest-flags.ts";
 import { chooseOutput } from "./output.ts";
 import { checkUsage, runMigration, tellFailure } from "./run.ts";
 import { HELP_FLAG, JSON_FLAG } from "./shared-flags.ts";
@@ -15,7 +17,7 @@ export const RECEIVE = {
   positionals: [
     { name: "ADDRESS", meaning: "tcp:HOST:PORT (port 0: any), unix:PATH, fd:N,N… or exec:COMMAND" },
   ],
-  flags: { memory: MEMORY_FLAG, json: JSON_FLAG, help: HELP_FLAG },
+  flags: { ...GUEST_FLAGS, json: JSON_FLAG, help: HELP_FLAG },
   parameters: true,
   features: ([address]) => ({
     side: "destination",
@@ -30,10 +32,11 @@ export async function receive(argv: readonly string[]): Promise<number> {
   const [address = ""] = positionals;
   try {
     const problems = [...addressProblems(positionals[0]), ...found];
-    const files = parseMemoryFlags(flags.memory, problems);
+    const guest = parseGuestFlags(flags, problems);
     checkUsage(problems);
+    using host = await openDestination(guest);
     return await runMigration(output, (signal) =>
-      migrateIntoFiles(files, address, {
+      migrateInto(host, address, {
         ...options,
         signal,
         onListening: (actual) => output.listening(actual),
@@ -47,13 +50,20 @@ export async function receive(argv: readonly string[]): Promise<number> {
   }
 }
 
-async function migrateIntoFiles(
-  files: readonly MemoryFile[],
+type OpenDestination = DestinationHost & Disposable;
+
+async function openDestination(guest: GuestChoice): Promise<OpenDestination> {
+  if (guest.kind === "qemu") return await QemuDestination.open(guest.path);
+  return { ...fileGuestDestination(guest.files), [Symbol.dispose]() {} };
+}
+
+async function migrateInto(
+  host: DestinationHost,
   address: string,
   options: MigrateInOptions,
 ): Promise<Report> {
   try {
-    return await migrateIn(fileGuestDestination(files), address, options);
+    return await migrateIn(host, address, options);
   } catch (error) {
     throw await explainedListenFailure(error, address);
   }

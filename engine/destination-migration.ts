@@ -68,6 +68,7 @@ export class DestinationMigration {
   #blocks: readonly Block[] = [];
   #announcement: Uint8Array = NOTHING;
   #sections: readonly DeviceSection[] = [];
+  #deviceBytes = 0;
   #startMs = 0;
   #endMs = 0;
   #cpuBefore = process.cpuUsage();
@@ -141,7 +142,7 @@ export class DestinationMigration {
     const prepared = await this.attempt.askHost({
       action: "prepare memory",
       limitMs: stepTimeoutMs,
-      call: () => this.#host.prepare(agreement.blocks),
+      call: () => this.#host.prepare(agreement.blocks, agreement.description),
       lasting: { hold: this.#preparing, undo: () => this.#host.discard() },
     });
     this.#checkPrepared(prepared);
@@ -178,7 +179,9 @@ export class DestinationMigration {
   async receiveDevices(): Promise<void> {
     const { deviceLimitBytes, channelTimeoutMs } = this.#parameters;
     const limits = { deviceLimitBytes, limitMs: channelTimeoutMs };
-    this.#sections = await receiveDevices(this.#ofMain, this.#announcement, limits);
+    this.#sections = await receiveDevices(this.#ofMain, this.#announcement, limits, (bytes) => {
+      this.#deviceBytes = bytes;
+    });
   }
 
   /** All RAM is in place, then the devices: the guest could run. */
@@ -319,6 +322,7 @@ export class DestinationMigration {
       dirtyBytesPerSecond: 0,
       expectedDowntimeMs: null,
       throttlePercent: 0,
+      deviceBytes: this.#deviceBytes,
       elapsedMs: now - this.#startMs,
     };
   }

@@ -57,6 +57,7 @@ export async function receiveDevices(
   stream: FrameStream,
   announcement: Uint8Array,
   { deviceLimitBytes, limitMs }: DeviceLimits,
+  onBytes: (bytes: number) => void = () => {},
 ): Promise<DeviceSection[]> {
   const { channel } = stream;
   const announced = decodeDevices(announcement, channel);
@@ -76,6 +77,7 @@ export async function receiveDevices(
   for (let index = 0; index < announced.sections; index += 1) {
     const section = await receiveSection(stream, left, limitMs);
     left -= section.bytes.length;
+    onBytes(announced.bytes - left);
     sections.push(section);
   }
   if (left !== 0)

@@ -7,6 +7,16 @@ export interface DeviceSection {
   readonly bytes: Uint8Array;
 }
 
+/** What a host must keep to when it saves devices, and whom it tells how far it is. */
+export interface DeviceTerms {
+  /** Of all sections together: more would be refused, so a host may give up before. */
+  readonly limitBytes: number;
+  /** For the step; a host that keeps to it can say better than the engine what took so long. */
+  readonly limitMs: number;
+  /** Takes the bytes that were saved so far, for progress. */
+  readonly onBytes: (bytes: number) => void;
+}
+
 /**
  * What the engine asks of the host whose guest leaves.
  *
@@ -22,6 +32,12 @@ export interface SourceHost {
   /** The guest's RAM. Stable for the whole migration. */
   readonly blocks: readonly Block[];
 
+  /**
+   * What the destination's host has to know of this guest before it takes it in, such as the kind of
+   * machine, in any form of at most 32 KiB that both hosts understand. Left out, it is "".
+   */
+  readonly description?: string;
+
   /** What `saveDevices` will give, roughly, for the expected downtime. Unknown is 0. */
   readonly deviceBytes?: number;
 
@@ -32,8 +48,11 @@ export interface SourceHost {
   startDirtyLog(): Promise<readonly DirtyLog[]>;
   stopDirtyLog(): Promise<void>;
 
-  /** On return nobody writes guest memory any more and every write is marked. */
-  pause(): Promise<void>;
+  /**
+   * On return nobody writes guest memory any more and every write is marked. A host that saves some
+   * of its device state on the way keeps to the terms.
+   */
+  pause(terms: DeviceTerms): Promise<void>;
 
   /** Lets the guest run on if it ran when `pause` was called. Must be harmless when not paused. */
   resume(): Promise<void>;
@@ -42,7 +61,7 @@ export interface SourceHost {
   throttle?(percent: number): Promise<void>;
 
   /** Called once, after `pause` and after all RAM was sent. */
-  saveDevices(): Promise<readonly DeviceSection[]>;
+  saveDevices(terms: DeviceTerms): Promise<readonly DeviceSection[]>;
 }
 
 /**
@@ -55,9 +74,10 @@ export interface SourceHost {
 export interface DestinationHost {
   /**
    * Provides memory for what the source announces: the same names and sizes, in any order. Throws
-   * BLOCK_MISMATCH or MEMORY_UNUSABLE for what it cannot provide.
+   * BLOCK_MISMATCH or MEMORY_UNUSABLE for what it cannot provide, GUEST_MISMATCH where the source's
+   * host describes a guest that could not run here.
    */
-  prepare(announced: readonly BlockAnnouncement[]): Promise<readonly Block[]>;
+  prepare(announced: readonly BlockAnnouncement[], description: string): Promise<readonly Block[]>;
 
   /** All RAM is in place. Called once, before READY is answered. */
   loadDevices(sections: readonly DeviceSection[]): Promise<void>;

@@ -21,7 +21,7 @@ export {
   migrateIn,
 } from "./destination.ts";
 export { createDirtyLog, type DirtyLog, markDirty } from "./dirty-log.ts";
-export type { DestinationHost, DeviceSection, SourceHost } from "./host.ts";
+export type { DestinationHost, DeviceSection, DeviceTerms, SourceHost } from "./host.ts";
 export {
   type Condition,
   FEATURES,

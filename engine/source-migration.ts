@@ -10,7 +10,7 @@ import type { DirtyLog } from "./dirty-log.ts";
 import { mainChannelFigures, pageFigures } from "./figures.ts";
 import { startHeartbeat } from "./heartbeat.ts";
 import { Hold } from "./hold.ts";
-import type { DeviceSection, SourceHost } from "./host.ts";
+import type { DeviceSection, DeviceTerms, SourceHost } from "./host.ts";
 import { agreedParameters, type Parameters } from "./parameters.ts";
 import { preferPeersWord } from "./peers-word.ts";
 import { Sender, type SentRound } from "./sender.ts";
@@ -54,6 +54,7 @@ export class SourceMigration {
   };
   #lapStartMs = 0;
   #totalMs = 0;
+  #deviceBytes = 0;
   #untouchedPages = 0;
 
   private constructor(
@@ -118,7 +119,11 @@ export class SourceMigration {
       sizeBytes,
       pageBytes,
     }));
-    await this.#peer.agree(agreedParameters(this.#parameters), blocks);
+    await this.#peer.agree({
+      parameters: agreedParameters(this.#parameters),
+      blocks,
+      description: this.#host.description ?? "",
+    });
     const sender = new Sender(this.#host.blocks, this.#parameters);
     this.#sender = sender;
     this.attempt.onFailure(() => stopWorkers(sender.control));
@@ -155,7 +160,7 @@ export class SourceMigration {
     await this.attempt.askHost({
       action: "pause the guest",
       limitMs: this.#parameters.stepTimeoutMs,
-      call: () => this.#host.pause(),
+      call: () => this.#host.pause(this.#deviceTerms),
       // It came to rest after we had given up and let it run again.
       lasting: { hold: this.#pausing, undo: () => this.#host.resume() },
     });
@@ -178,8 +183,9 @@ export class SourceMigration {
     const sections: readonly DeviceSection[] = await this.attempt.askHost({
       action: "save devices",
       limitMs: this.#parameters.stepTimeoutMs,
-      call: () => this.#host.saveDevices(),
+      call: () => this.#host.saveDevices(this.#deviceTerms),
     });
+    this.#deviceBytes = sections.reduce((sum, { bytes }) => sum + bytes.length, 0);
     await this.#peer.sendDevices(sections);
   }
 
@@ -260,6 +266,14 @@ export class SourceMigration {
   get #ofSender(): Sender {
     assert(this.#sender !== null, "pages move after the hosts agreed");
     return this.#sender;
+  }
+
+  get #deviceTerms(): DeviceTerms {
+    const { deviceLimitBytes, stepTimeoutMs } = this.#parameters;
+    const onBytes = (bytes: number): void => {
+      this.#deviceBytes = bytes;
+    };
+    return { limitBytes: deviceLimitBytes, limitMs: stepTimeoutMs, onBytes };
   }
 
   get #guestBytes(): number {
@@ -358,6 +372,7 @@ export class SourceMigration {
       dirtyBytesPerSecond: this.#judgement?.dirtyBytesPerSecond ?? 0,
       expectedDowntimeMs: this.#judgement?.expectedDowntimeMs ?? null,
       throttlePercent: this.#throttlePercent,
+      deviceBytes: this.#deviceBytes,
       elapsedMs: now - this.#startMs,
     };
   }

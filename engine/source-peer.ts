@@ -5,8 +5,7 @@ import type { Checksum } from "../channels/checksum.ts";
 import { type Connector, connector } from "../channels/connection.ts";
 import { FrameStream } from "../channels/frame-stream.ts";
 import {
-  type AgreedParameter,
-  type AnnouncedBlock,
+  type Agreement,
   type DoneMessage,
   decodeRunning,
   decodeWelcome,
@@ -73,13 +72,10 @@ export class SourcePeer {
   }
 
   /** Throws PARAMETER_MISMATCH, BLOCK_MISMATCH or what the destination's host says. */
-  async agree(
-    parameters: readonly AgreedParameter[],
-    blocks: readonly AnnouncedBlock[],
-  ): Promise<void> {
+  async agree(terms: Omit<Agreement, "fingerprint" | "channels">): Promise<void> {
     const { channels, stepTimeoutMs } = this.#parameters;
-    const fingerprint = fingerprintOf(parameters, this.#checksum);
-    await this.#send("agree", encodeAgreement({ fingerprint, channels, parameters, blocks }));
+    const fingerprint = fingerprintOf(terms.parameters, this.#checksum);
+    await this.#send("agree", encodeAgreement({ ...terms, fingerprint, channels }));
     await this.main.receive(["accept"], stepTimeoutMs);
   }
 

@@ -90,6 +90,7 @@ export interface Progress {
   readonly dirtyBytesPerSecond: number;
   readonly expectedDowntimeMs: number | null;
   readonly throttlePercent: number;
+  readonly deviceBytes: number;
   readonly elapsedMs: number;
 }
 
@@ -279,6 +280,11 @@ export const STATISTICS = {
       meaning: "How long the pause would be if switchover began now; null until it can be told.",
     },
     throttlePercent: { unit: "percent", meaning: "The share of its time taken from the guest." },
+    deviceBytes: {
+      unit: "bytes",
+      meaning:
+        "Device state that the source's host has saved, or that the destination has, so far.",
+    },
     elapsedMs: { unit: "milliseconds", meaning: "Time since the migration began." },
   } satisfies Record<PathsOf<Progress>, StatisticRow>,
 } as const;

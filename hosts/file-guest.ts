@@ -59,7 +59,11 @@ export function fileGuestDestination(files: readonly MemoryFile[]): DestinationH
     created.clear();
   };
   return {
-    async prepare(announced) {
+    async prepare(announced, description) {
+      if (description !== "") {
+        const problem = "it is more than memory in files: receive it with its own kind of host";
+        throw new MigrationError("GUEST_MISMATCH", { problems: [problem] });
+      }
       try {
         return placesOf(files, announced).map((place) => destinationBlock(place, created));
       } catch (error) {

@@ -64,7 +64,7 @@ const KINDS: { readonly [name in FrameName]: number } = {
 const BODY_BYTES_MAX: { readonly [name in FrameName]: number } = {
   hello: 56,
   welcome: 36,
-  agree: 308_368,
+  agree: 341_138,
   accept: 0,
   failure: 16_384,
   pages: 1_054_728,

@@ -266,7 +266,7 @@ const SOURCES: readonly (readonly [
     { code: "FRAME_CORRUPT", facts: { field: "blocks", found: 1_000_000_000 } },
     async ({ main }) => {
       const body = agreeBody({ blocks: [], channels: 1 });
-      body.writeUInt32LE(1_000_000_000, body.length - 4);
+      body.writeUInt32LE(1_000_000_000, body.length - 6); // Behind it is an empty description.
       await main.send(KIND.agree, body);
     },
   ],

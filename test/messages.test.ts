@@ -131,6 +131,7 @@ const AGREEMENT: Agreement = {
   channels: 1,
   parameters: [],
   blocks: [{ name: "ram", sizeBytes: 4096, pageBytes: 4096 }],
+  description: "",
 };
 
 test("a parameter that is announced twice is FRAME_CORRUPT", () => {

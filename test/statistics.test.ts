@@ -36,6 +36,7 @@ const PROGRESS: Required<Progress> = {
   dirtyBytesPerSecond: 1,
   expectedDowntimeMs: null,
   throttlePercent: 1,
+  deviceBytes: 1,
   elapsedMs: 1,
 };
 

@@ -6,6 +6,7 @@ import { loadChecksum } from "../channels/checksum.ts";
 import {
   BLOCKS_MAX,
   CHANNELS_MAX,
+  DESCRIPTION_BYTES_MAX,
   encodeHeader,
   FRAMES,
   type FrameName,
@@ -226,6 +227,7 @@ test("the examples in docs/wire.md are what the engine writes", async () => {
   const parameters = agreedParameters(resolveParameters({}));
   const fingerprint = fingerprintOf(parameters, checksum);
   const blocks = [{ name: "ram", sizeBytes: 1 * MIB, pageBytes: 4096 }];
+  const agreement = { channels: 2, blocks, description: "" };
   const hello = { versionMin: 1, versionMax: 1, migrationId: MIGRATION_ID };
   const runs = [
     { first: 3, pages: 5, encoding: ENCODING.zero, payload: new Uint8Array(0) },
@@ -246,7 +248,7 @@ test("the examples in docs/wire.md are what the engine writes", async () => {
       encodeHello({ ...hello, channel: 0, lane: "main", token: new Uint8Array(32) }),
     ),
     frame("welcome", 0, encodeWelcome({ version: 1, token: TOKEN })),
-    frame("agree", 1, encodeAgreement({ fingerprint, channels: 2, parameters, blocks })),
+    frame("agree", 1, encodeAgreement({ ...agreement, fingerprint, parameters })),
     frame("accept", 1, none),
     frame("hello", 0, encodeHello({ ...hello, channel: 1, lane: "bulk", token: TOKEN })),
     frame("pages", 1, pagesBody(0, runs), false),
@@ -297,6 +299,7 @@ test("docs/wire.md has the limits, versions, parameters and encodings of the cod
     "parameters in AGREE": PARAMETERS_MAX,
     blocks: BLOCKS_MAX,
     "bytes of a name or value": NAME_BYTES_MAX,
+    "bytes of a description": DESCRIPTION_BYTES_MAX,
     "runs in a PAGES frame": RUNS_MAX,
     "payload bytes in a PAGES frame": PAYLOAD_BYTES_MAX,
     "bytes of the pages of a delta run": PIECE_BYTES,

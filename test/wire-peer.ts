@@ -159,7 +159,7 @@ export const HEADER_BYTES = 24;
 const BODY_BYTES_MAX = new Map<number, number>([
   [KIND.hello, 56],
   [KIND.welcome, 36],
-  [KIND.agree, 308_368],
+  [KIND.agree, 341_138],
   [KIND.accept, 0],
   [KIND.failure, 16_384],
   [KIND.pages, 1_054_728],
