@@ -1,5 +1,6 @@
 import { assert, must } from "../base/assert.ts";
 import { nowMs } from "../base/clock.ts";
+import { MigrationError } from "../base/errors.ts";
 import { siblingModule } from "../base/module.ts";
 import { Stopped } from "../channels/descriptor.ts";
 import { type Control, createControl, isHurried, setHurried } from "../workers/control.ts";
@@ -320,9 +321,21 @@ export class Sender {
 
   async #run(channel: number, task: SendTask): Promise<number> {
     assert(channel >= 1 && channel <= this.#channels, "a task goes to a bulk channel");
-    const result = await this.#pool.run(channel, task);
-    if (result === null) throw new Stopped();
-    return result;
+    try {
+      const result = await this.#pool.run(channel, task);
+      if (result === null) throw new Stopped();
+      return result;
+    } catch (error) {
+      if (error instanceof MigrationError && error.code === "WORKER_DIED") this.#putBack(task);
+      throw error;
+    }
+  }
+
+  /** A thread that fails puts back the bits that it took. One that died took them along. */
+  #putBack(task: SendTask): void {
+    if (task.kind !== "send") return;
+    const { bitmap } = must(this.#blocks[task.block], "a task names a block that exists");
+    for (const chunk of task.chunks) bitmap.fillChunk(chunk);
   }
 
   async #onAllChannels<T>(work: (channel: number) => Promise<T>): Promise<T[]> {
