@@ -21,7 +21,7 @@ export const zero: Benchmark<typeof SMOKE> = {
   name: "zero",
   about: "a guest of zero pages over TCP loopback, in bytes of guest memory by processor time",
   smoke: SMOKE,
-  real: { guestBytes: 4 * GIB, channels: 2, runs: 5, warmups: 1 },
+  real: { guestBytes: 8 * GIB, channels: 2, runs: 5, warmups: 1 },
 
   async run(report, { guestBytes, channels, runs, warmups }) {
     await using pair = new Pair();

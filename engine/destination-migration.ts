@@ -155,6 +155,7 @@ export class DestinationMigration {
     const receiver = new Receiver(this.#blocks, agreement.channels, this.#parameters);
     this.#receiver = receiver;
     this.attempt.onFailure(() => stopWorkers(receiver.control));
+    await receiver.start(stepTimeoutMs);
     const doorman = this.#ofDoorman;
     doorman.expectChannels(agreement.channels);
     await this.#ofMain.send("accept", NOTHING, channelTimeoutMs);

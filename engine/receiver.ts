@@ -1,3 +1,5 @@
+import { within } from "../base/clock.ts";
+import { MigrationError } from "../base/errors.ts";
 import { siblingModule } from "../base/module.ts";
 import { type Control, createControl } from "../workers/control.ts";
 import { wordCountFor } from "../workers/dirty-words.ts";
@@ -42,6 +44,15 @@ export class Receiver {
     };
     const module = siblingModule("../workers/receive-worker", import.meta.url);
     this.#pool = new ChannelPool({ module, setup, channels });
+  }
+
+  /** Returns when every thread runs: what they load and compile takes no time from pages then. */
+  async start(limitMs: number): Promise<void> {
+    const task: ReceiveTask = { kind: "start" };
+    const channels = Array.from({ length: this.#channels }, (_, index) => index + 1);
+    const started = Promise.all(channels.map((channel) => this.#pool.run(channel, task)));
+    const reason = `its thread did not start within ${limitMs} ms`;
+    await within(limitMs, started, () => new MigrationError("WORKER_DIED", { channel: 1, reason }));
   }
 
   /** Receives one channel in the background; `onFailure` is told what went wrong there. */

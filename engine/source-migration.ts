@@ -115,6 +115,10 @@ export class SourceMigration {
 
   /** Agrees on parameters and blocks, and opens all channels, each with its thread. */
   async agree(): Promise<void> {
+    // First of all: its threads start while the hosts agree, as the destination's do.
+    const sender = new Sender(this.#host.blocks, this.#parameters);
+    this.#sender = sender;
+    this.attempt.onFailure(() => stopWorkers(sender.control));
     const blocks = this.#host.blocks.map(({ name, sizeBytes, pageBytes }) => ({
       name,
       sizeBytes,
@@ -125,9 +129,6 @@ export class SourceMigration {
       blocks,
       description: this.#host.description ?? "",
     });
-    const sender = new Sender(this.#host.blocks, this.#parameters);
-    this.#sender = sender;
-    this.attempt.onFailure(() => stopWorkers(sender.control));
     const channels = Array.from({ length: this.#parameters.channels }, (_, index) => index + 1);
     await Promise.all(
       channels.map(async (channel) => sender.open(await this.#peer.openChannel(channel))),

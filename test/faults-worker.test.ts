@@ -43,19 +43,19 @@ beforeAll(async () => {
 });
 afterAll(() => pairs.close());
 
-/** The threads of both ends, told apart by when they start: the destination's before it accepts. */
+/** The threads of both ends, told apart by when they start: the source's before the hosts agree. */
 class Ends {
   source: Worker[] = [];
   destination: Worker[] = [];
 
   constructor(relay: Relay, watch: ThreadWatch) {
-    relay.at({ channel: 0, frame: "accept", where: "before" }, () => {
-      this.destination = [...watch.threads];
-      expect(this.destination.length).toBe(CHANNELS);
-    });
-    relay.at({ channel: 1, frame: "pages", where: "before" }, () => {
-      this.source = watch.threads.slice(CHANNELS);
+    relay.at({ channel: 0, frame: "agree", where: "before" }, () => {
+      this.source = [...watch.threads];
       expect(this.source.length).toBe(CHANNELS);
+    });
+    relay.at({ channel: 0, frame: "accept", where: "before" }, () => {
+      this.destination = watch.threads.slice(CHANNELS);
+      expect(this.destination.length).toBe(CHANNELS);
     });
   }
 }

@@ -59,8 +59,13 @@ export class Describer {
 
   describe(piece: Piece, pageBytes: number, versions: Versions | null): Description {
     const { pages } = piece;
-    if (versions === null) this.#bench.scanZero(pages, pageBytes);
-    else this.#compare(piece, pageBytes, versions);
+    if (versions === null) {
+      const zeros = this.#bench.scanZero(pages, pageBytes);
+      const isOfOneKind = zeros === 0 || zeros === pages;
+      if (isOfOneKind && piece.isOneRun) return this.#describeRun(piece, pageBytes, zeros > 0);
+    } else {
+      this.#compare(piece, pageBytes, versions);
+    }
     const runs: DescribedRun[] = [];
     this.#addRuns(runs, piece, [PAGE_FLAG.zero, PAGE_FLAG.changed], pageBytes);
     const rawPages = this.#bench.dropFlagged(pages, pageBytes);
@@ -68,6 +73,19 @@ export class Describer {
     if (versions !== null) payloadBytes += this.#addDeltas(runs, piece, pageBytes, payloadBytes);
     this.#count(pages);
     return { runs, payloadBytes, rawPages };
+  }
+
+  /** The usual case where much is the same: a piece of one run needs no look at each page. */
+  #describeRun(piece: Piece, pageBytes: number, isZero: boolean): Description {
+    const { pages, pageNumbers } = piece;
+    const firstPage = pageNumbers[0] as number;
+    const bytes = isZero ? 0 : pages * pageBytes;
+    if (isZero) this.#counters.add("zero", pages);
+    return {
+      runs: [{ firstPage, pages, encoding: isZero ? zero : raw, bytes }],
+      payloadBytes: bytes,
+      rawPages: isZero ? 0 : pages,
+    };
   }
 
   /** Looks every page up, flags it, makes the deltas, and remembers what will be sent. */

@@ -1,6 +1,7 @@
 import { assert } from "../base/assert.ts";
 import { corrupt } from "../channels/frame.ts";
 import type { CounterRow } from "./control.ts";
+import { bitsBetween, PAGES_PER_WORD } from "./dirty-words.ts";
 import type { Run } from "./encodings/encoding.ts";
 import type { Ram } from "./ram.ts";
 import { PIECE_BYTES, type Workbench } from "./workbench.ts";
@@ -73,6 +74,11 @@ export class GuestWriter {
 
   clear(firstPage: number, pages: number): void {
     const end = firstPage + pages;
+    this.#block.generations.fill(this.#generation, firstPage, end);
+    if (this.#allReadAsZero(firstPage, end)) {
+      this.#counters.add("untouched", pages);
+      return;
+    }
     let untouched = 0;
     for (let page = firstPage; page < end; ) {
       let next = page + 1;
@@ -86,7 +92,6 @@ export class GuestWriter {
       page = next;
     }
     this.#counters.add("untouched", untouched);
-    this.#block.generations.fill(this.#generation, firstPage, end);
   }
 
   /**
@@ -121,9 +126,23 @@ export class GuestWriter {
   markReceived(firstPage: number, pages: number): void {
     this.#block.generations.fill(this.#generation, firstPage, firstPage + pages);
     const { received } = this.#block;
-    for (let page = firstPage; page < firstPage + pages; page += 1) {
-      Atomics.or(received, page >>> 5, 1 << (page & 31));
+    const end = firstPage + pages;
+    for (let index = firstPage >>> 5; index * PAGES_PER_WORD < end; index += 1) {
+      const base = index * PAGES_PER_WORD;
+      Atomics.or(received, index, bitsBetween(firstPage - base, end - base));
     }
+  }
+
+  /** Told word by word: the usual case, for most of a guest's zero pages come in its first round. */
+  #allReadAsZero(firstPage: number, end: number): boolean {
+    const { isPristine, received } = this.#block;
+    if (!isPristine) return false;
+    for (let index = firstPage >>> 5; index * PAGES_PER_WORD < end; index += 1) {
+      const base = index * PAGES_PER_WORD;
+      const mask = bitsBetween(firstPage - base, end - base);
+      if ((Atomics.load(received, index) & mask) !== 0) return false;
+    }
+    return true;
   }
 
   #readsAsZero(page: number): boolean {

@@ -24,6 +24,12 @@ export class Piece {
     this.#bench = bench;
   }
 
+  /** Whether its pages follow each other in guest memory: they come in rising order. */
+  get isOneRun(): boolean {
+    const last = this.pages - 1;
+    return this.pageNumbers[last] === (this.pageNumbers[0] as number) + last;
+  }
+
   /**
    * Takes the dirty pages that `taken` names: `sendStraight` may send pages at the start of a run
    * as they are (it returns how many), the others are copied. `flush` is called, and must empty the

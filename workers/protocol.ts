@@ -128,11 +128,10 @@ export interface ReceiveSetup {
   readonly channelTimeoutMs: number;
 }
 
-/** The one task of a destination's worker: receive until END. */
-export interface ReceiveTask {
-  readonly kind: "receive";
-  readonly place: ChannelPlace;
-}
+/** Tasks of a destination's worker: it is there, and it receives until END. */
+export type ReceiveTask =
+  | { readonly kind: "start" }
+  | { readonly kind: "receive"; readonly place: ChannelPlace };
 
 /** How a task ended. Failures are data: an error class would arrive as a plain `Error`. */
 export type TaskReport =

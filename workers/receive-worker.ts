@@ -9,8 +9,9 @@ import { reportOf } from "./report.ts";
 const setup = workerData as ReceiveSetup;
 const checksum = await loadChecksum();
 
-/** The thread of one channel at the destination. Its one task lasts until END. */
+/** The thread of one channel at the destination. Its task `receive` lasts until END. */
 export default function work(task: ReceiveTask): TaskReport {
+  if (task.kind === "start") return reportOf(() => 0);
   const counters = new CounterRow(setup.control, task.place.channel - 1);
   return reportOf(() => {
     const receiver = new PageReceiver(setup, task.place, checksum);
