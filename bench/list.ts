@@ -6,6 +6,7 @@ import { frames } from "./frames.bench.ts";
 import { kernels } from "./kernels.bench.ts";
 import type { Benchmark } from "./measure.ts";
 import { memory } from "./memory.bench.ts";
+import { scan } from "./scan.bench.ts";
 import { throughput } from "./throughput.bench.ts";
 import { zero } from "./zero.bench.ts";
 
@@ -13,6 +14,7 @@ import { zero } from "./zero.bench.ts";
 export const BENCHMARKS: readonly Benchmark[] = [
   throughput,
   zero,
+  scan,
   memory,
   eventLoop,
   frames,

@@ -72,9 +72,12 @@ function untouchedText(untouched: number): string {
   return untouched === 0 ? "" : ` (${untouched} left untouched)`;
 }
 
-function channelText({ id, lane, sentBytes, busyMs, waitMs }: ChannelFigures): string {
+function channelText({ id, lane, sentBytes, busyMs, waitMs, scan }: ChannelFigures): string {
   const moved = `${lane}, ${formatBytes(sentBytes)}`;
   // The main channel has no thread of its own whose time could be told.
   if (id === 0) return moved;
-  return `${moved}, busy ${formatMs(busyMs)}, waited ${formatMs(waitMs)}`;
+  const times = `${moved}, busy ${formatMs(busyMs)}, waited ${formatMs(waitMs)}`;
+  if (scan.readBytes === 0) return times;
+  const rate = formatBytes((scan.readBytes / scan.workMs) * 1000);
+  return `${times}, scanned ${formatBytes(scan.readBytes)} at ${rate}/s`;
 }

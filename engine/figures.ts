@@ -32,6 +32,7 @@ export function channelFigures(control: Control, channels: number): ChannelFigur
       workMs: row.read("codecMs"),
       choice: choiceText(row),
     },
+    scan: { readBytes: row.read("scannedBytes"), workMs: row.read("scanMs") },
   }));
 }
 
@@ -45,6 +46,7 @@ export function mainChannelFigures(sentBytes: number): ChannelFigures {
     busyMs: 0,
     delta: { hits: 0, misses: 0, overflows: 0, beforeBytes: 0, afterBytes: 0 },
     codec: { triedBytes: 0, beforeBytes: 0, afterBytes: 0, workMs: 0, choice: "" },
+    scan: { readBytes: 0, workMs: 0 },
   };
 }
 

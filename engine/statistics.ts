@@ -33,6 +33,7 @@ export interface ChannelFigures {
   readonly busyMs: number;
   readonly delta: DeltaFigures;
   readonly codec: CodecFigures;
+  readonly scan: ScanFigures;
 }
 
 /** How a channel's cache of sent versions served; at the source only. */
@@ -52,6 +53,12 @@ export interface CodecFigures {
   readonly workMs: number;
   /** What auto chose in the end, and why. */
   readonly choice: string;
+}
+
+/** How memory without a log was searched for changes in a channel; at the source only. */
+export interface ScanFigures {
+  readonly readBytes: number;
+  readonly workMs: number;
 }
 
 export interface FaultFigures {
@@ -156,7 +163,8 @@ export const STATISTICS = {
     },
     "rounds[].dirtyPages": {
       unit: "pages",
-      meaning: "Pages that were dirty when the round began; in the first round, all of them.",
+      meaning:
+        "Pages that were dirty when the round began, of memory that is scanned those that it found changed; in the first round, all of them.",
     },
     "rounds[].sentPages": {
       unit: "pages",
@@ -232,6 +240,12 @@ export const STATISTICS = {
       meaning:
         "With compression auto: the way chosen last, with what both ways were measured to take.",
     },
+    "channels[].scan.readBytes": {
+      unit: "bytes",
+      meaning:
+        "Guest memory that was read and hashed, to find what changed, and what the kernel told of its use.",
+    },
+    "channels[].scan.workMs": { unit: "milliseconds", meaning: "Time spent in that." },
     cpuMs: {
       unit: "milliseconds",
       meaning: "Processor time of this process, user and system, all threads, while it migrated.",
@@ -265,7 +279,11 @@ export const STATISTICS = {
   progress: {
     phase: { unit: "name", meaning: "The phase that the migration is in." },
     round: { unit: "number", meaning: "The current round, counted from 1; 0 before the first." },
-    dirtyPages: { unit: "pages", meaning: "Pages that are known to be dirty and not sent yet." },
+    dirtyPages: {
+      unit: "pages",
+      meaning:
+        "Pages that are known to be dirty and not sent yet; of memory that is scanned, those that were never sent.",
+    },
     dirtyBytes: { unit: "bytes", meaning: "The same in bytes of guest memory." },
     sentBytes: { unit: "bytes", meaning: "Bytes written to all channels so far." },
     totalBytes: { unit: "bytes", meaning: "Size of the guest's RAM, all blocks together." },

@@ -28,7 +28,22 @@ const WRONG: readonly { readonly args: readonly string[]; readonly problems: rea
       args: ["send", "localhost:4444", ...MEMORY],
       problems: [/^address "localhost:4444" must be/],
     },
-    { args: ["send", "tcp:127.0.0.1:99999", ...MEMORY], problems: [/with a port in 0\.\.65535$/] },
+    {
+      args: ["send", "tcp:127.0.0.1:4444", ...MEMORY, "--dirty-log", "bitmap"],
+      problems: [/^--dirty-log must be "none" or "scan": it is "bitmap"$/],
+    },
+    {
+      args: ["send", "tcp:127.0.0.1:4444", ...MEMORY, "--dirty-log", "scan", "--max-rounds", "1"],
+      problems: [/^where dirtyLog is scan, --max-rounds must be at least 2/],
+    },
+    {
+      args: ["send", "tcp:127.0.0.1:4444", ...MEMORY, "--pause-command", "true"],
+      problems: [/need --dirty-log scan$/, /need each other/],
+    },
+    {
+      args: ["send", "tcp:127.0.0.1:99999", ...MEMORY],
+      problems: [/with a port in 0\.\.65535$/],
+    },
     { args: ["receive", "tcp:127.0.0.1", ...MEMORY], problems: [/with a port in 0\.\.65535$/] },
     { args: ["receive", "unix:", ...MEMORY], problems: [/lacks a path$/] },
     { args: ["receive", `unix:/${"a".repeat(200)}`, ...MEMORY], problems: [/has a path of 201/] },

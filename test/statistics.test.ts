@@ -18,6 +18,7 @@ const REPORT: Required<Report> = {
       busyMs: 1,
       delta: { hits: 1, misses: 1, overflows: 1, beforeBytes: 1, afterBytes: 1 },
       codec: { triedBytes: 1, beforeBytes: 1, afterBytes: 1, workMs: 1, choice: "" },
+      scan: { readBytes: 1, workMs: 1 },
     },
   ],
   cpuMs: 1,

@@ -23,12 +23,19 @@ export interface MappedSpan {
   readonly pageCount: number;
 }
 
+/** What was found in page maps. */
+export interface Mapped {
+  /** Pages of 4 KiB that are mapped, once or several times; -1 where that cannot be told. */
+  readonly pages: number;
+  /** What had to be read to know it. */
+  readonly readBytes: number;
+}
+
 /**
- * Marks the pages of a span that some region has in its process's page table, and no others.
- * Returns the number of pages of 4 KiB that are mapped, once or several times. Where a page map
- * cannot be read, it marks all and returns -1.
+ * Marks the pages of a span that some region has in its process's page table, and no others. Where
+ * a page map cannot be read, it marks all.
  */
-export function markMapped(span: MappedSpan, regions: readonly MappedRegion[]): number {
+export function markMapped(span: MappedSpan, regions: readonly MappedRegion[]): Mapped {
   const maps = new Map<number, number>();
   try {
     for (const { pid } of regions) {
@@ -44,11 +51,11 @@ export function markMapped(span: MappedSpan, regions: readonly MappedRegion[]): 
 }
 
 /** Marks every page of a span: nothing is known of them. */
-export function markAll({ mapped, firstWord, words, pageCount }: MappedSpan): -1 {
+export function markAll({ mapped, firstWord, words, pageCount }: MappedSpan): Mapped {
   for (let word = firstWord; word < firstWord + words; word += 1) {
     mapped[word] = bitsBetween(0, pageCount - word * 32);
   }
-  return -1;
+  return { pages: -1, readBytes: 0 };
 }
 
 class Look {
@@ -57,6 +64,7 @@ class Look {
   readonly #maps: ReadonlyMap<number, number>;
   readonly #entries = new Int32Array(STRETCH_PAGES * 2);
   readonly #isUsed = new Uint8Array(STRETCH_PAGES);
+  #readBytes = 0;
 
   constructor(
     span: MappedSpan,
@@ -68,23 +76,23 @@ class Look {
     this.#maps = maps;
   }
 
-  mark(): number {
+  mark(): Mapped {
     const { mapped, firstWord, words, pageBytes, pageCount } = this.#span;
     const ratio = pageBytes / BASE_PAGE_BYTES;
     mapped.fill(0, firstWord, firstWord + words);
     const end = Math.min(pageCount, (firstWord + words) * 32) * ratio;
-    let count = 0;
+    let used = 0;
     for (let first = firstWord * 32 * ratio; first < end; first += STRETCH_PAGES) {
       const pages = Math.min(STRETCH_PAGES, end - first);
       if (!this.#read(first, pages)) continue;
       for (let index = 0; index < pages; index += 1) {
         if (this.#isUsed[index] === 0) continue;
-        count += 1;
+        used += 1;
         const page = Math.floor((first + index) / ratio);
         mapped[page >>> 5] = (mapped[page >>> 5] as number) | (1 << (page & 31));
       }
     }
-    return count;
+    return { pages: used, readBytes: this.#readBytes };
   }
 
   /** Notes which pages of a stretch are used in any region; false where no region touches it. */
@@ -109,6 +117,7 @@ class Look {
   #readEntries(fd: number, entry: number, count: number): void {
     const bytes = count * ENTRY_BYTES;
     const read = readSync(fd, this.#entries, 0, bytes, entry * ENTRY_BYTES);
+    this.#readBytes += read;
     if (read !== bytes) throw new RangeError("the address space ends before the region");
   }
 }

@@ -116,11 +116,8 @@ export class PageSender {
     const mapped = must(this.#tables.get(blockIndex)?.mapped, "what is looked at has a table");
     const startMs = nowMs();
     const span = { mapped, firstWord, words, pageBytes, pageCount };
-    const pages = ram.isIn(file) ? markMapped(span, regions) : markAll(span);
-    this.#counters.add(
-      "scannedBytes",
-      regions.reduce((sum, { pages }) => sum + pages * 8, 0),
-    );
+    const { pages, readBytes } = ram.isIn(file) ? markMapped(span, regions) : markAll(span);
+    this.#counters.add("scannedBytes", readBytes);
     this.#counters.add("scanMs", nowMs() - startMs);
     return pages;
   }
