@@ -99,7 +99,7 @@ export class Peer {
   }
 
   async pumpIn(load: PumpLoad): Promise<string> {
-    const { address, finished } = await pumpIn(load);
+    const { address, finished } = await pumpIn(load, this.#held);
     this.#pumping = finished;
     return address;
   }
@@ -109,7 +109,7 @@ export class Peer {
   }
 
   async pumpOut(address: string, load: PumpLoad): Promise<PumpFigures> {
-    return await pumpOut(address, load);
+    return await pumpOut(address, load, this.#held);
   }
 
   async watchLoop(): Promise<void> {
@@ -142,7 +142,11 @@ export class Peer {
   }
 
   get #bytes(): Uint8Array {
-    return new Uint8Array(must(this.#memory, "memory is held first"));
+    return new Uint8Array(this.#held);
+  }
+
+  get #held(): SharedArrayBuffer {
+    return must(this.#memory, "memory is held first");
   }
 
   async #arrive(host: Parameters<typeof migrateIn>[0], options: ParameterOptions): Promise<string> {

@@ -9,6 +9,9 @@ export interface PumpTask {
   readonly channel: number;
   readonly bytes: number;
   readonly pieceBytes: number;
+  /** What it goes through, again and again: as many bytes of `memory`, from `memoryAt` on. */
+  readonly memory: SharedArrayBuffer;
+  readonly memoryAt: number;
   readonly memoryBytes: number;
   readonly stop: Int32Array;
   /** Word 0: how many threads are ready; word 1: 1 when all may begin. */
@@ -20,9 +23,10 @@ export interface PumpTask {
 const LIMIT_MS = 30_000;
 
 const task = workerData as PumpTask;
-const { direction, fd, channel, bytes, pieceBytes, memoryBytes, stop, start, times } = task;
-const options: DescriptorOptions = { fd, channel, stop, limitMs: LIMIT_MS };
-const memory = new Uint8Array(new SharedArrayBuffer(memoryBytes)).fill(0xa5);
+const { direction, fd, channel, bytes, pieceBytes, stop, start, times } = task;
+const { memoryAt, memoryBytes } = task;
+const options: DescriptorOptions = { fd, channel, stop, limitMs: LIMIT_MS, isDeep: true };
+const memory = new Uint8Array(task.memory, memoryAt, memoryBytes);
 const answer = new Uint8Array(1);
 
 Atomics.add(start, 0, 1);

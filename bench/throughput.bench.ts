@@ -23,9 +23,12 @@ interface Sample {
  * pump's begins with the first write and ends when every reader has confirmed its last byte. The
  * engine's is round 1 of the report: from the first dispatch until a fence on every channel says
  * that all is in guest memory. Threads and connections are ready before, in both. Processor time of
- * the pump is its threads'; the engine's is all that both processes used before the pause. The pump
- * moves one small buffer that stays in the cache; a second one goes through as much memory at both
- * ends as the guest has, which is what the machine allows when the bytes are a guest's.
+ * the pump is its threads'; the engine's is all that both processes used before the pause, threads
+ * that start and compile included.
+ *
+ * There are two pumps. One goes through the very memory that the guest has, warm at both ends: what
+ * the machine allows when the bytes are a guest's. The other moves one small buffer, which never
+ * leaves the cache at either end: it may outrun any pump of real memory, and so the goal.
  */
 export const throughput: Benchmark<typeof SMOKE> = {
   name: "throughput",
@@ -47,8 +50,8 @@ export const throughput: Benchmark<typeof SMOKE> = {
     const engines: Sample[] = [];
     const load = { connections: channels, bytes, pieceBytes: PIECE_BYTES };
     for (let run = -warmups; run < pairs; run += 1) {
-      const pumped = await pumpOnce(pair, { ...load, memoryBytes: PIECE_BYTES });
-      const pumpedMemory = await pumpOnce(pair, { ...load, memoryBytes: bytes / channels });
+      const pumped = await pumpOnce(pair, { ...load, isThroughMemory: false });
+      const pumpedMemory = await pumpOnce(pair, { ...load, isThroughMemory: true });
       await destination.order("soil");
       const moved = await migrateOnce(pair, { guestBytes, channels });
       assert((await destination.order("digest")) === wanted, "every byte of the guest arrived");
@@ -71,17 +74,22 @@ export const throughput: Benchmark<typeof SMOKE> = {
       report({ name, value: median(rates), unit: "GB/s", detail });
       report({ name: `${name} processor`, value: median(samples.map(cost)), unit: "s/GB" });
     }
+    const ofMemory = engines.map(
+      (engine, run) => rate(engine) / rate(must(memoryPumps[run], "pairs")),
+    );
+    report({
+      name: "engine / pump through memory",
+      value: median(engines.map(rate)) / median(memoryPumps.map(rate)),
+      unit: "",
+      goal: { atLeast: 0.8 },
+      detail: `of medians; by pair ${listed(ofMemory)}`,
+    });
     report({
       name: "engine / pump",
       value: median(engines.map(rate)) / median(pumps.map(rate)),
       unit: "",
       goal: { atLeast: 0.8 },
       detail: `of medians; by pair ${listed(ratios)}`,
-    });
-    report({
-      name: "engine / pump through memory",
-      value: median(engines.map(rate)) / median(memoryPumps.map(rate)),
-      unit: "",
     });
     report({
       name: "pump / engine processor",

@@ -69,6 +69,16 @@ export class DirtyBitmap {
     );
   }
 
+  /** Makes every page of a chunk dirty, where nobody knows which of them were. */
+  fillChunk(chunk: number): void {
+    assert(chunk >= 0 && chunk < this.chunkCount, "a chunk lies in its block");
+    const first = chunk * this.#wordsPerChunk;
+    const end = Math.min(first + this.#wordsPerChunk, this.words.words.length);
+    for (let index = first; index < end; index += 1) {
+      orBits(this.words, index, bitsBetween(0, this.pageCount - index * PAGES_PER_WORD));
+    }
+  }
+
   /**
    * Moves the bits of all logs of this block here, while hosts keep marking, and returns the exact
    * number of pages that were clean and are dirty now. A log's pages may be of another size than

@@ -67,6 +67,8 @@ for (const codec of CODECS) {
         expect(codec.expand(small.subarray(0, small.length - 1), bytes)).toBeNull();
         expect(codec.expand(Buffer.concat([small, Buffer.from([0])]), bytes)).toBeNull();
         expect(codec.expand(Buffer.concat([small, small]), bytes)).toBeNull();
+        const nothing = codec.compress(new Uint8Array(0), 1);
+        expect(codec.expand(Buffer.concat([small, nothing]), bytes)).toBeNull();
       }
     }
     expect(codec.expand(new Uint8Array(0), 4096)).toBeNull();

@@ -184,6 +184,20 @@ test("a filled bitmap has every page dirty and no bit past its end", () => {
   }
 });
 
+test("a filled chunk has every page dirty, and nothing around it", () => {
+  for (const pageCount of [63, 64, 65, 128, 130, 191, 1025]) {
+    const size = { pageCount, pageBytes: 4 * KIB, pagesPerChunk: 64 };
+    const { chunkCount } = new DirtyBitmap(size);
+    for (let chunk = 0; chunk < chunkCount; chunk += 1) {
+      const bitmap = new DirtyBitmap(size);
+      bitmap.fillChunk(chunk);
+      expect(walk(bitmap)).toEqual([chunk]);
+      expect(bitmap.dirtyCount()).toBe(Math.min(64, pageCount - chunk * 64));
+      expect(bitmap.dirtyCountOf(chunk)).toBe(bitmap.dirtyCount());
+    }
+  }
+});
+
 test("a page in several logs is counted once, and again once it was taken", () => {
   const shape = must(SHAPES["two logs of wire pages"], "a shape");
   const bitmap = new DirtyBitmap(shape);

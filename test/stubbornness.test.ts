@@ -29,7 +29,6 @@ test("a chunk that shrinks again is tried in every round again", () => {
   const stubbornness = new Stubbornness();
   stubbornness.learn({ chunk: 3, round: 1 }, false);
   expect(stubbornness.mayTry({ chunk: 3, round: 2 })).toBe(false);
-  expect(stubbornness.mayTry({ chunk: 3, round: 3 })).toBe(false);
   expect(stubbornness.mayTry({ chunk: 3, round: 3 })).toBe(true);
   stubbornness.learn({ chunk: 3, round: 3 }, true);
   for (let round = 3; round < 10; round += 1) {
@@ -41,11 +40,20 @@ test("a failure of one chunk says nothing of others once something has shrunk", 
   const stubbornness = new Stubbornness();
   stubbornness.learn({ chunk: 1, round: 1 }, false);
   stubbornness.learn({ chunk: 2, round: 1 }, true);
-  expect(stubbornness.mayTry({ chunk: 1, round: 1 })).toBe(false);
-  stubbornness.mayTry({ chunk: 2, round: 1 });
+  expect(stubbornness.mayTry({ chunk: 1, round: 2 })).toBe(false);
   for (let chunk = 2; chunk < 50; chunk += 1) {
     expect(stubbornness.mayTry({ chunk, round: 1 })).toBe(true);
   }
+});
+
+test("one payload that does not shrink says nothing of its chunk's others in the round", () => {
+  const stubbornness = new Stubbornness();
+  for (const hasShrunk of [false, true, false]) {
+    expect(stubbornness.mayTry({ chunk: 5, round: 1 })).toBe(true);
+    stubbornness.learn({ chunk: 5, round: 1 }, hasShrunk);
+  }
+  expect(stubbornness.mayTry({ chunk: 5, round: 1 })).toBe(true);
+  expect(stubbornness.mayTry({ chunk: 5, round: 2 })).toBe(false);
 });
 
 test("while nothing shrinks only a sample is tried, and never nothing", () => {
@@ -62,7 +70,7 @@ test("while nothing shrinks only a sample is tried, and never nothing", () => {
       skipped += 1;
     }
   }
-  expect(skips).toEqual([0, 1, 3, 7, 15, 15, 15, 15]);
+  expect(skips).toEqual([0, 0, 1, 3, 7, 15, 15, 15]);
 });
 
 test("after memory that does not shrink, the next that does is found within a few payloads", () => {

@@ -3,7 +3,8 @@ import { assert } from "../base/assert.ts";
 /**
  * The words that the coordinator and its workers share, by who writes them:
  *
- *   stop      coordinator   0 while the migration goes on, 1 when it must stop; waits are on it
+ *   stop      coordinator   word 0: 0 while the migration goes on, 1 when it must stop; waits are
+ *                           on it. Word 1: 1 when the round must end soon, see setHurried
  *   pace      workers       when the next byte may go, see `workers/pace.ts`
  *   limit     coordinator   bytes per second over all channels, 0 for no limit
  *   codec     coordinator   how payloads are compressed, see setCodecSettings
@@ -108,6 +109,19 @@ export function createControl(channels: number): Control {
 export function stopWorkers(control: Control): void {
   Atomics.store(control.stop, 0, 1);
   Atomics.notify(control.stop, 0);
+}
+
+export function isStopped(control: Control): boolean {
+  return Atomics.load(control.stop, 0) !== 0;
+}
+
+/** While it is set, a task ends after the chunk that it is at; the other chunks stay dirty. */
+export function setHurried(control: Control, hurried: boolean): void {
+  Atomics.store(control.stop, 1, hurried ? 1 : 0);
+}
+
+export function isHurried(control: Control): boolean {
+  return Atomics.load(control.stop, 1) !== 0;
 }
 
 export function setBandwidthLimit(control: Control, bytesPerSecond: number): void {

@@ -3,7 +3,7 @@ import { nowMs } from "../base/clock.ts";
 import { MigrationError } from "../base/errors.ts";
 import { KIB } from "../base/units.ts";
 import type { Checksum } from "../channels/checksum.ts";
-import { type DescriptorOptions, readSome } from "../channels/descriptor.ts";
+import { type DescriptorOptions, readSome, Stopped } from "../channels/descriptor.ts";
 import {
   CHECKSUMMED_HEADER_BYTES,
   corrupt,
@@ -16,7 +16,7 @@ import {
 } from "../channels/frame.ts";
 import { decodeFailure, decodeFence, encodeFence } from "../channels/messages.ts";
 import { Compressor } from "./compressor.ts";
-import { CounterRow } from "./control.ts";
+import { type Control, CounterRow, isHurried, isStopped } from "./control.ts";
 import { DeltaCache, shardBytes } from "./delta-cache.ts";
 import { type DescribedRun, Describer, type Description } from "./describer.ts";
 import { takeWords, undoWords } from "./dirty-words.ts";
@@ -54,6 +54,7 @@ interface OpenBlock extends SendBlock {
 
 /** Sends the pages of one channel's shard. Lives in the thread that owns the channel. */
 export class PageSender {
+  readonly #control: Control;
   readonly #counters: CounterRow;
   readonly #writer: FrameWriter;
   readonly #input: DescriptorOptions;
@@ -79,6 +80,7 @@ export class PageSender {
     const { channel, isDeep = false } = place;
     const common = { channel, isDeep, stop: control.stop };
     this.#channel = channel;
+    this.#control = control;
     this.#counters = new CounterRow(control, channel - 1);
     this.#input = { ...common, fd: place.readFd, limitMs: fenceTimeoutMs };
     this.#checksum = checksum;
@@ -125,8 +127,9 @@ export class PageSender {
 
   /**
    * Sends the dirty pages of `chunks`, and those that a scan finds changed, and returns how many
-   * went. When it throws, they are dirty: every bit that it took is set again, also of pages that
-   * were written to the channel, for nobody knows if they arrived.
+   * went; in a hurry some chunks are left as they are. When it throws, they are dirty: every bit that
+   * it took is set again, also of pages that were written to the channel, for nobody knows if they
+   * arrived.
    */
   send(
     blockIndex: number,
@@ -144,6 +147,8 @@ export class PageSender {
     this.#compressor.begin();
     try {
       for (const chunk of chunks) {
+        if (isStopped(this.#control)) throw new Stopped();
+        if (isHurried(this.#control)) break;
         const words = wordsOfChunk(block, chunk);
         taken.push(words);
         const marked = takeWords(block.dirty, words.first, words.words);

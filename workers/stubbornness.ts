@@ -1,6 +1,7 @@
 /**
- * After payloads in a row that did not shrink, 1, 3, 7, then so many are not even tried: what shrinks
- * again behind them goes raw, too, so these are no more than a few MiB.
+ * After two payloads in a row that did not shrink, and after each one more, 1, 3, 7, then so many are
+ * not even tried: what shrinks again behind them goes raw, too, so these are no more than a few MiB.
+ * A single one is no sign: text and pictures lie side by side.
  */
 const SKIP_MAX = 15;
 
@@ -12,14 +13,18 @@ const ROUNDS_MAX = 16;
  * chunk is left alone for some rounds, and while nothing shrinks at all, only a sample is tried.
  */
 export class Stubbornness {
-  /** By chunk: until which round it is left alone, and for how many the next time. */
-  readonly #chunks = new Map<number, { untilRound: number; rounds: number }>();
+  /**
+   * By chunk: the round in which it did not shrink, and for how many it is then left alone. A chunk
+   * has several payloads: within the round, one says nothing of the others.
+   */
+  readonly #chunks = new Map<number, { round: number; rounds: number }>();
   #failures = 0;
   #skipsLeft = 0;
 
   mayTry({ chunk, round }: { chunk: number; round: number }): boolean {
     const known = this.#chunks.get(chunk);
-    if (known !== undefined && round <= known.untilRound) return false;
+    const isLeftAlone = known !== undefined && round > known.round;
+    if (isLeftAlone && round <= known.round + known.rounds) return false;
     if (this.#skipsLeft === 0) return true;
     this.#skipsLeft -= 1;
     return false;
@@ -32,8 +37,10 @@ export class Stubbornness {
       return;
     }
     this.#failures += 1;
-    this.#skipsLeft = Math.min(2 ** this.#failures - 1, SKIP_MAX);
-    const rounds = Math.min((this.#chunks.get(chunk)?.rounds ?? 0) * 2 || 1, ROUNDS_MAX);
-    this.#chunks.set(chunk, { untilRound: round + rounds, rounds });
+    this.#skipsLeft = Math.min(2 ** (this.#failures - 1) - 1, SKIP_MAX);
+    const known = this.#chunks.get(chunk);
+    if (known?.round === round) return;
+    const rounds = Math.min((known?.rounds ?? 0) * 2 || 1, ROUNDS_MAX);
+    this.#chunks.set(chunk, { round, rounds });
   }
 }

@@ -1,19 +1,16 @@
-import { existsSync, statfsSync } from "node:fs";
 import { mkdtemp, open, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { formatBytes, MIB } from "../../base/units.ts";
+import { MIB } from "../../base/units.ts";
 import { type CliExit, startCli } from "../run-cli.ts";
 import { RANDOM_MIB } from "./initramfs.ts";
 import { bootLinux } from "./linux-guest.ts";
 import { missingPrograms } from "./programs.ts";
 import { type RamSurvey, surveyRam } from "./ram-file.ts";
+import { decideReadiness, MEMORY_FOLDER, missingRoom } from "./requirements.ts";
 
 const GUEST_BYTES = 512 * MIB;
 const BEATS = 3;
-
-/** Guest memory lives where a hypervisor puts it, not on a disk. */
-const MEMORY_FOLDER = "/dev/shm";
 
 /** The source and one destination at a time, which may have no hole. */
 const ROOM_BYTES = 2 * GUEST_BYTES;
@@ -24,27 +21,10 @@ const OVERHEAD = 1.02;
 /** A file system may round what it allocates; a transparent huge page is the largest step. */
 const ALLOCATION_SLACK_BYTES = 2 * MIB;
 
-const missing = [...missingPrograms(), ...missingRoom()];
-const isSkipped = missing.length > 0 && !isContinuousIntegration();
-const because =
-  missing.length > 0 ? ` (${isSkipped ? "SKIPPED, " : ""}missing: ${missing.join("; ")})` : "";
-if (isSkipped) process.stderr.write(`\n*** No real Linux is booted and moved${because} ***\n\n`);
-
-function missingRoom(): string[] {
-  const { bavail, bsize } = existsSync(MEMORY_FOLDER)
-    ? statfsSync(MEMORY_FOLDER)
-    : { bavail: 0, bsize: 0 };
-  const freeBytes = bavail * bsize;
-  if (freeBytes >= ROOM_BYTES) return [];
-  return [
-    `${formatBytes(ROOM_BYTES)} of room in ${MEMORY_FOLDER} (${formatBytes(freeBytes)} free)`,
-  ];
-}
-
-/** Where nobody reads the output, what is not tested must fail. */
-function isContinuousIntegration(): boolean {
-  return !["", "0", "false"].includes(process.env["CI"] ?? "");
-}
+const { missing, isSkipped, because } = decideReadiness("the RAM of a real Linux", [
+  ...missingPrograms(),
+  ...missingRoom(ROOM_BYTES),
+]);
 
 interface Move {
   readonly address: (folder: string) => string;

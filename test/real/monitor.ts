@@ -36,8 +36,8 @@ export class Monitor {
   }
 
   /** Resolves with what the command returned. Not to be called again before that. */
-  async execute(command: string): Promise<unknown> {
-    this.#socket.write(`${JSON.stringify({ execute: command })}\n`);
+  async execute(command: string, words: object = {}): Promise<unknown> {
+    this.#socket.write(`${JSON.stringify({ execute: command, arguments: words })}\n`);
     return await within(
       ANSWER_LIMIT_MS,
       this.#answerTo(command),

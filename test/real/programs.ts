@@ -1,5 +1,6 @@
+import { spawnSync } from "node:child_process";
 import { accessSync, closeSync, constants, openSync, readdirSync, readSync } from "node:fs";
-import { delimiter, join } from "node:path";
+import { delimiter, isAbsolute, join } from "node:path";
 
 /** What booting Linux takes from this machine. */
 export interface Programs {
@@ -23,6 +24,14 @@ export function missingPrograms(): string[] {
     ...(busyboxPath ? [] : ["a static busybox (package busybox-static)"]),
     ...(kernelPath ? [] : [`${BOOT_FOLDER}/vmlinuz-* (package linux-image-cloud-amd64)`]),
   ];
+}
+
+/** What is missing here to compile a static program for the guest, each with what provides it. */
+export function missingCompiler(): string[] {
+  if (inPath("gcc").length === 0) return ["gcc (packages gcc and libc6-dev)"];
+  // It answers with the bare name when there is no such file.
+  const { stdout } = spawnSync("gcc", ["-print-file-name=libc.a"], { encoding: "utf8" });
+  return isAbsolute(stdout.trim()) ? [] : ["a static C library (package libc6-dev)"];
 }
 
 /** The programs, or an Error that lists everything that is missing. */

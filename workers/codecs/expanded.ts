@@ -6,9 +6,13 @@ export interface Expansion {
   readonly engine: { readonly bytesWritten: number };
 }
 
-/** Options that hold the output to `bytes`, and take it in one piece. */
+/**
+ * Options that hold the output to `bytes`, and take it in one piece. With room for one byte more than
+ * there may be: where the output is full, Node asks zlib to go on, which then takes a second stream
+ * behind the first if that has nothing in it.
+ */
 export function boundedTo(bytes: number) {
-  return { maxOutputLength: bytes, chunkSize: Math.max(bytes, CHUNK_BYTES_MIN), info: true };
+  return { maxOutputLength: bytes, chunkSize: Math.max(bytes + 1, CHUNK_BYTES_MIN), info: true };
 }
 
 /** Node takes no smaller pieces. */

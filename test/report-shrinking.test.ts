@@ -1,0 +1,116 @@
+import { expect, test } from "vitest";
+import { KIB, MIB } from "../base/units.ts";
+import type { ParameterOptions } from "../engine/parameters.ts";
+import type { ChannelFigures, Report } from "../engine/statistics.ts";
+import { allocate, bytesOf, difference } from "./harness/guest-memory.ts";
+import { migratePair } from "./harness/pair.ts";
+import { RecordingDestination } from "./harness/recording-destination.ts";
+import { RecordingSource } from "./harness/recording-source.ts";
+import { seedFromEnvironment } from "./prng.ts";
+
+const seed = seedFromEnvironment();
+const CHANNELS = 3;
+const ROUNDS = 4;
+const PAGES_WRITTEN = 300;
+
+/** What the report says of a guest full of text that writes some pages in each of some rounds. */
+async function reported(given: ParameterOptions, pageBytes = 4 * KIB): Promise<Report> {
+  const blocks = allocate([{ name: "ram", sizeBytes: 12 * MIB, pageBytes }]);
+  for (const block of blocks) {
+    const bytes = bytesOf(block);
+    for (let at = 0; at < bytes.length; at += 1) bytes[at] = 97 + ((at * 7 + (at >> 9)) % 23);
+  }
+  const source = new RecordingSource({ seed, blocks });
+  source.onLook = () => source.writePages(PAGES_WRITTEN);
+  const destination = new RecordingDestination();
+  // No pause is short enough, so there are as many rounds as there may be.
+  const limits = { downtimeLimitMs: 1, maxRounds: ROUNDS, nonConvergence: "switch-over" } as const;
+  const out = { channels: CHANNELS, ...limits, ...given };
+  const outcome = await migratePair({ source, destination, out });
+  if (outcome.source.report === null) throw outcome.source.failure;
+  expect(difference(source.blocks, destination.blocks ?? [])).toBe(null);
+  return outcome.source.report;
+}
+
+function bulkOf({ channels }: Report): ChannelFigures[] {
+  return channels.filter(({ lane }) => lane === "bulk");
+}
+
+/** Of all bulk channels together. */
+function sumOf(report: Report, figure: (channel: ChannelFigures) => number): number {
+  return bulkOf(report).reduce((sum, channel) => sum + figure(channel), 0);
+}
+
+const NO_DELTAS = { hits: 0, misses: 0, overflows: 0, beforeBytes: 0, afterBytes: 0 };
+const NO_CODEC = { triedBytes: 0, beforeBytes: 0, afterBytes: 0, workMs: 0, choice: "" };
+
+test(`deltas are counted for each channel, and add up to what was sent (SEED=${seed})`, async () => {
+  const report = await reported({ xbzrle: true, xbzrleCacheBytes: 64 * MIB });
+  const bulk = bulkOf(report);
+  expect(bulk.length).toBe(CHANNELS);
+  for (const { delta, codec } of bulk) {
+    expect(delta.hits).toBeGreaterThan(0);
+    expect(delta.afterBytes).toBeGreaterThan(0);
+    expect(delta.afterBytes).toBeLessThan(delta.beforeBytes / 10);
+    expect(codec).toEqual(NO_CODEC);
+  }
+  const { delta, unchanged, zero } = report.pages;
+  const guestPages = report.guestBytes / (4 * KIB);
+  // The first round found nothing; the cache holds the guest, so every later page found its version.
+  expect(sumOf(report, (each) => each.delta.misses)).toBe(guestPages);
+  const dirtyPages = report.rounds.reduce((sum, round) => sum + round.dirtyPages, 0);
+  expect(sumOf(report, (each) => each.delta.hits)).toBe(dirtyPages - guestPages);
+  // Pages that were zero have a version, too, but in the first round.
+  const hits = sumOf(report, (each) => each.delta.hits);
+  expect(hits).toBeGreaterThanOrEqual(delta + unchanged);
+  expect(hits).toBeLessThanOrEqual(delta + unchanged + zero);
+  expect(sumOf(report, (each) => each.delta.beforeBytes)).toBe(delta * 4 * KIB);
+  expect(report.channels[0]).toMatchObject({ lane: "main", delta: NO_DELTAS, codec: NO_CODEC });
+});
+
+for (const codec of ["zstd", "deflate"] as const) {
+  test(`${codec} is counted for each channel, and has no choice to tell (SEED=${seed})`, async () => {
+    const report = await reported({ compression: codec });
+    for (const { delta, codec: figures } of bulkOf(report)) {
+      const { triedBytes, beforeBytes, afterBytes, workMs, choice } = figures;
+      expect(triedBytes).toBeGreaterThanOrEqual(beforeBytes);
+      expect(afterBytes).toBeGreaterThan(0);
+      expect(afterBytes).toBeLessThan(beforeBytes / 4);
+      expect(workMs).toBeGreaterThan(0);
+      expect(choice).toBe("");
+      expect(delta).toEqual(NO_DELTAS);
+    }
+    const { compressed } = report.pages;
+    expect(sumOf(report, (each) => each.codec.beforeBytes)).toBe(compressed * 4 * KIB);
+  });
+}
+
+const COST = String.raw`(?:not tried|\d+\.\d\d ms per MiB)`;
+const CHOICE = new RegExp(`^(raw|zstd): raw ${COST}, zstd ${COST}, changed \\d+ times$`);
+
+test(`auto says for each channel what it chose, and by which figures (SEED=${seed})`, async () => {
+  const report = await reported({ compression: "auto" });
+  for (const { codec } of bulkOf(report)) expect(codec.choice).toMatch(CHOICE);
+  expect(report.channels[0]?.codec.choice).toBe("");
+});
+
+test(`auto chooses zstd for text on a slow link, and its figures are why (SEED=${seed})`, async () => {
+  const slow = { maxBandwidthBytesPerSecond: 2 * MIB };
+  const report = await reported({ compression: "auto", ...slow });
+  expect(report.pages.compressed).toBeGreaterThan(report.pages.raw);
+  for (const { codec } of bulkOf(report)) expect(codec.choice).toMatch(/^zstd: raw .*, zstd \d/);
+});
+
+test(`a cache smaller than a page makes no deltas, one larger than memory makes all (SEED=${seed})`, async () => {
+  for (const pageBytes of [16 * KIB, 64 * KIB]) {
+    // Each channel gets a fifth of it, which is less than 16 KiB.
+    const small = await reported(
+      { xbzrle: true, xbzrleCacheBytes: 64 * KIB, channels: 5 },
+      pageBytes,
+    );
+    expect([small.pages.delta, small.pages.unchanged]).toEqual([0, 0]);
+    const large = await reported({ xbzrle: true, xbzrleCacheBytes: 1024 * MIB }, pageBytes);
+    expect(sumOf(large, (each) => each.delta.misses)).toBe(large.guestBytes / pageBytes);
+    expect(large.pages.delta).toBeGreaterThan(0);
+  }
+});
