@@ -230,6 +230,13 @@ export interface Failure<C extends FailureCode = FailureCode> {
   readonly facts: FactsOf<C>;
   /** The end that noticed, when it is not the one that reports. */
   readonly at?: Origin;
+  /** What stayed behind of the attempt, in a sentence. */
+  readonly leftover?: string;
+}
+
+interface FailureOptions extends ErrorOptions {
+  readonly at?: Origin;
+  readonly leftover?: string;
 }
 
 /** The only error that a migration fails with in the field. `toJSON` gives what managers read. */
@@ -241,12 +248,14 @@ export class MigrationError<C extends FailureCode = FailureCode>
   readonly code: C;
   readonly facts: FactsOf<C>;
   readonly at?: Origin;
+  readonly leftover?: string;
 
-  constructor(code: C, facts: FactsOf<C>, options?: ErrorOptions & { at?: Origin }) {
+  constructor(code: C, facts: FactsOf<C>, options: FailureOptions = {}) {
     super(FAILURES[code].says(facts as never), options);
     this.code = code;
     this.facts = facts;
-    if (options?.at !== undefined) this.at = options.at;
+    if (options.at !== undefined) this.at = options.at;
+    if (options.leftover !== undefined) this.leftover = options.leftover;
   }
 
   get remedy(): Remedy {
@@ -264,6 +273,17 @@ export class MigrationError<C extends FailureCode = FailureCode>
       : this;
   }
 
+  /** The same failure, with what it left behind. */
+  leaving(leftover: string | undefined): MigrationError<C> {
+    if (leftover === undefined) return this;
+    const { at, cause } = this;
+    return new MigrationError(this.code, this.facts, {
+      cause,
+      leftover,
+      ...(at === undefined ? {} : { at }),
+    });
+  }
+
   toJSON(): Failure<C> & { message: string; remedy: Remedy; advice: string } {
     const { code, facts, message, remedy, advice } = this;
     return {
@@ -273,6 +293,7 @@ export class MigrationError<C extends FailureCode = FailureCode>
       remedy,
       advice,
       ...(this.at === undefined ? {} : { at: this.at }),
+      ...(this.leftover === undefined ? {} : { leftover: this.leftover }),
     };
   }
 }

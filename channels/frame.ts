@@ -188,17 +188,20 @@ export const FRAMES = {
     kind: 16,
     lane: "main",
     from: "destination",
-    bodyBytesMax: 8,
-    layout: "u64 untouchedPages",
-    meaning: "The guest runs at the destination. Zero pages whose memory was not touched are told.",
+    bodyBytesMax: 24,
+    layout: "u64 untouchedPages, u32 isKnown, u32 reserved, f64 runningForMs",
+    meaning:
+      "The guest runs at the destination. Zero pages whose memory was not touched are told, and, if its hypervisor knows, for how long it has run.",
   },
   done: {
     kind: 17,
     lane: "main",
     from: "source",
-    bodyBytesMax: 48,
-    layout: "f64 totalMs, f64 pauseMs, f64 syncMs, f64 pagesMs, f64 devicesMs, f64 handoverMs",
-    meaning: "The source's clock on the whole and on the parts of the downtime. Last frame.",
+    bodyBytesMax: 80,
+    layout:
+      "f64 totalMs, f64 pauseMs, f64 syncMs, f64 pagesMs, f64 devicesMs, f64 handoverMs, u32 isKnown, u32 reserved, f64 stopMs, f64 saveMs, f64 resumeMs",
+    meaning:
+      "The source's clock on the whole and on the parts of the downtime, and what the hypervisors saw of it. Last frame.",
   },
   ping: {
     kind: 18,

@@ -233,15 +233,48 @@ export function decodeSection(body: Uint8Array, channel: number): SectionMessage
   return { name, bytes };
 }
 
-export function encodeRunning(untouchedPages: number): Uint8Array {
-  return new WireWriter().u64(untouchedPages).finish();
+export interface RunningMessage {
+  readonly untouchedPages: number;
+  /** For how long already, by the word of the destination's hypervisor; null where it has none. */
+  readonly runningForMs: number | null;
 }
 
-export function decodeRunning(body: Uint8Array, channel: number): number {
+export function encodeRunning({ untouchedPages, runningForMs }: RunningMessage): Uint8Array {
+  const writer = new WireWriter().u64(untouchedPages);
+  return optionalFigures(writer, runningForMs === null ? null : [runningForMs], 1).finish();
+}
+
+export function decodeRunning(body: Uint8Array, channel: number): RunningMessage {
   const reader = new WireReader(body, channel);
   const untouchedPages = reader.u64("untouchedPages");
+  const figures = readOptionalFigures(reader, ["runningForMs"]);
   reader.end();
-  return untouchedPages;
+  return { untouchedPages, runningForMs: figures?.runningForMs ?? null };
+}
+
+/** Figures that are there or not, in the same room. */
+function optionalFigures(
+  writer: WireWriter,
+  figures: readonly number[] | null,
+  count: number,
+): WireWriter {
+  writer.u32(figures === null ? 0 : 1).u32(0);
+  for (let index = 0; index < count; index += 1) writer.f64(figures?.[index] ?? 0);
+  return writer;
+}
+
+function readOptionalFigures<Name extends string>(
+  reader: WireReader,
+  names: readonly Name[],
+): Record<Name, number> | null {
+  const isKnown = reader.u32("known figures");
+  if (isKnown > 1) throw reader.corrupt("known figures", isKnown);
+  reader.zero(4);
+  const figures = names.map((name) => [name, reader.f64(name)] as const);
+  if (isKnown === 1) return Object.fromEntries(figures) as Record<Name, number>;
+  const unknown = figures.find(([, figure]) => figure !== 0);
+  if (unknown !== undefined) throw reader.corrupt(`unknown ${unknown[0]}`, unknown[1]);
+  return null;
 }
 
 export interface DoneMessage {
@@ -251,7 +284,22 @@ export interface DoneMessage {
   readonly pagesMs: number;
   readonly devicesMs: number;
   readonly handoverMs: number;
+  /** What the hypervisors at both ends saw; null where they tell nothing. */
+  readonly hypervisor: HypervisorLaps | null;
 }
+
+/** The laps of the downtime as hypervisors see it that are not the engine's own. */
+export interface HypervisorLaps {
+  readonly stopMs: number;
+  readonly saveMs: number;
+  readonly resumeMs: number;
+}
+
+const HYPERVISOR_FIELDS = [
+  "stopMs",
+  "saveMs",
+  "resumeMs",
+] as const satisfies readonly (keyof HypervisorLaps)[];
 
 const DONE_FIELDS = [
   "totalMs",
@@ -265,14 +313,17 @@ const DONE_FIELDS = [
 export function encodeDone(done: DoneMessage): Uint8Array {
   const writer = new WireWriter();
   for (const field of DONE_FIELDS) writer.f64(done[field]);
-  return writer.finish();
+  const { hypervisor } = done;
+  const laps = hypervisor && HYPERVISOR_FIELDS.map((field) => hypervisor[field]);
+  return optionalFigures(writer, laps, HYPERVISOR_FIELDS.length).finish();
 }
 
 export function decodeDone(body: Uint8Array, channel: number): DoneMessage {
   const reader = new WireReader(body, channel);
   const done = Object.fromEntries(DONE_FIELDS.map((field) => [field, reader.f64(field)]));
+  const hypervisor = readOptionalFigures(reader, HYPERVISOR_FIELDS);
   reader.end();
-  return done as unknown as DoneMessage;
+  return { ...(done as Record<(typeof DONE_FIELDS)[number], number>), hypervisor };
 }
 
 export function encodeFence(number: number): Uint8Array {

@@ -2,9 +2,11 @@ import type { MigrationError } from "../base/errors.ts";
 
 /** What failed, in full, and what to do about it. Several problems have a line each. */
 export function failureText(failure: MigrationError): string {
-  const { code, message, advice, at } = failure;
+  const { code, message, advice, at, leftover } = failure;
   const where = at === undefined || code === "CONFIGURATION_INVALID" ? "" : ` (at the ${at})`;
-  return printable(`${code}${where}: ${inLines(failure, message)}\n${advice}\n`);
+  return printable(
+    `${code}${where}: ${inLines(failure, message)}\n${advice}\n${leftover === undefined ? "" : `${leftover}\n`}`,
+  );
 }
 
 /** Names and reasons may come from the other host: what would steer a terminal is shown as "?". */

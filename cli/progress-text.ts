@@ -39,7 +39,7 @@ export function progressLine(
 
 /** The important ones first. */
 function partsOf(progress: Progress, side: Origin | undefined): string[] {
-  const { expectedDowntimeMs, throttlePercent, sentBytes, totalBytes } = progress;
+  const { expectedDowntimeMs, throttlePercent, sentBytes, totalBytes, deviceBytes } = progress;
   const rate = `${formatBytes(progress.bytesPerSecond)}/s`;
   if (side === "destination") {
     return [rate, `received ${formatBytes(sentBytes)} for a guest of ${formatBytes(totalBytes)}`];
@@ -49,6 +49,7 @@ function partsOf(progress: Progress, side: Origin | undefined): string[] {
     parts.push(`expected downtime ${formatMs(expectedDowntimeMs)}`);
   }
   if (throttlePercent > 0) parts.push(`guest throttled ${throttlePercent} %`);
+  if (deviceBytes > 0) parts.push(`devices ${formatBytes(deviceBytes)}`);
   return [...parts, `sent ${formatBytes(sentBytes)}`];
 }
 

@@ -34,7 +34,7 @@ export async function receive(argv: readonly string[]): Promise<number> {
     const problems = [...addressProblems(positionals[0]), ...found];
     const guest = parseGuestFlags(flags, problems);
     checkUsage(problems);
-    using host = await openDestination(guest);
+    await using host = await openDestination(guest);
     return await runMigration(output, (signal) =>
       migrateInto(host, address, {
         ...options,
@@ -50,11 +50,11 @@ export async function receive(argv: readonly string[]): Promise<number> {
   }
 }
 
-type OpenDestination = DestinationHost & Disposable;
+type OpenDestination = DestinationHost & AsyncDisposable;
 
 async function openDestination(guest: GuestChoice): Promise<OpenDestination> {
   if (guest.kind === "qemu") return await QemuDestination.open(guest.path);
-  return { ...fileGuestDestination(guest.files), [Symbol.dispose]() {} };
+  return { ...fileGuestDestination(guest.files), async [Symbol.asyncDispose]() {} };
 }
 
 async function migrateInto(

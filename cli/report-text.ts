@@ -20,6 +20,7 @@ export function reportText(report: Report): string {
   const rows: string[][] = [
     ["total", `${formatMs(report.totalMs)}, ${formatBytes(rate)}/s of guest memory`],
     ["downtime", `${formatMs(report.downtimeMs)}: ${parts.join(", ")}`],
+    ...hypervisorRows(report),
     ["guest", formatBytes(report.guestBytes)],
     ["sent", `${formatBytes(report.sentBytes)}; ${pagesText(report.pages)}`],
     ...roundRows(rounds),
@@ -30,6 +31,20 @@ export function reportText(report: Report): string {
     rows.push(["verified", report.verified ? "yes: nothing was lost" : "NO: memory differs"]);
   }
   return aligned(rows);
+}
+
+function hypervisorRows({ hypervisor }: Report): string[][] {
+  if (hypervisor === undefined) return [];
+  const parts = [
+    `stop ${formatMs(hypervisor.stopMs)}`,
+    `pages ${formatMs(hypervisor.pagesMs)}`,
+    `save ${formatMs(hypervisor.saveMs)}`,
+    `load ${formatMs(hypervisor.loadMs)}`,
+    `resume ${formatMs(hypervisor.resumeMs)}`,
+  ];
+  return [
+    ["hypervisor", `stood still for ${formatMs(hypervisor.downtimeMs)}: ${parts.join(", ")}`],
+  ];
 }
 
 /** What was sent while the guest was paused is the last of them. */

@@ -46,7 +46,7 @@ export async function send(argv: readonly string[]): Promise<number> {
     const guest = parseGuestFlags(flags, problems);
     const writer = parseWriterFlags(flags, guest, problems);
     checkUsage(problems);
-    using host = await openSource(guest, { writer, options });
+    await using host = await openSource(guest, { writer, options });
     for (const note of host.notes ?? []) output.note(note);
     const possible = withoutThrottle(host, options, output);
     return await runMigration(output, (signal) =>
@@ -62,7 +62,7 @@ export async function send(argv: readonly string[]): Promise<number> {
   }
 }
 
-interface OpenSource extends SourceHost, Disposable {
+interface OpenSource extends SourceHost, AsyncDisposable {
   /** Why it has no `throttle`, where that was wanted. */
   readonly notThrottled?: string;
   readonly notes?: readonly string[];
@@ -73,7 +73,7 @@ async function openSource(
   { writer, options }: { writer: FileGuestOptions; options: ParameterOptions },
 ): Promise<OpenSource> {
   if (guest.kind === "files") {
-    return { ...fileGuest(guest.files, writer), [Symbol.dispose]() {} };
+    return { ...fileGuest(guest.files, writer), async [Symbol.asyncDispose]() {} };
   }
   return await QemuSource.open(guest.path, { throttle: options.autoConverge === true });
 }

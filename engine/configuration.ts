@@ -1,6 +1,7 @@
 import { assert } from "../base/assert.ts";
 import { MigrationError, reasonOf } from "../base/errors.ts";
 import { type Address, parseAddress } from "../channels/address.ts";
+import { DESCRIPTION_BYTES_MAX } from "../channels/frame.ts";
 import { type Block, blockProblems } from "./block.ts";
 import type { Features } from "./legality.ts";
 import { configurationProblems, type Parameters, resolveParameters } from "./parameters.ts";
@@ -22,6 +23,7 @@ export function configure(
     blocks?: readonly Block[];
     throttle?: boolean;
     dirtyLog?: Features["dirtyLog"] | undefined;
+    description?: string | undefined;
   },
 ): Configuration {
   const { address, problems } = tryAddress(addressText);
@@ -35,6 +37,12 @@ export function configure(
   };
   problems.push(...configurationProblems({ ...given }, features));
   if (known.blocks !== undefined) problems.push(...blockProblems(known.blocks));
+  const descriptionBytes = new TextEncoder().encode(known.description).length;
+  if (descriptionBytes > DESCRIPTION_BYTES_MAX) {
+    problems.push(
+      `a host describes its guest in at most ${DESCRIPTION_BYTES_MAX} bytes: it is ${descriptionBytes}`,
+    );
+  }
   if (problems.length > 0) throw new MigrationError("CONFIGURATION_INVALID", { problems });
   assert(address !== null, "an address without a problem was read");
   return { address, parameters: resolveParameters(given, features) };

@@ -21,14 +21,14 @@ import { configure } from "./configuration.ts";
 import type { DestinationPhase, MigrateInOptions } from "./destination.ts";
 import { receiveDevices } from "./device-state.ts";
 import { Doorman } from "./doorman.ts";
-import { mainChannelFigures, pageFigures } from "./figures.ts";
+import { hypervisorReport, mainChannelFigures, pageFigures } from "./figures.ts";
 import { startHeartbeat } from "./heartbeat.ts";
 import { Hold } from "./hold.ts";
 import type { DestinationHost, DeviceSection } from "./host.ts";
 import { agreedParameters, type Parameters } from "./parameters.ts";
 import { preferPeersWord } from "./peers-word.ts";
 import { Receiver } from "./receiver.ts";
-import type { Progress, Report, RoundFigures } from "./statistics.ts";
+import type { DowntimeFigures, Progress, Report, RoundFigures } from "./statistics.ts";
 import { Throughput } from "./throughput.ts";
 
 const NOTHING = new Uint8Array(0);
@@ -41,7 +41,7 @@ const DONE_MS = 1000;
 /** Rounds told by a hostile source must not fill memory. */
 const ROUNDS_MAX = 10_000;
 
-const NO_DOWNTIME: Omit<DoneMessage, "totalMs"> = {
+const NO_DOWNTIME: DowntimeFigures = {
   pauseMs: 0,
   syncMs: 0,
   pagesMs: 0,
@@ -206,17 +206,19 @@ export class DestinationMigration {
     const { stepTimeoutMs, channelTimeoutMs } = this.#parameters;
     await callHost("resume the guest", stepTimeoutMs, () => this.#host.resume());
     this.#endMs = nowMs();
-    const { untouched } = this.#ofReceiver.counters();
+    const { untouched: untouchedPages } = this.#ofReceiver.counters();
+    const { runningSinceMs } = this.#host;
+    const runningForMs =
+      runningSinceMs === undefined ? null : Math.max(0, this.#endMs - runningSinceMs);
+    const running = encodeRunning({ untouchedPages, runningForMs });
     // It runs, whether or not the source hears of it: then the source says HANDOVER_UNKNOWN.
-    await this.#ofMain.send("running", encodeRunning(untouched), channelTimeoutMs).catch(() => {});
+    await this.#ofMain.send("running", running, channelTimeoutMs).catch(() => {});
   }
 
   async report(): Promise<Report> {
     const done = await this.#receiveDone();
-    const { totalMs, ...downtime } = done ?? {
-      totalMs: this.#endMs - this.#startMs,
-      ...NO_DOWNTIME,
-    };
+    const unknown = { totalMs: this.#endMs - this.#startMs, ...NO_DOWNTIME, hypervisor: null };
+    const { totalMs, hypervisor, ...downtime } = done ?? unknown;
     const cpu = process.cpuUsage(this.#cpuBefore);
     const counters = this.#ofReceiver.counters();
     const main = mainChannelFigures(this.#ofMain.receivedBytes);
@@ -225,6 +227,7 @@ export class DestinationMigration {
       totalMs,
       downtimeMs: Object.values(downtime).reduce((sum, part) => sum + part, 0),
       downtime,
+      ...hypervisorReport(downtime, hypervisor),
       rounds: this.#rounds,
       guestBytes: this.#guestBytes,
       sentBytes: channels.reduce((sum, channel) => sum + channel.sentBytes, 0),
@@ -241,6 +244,11 @@ export class DestinationMigration {
     await this.#endThreads();
     this.#preparing.release();
     await callHost("discard the guest", this.#parameters.stepTimeoutMs, () => this.#host.discard());
+  }
+
+  /** What stays behind of a failed attempt, known once all of it was undone. */
+  get leftover(): string | undefined {
+    return this.attempt.isCommitted ? undefined : this.#host.leftover;
   }
 
   /** What `migrateIn` fails with. The source is told, once. */

@@ -58,7 +58,7 @@ export async function migrateIn(
     await attempt.run("resume", () => migration.resume());
     return await migration.report();
   } catch (error) {
-    throw await migration.failureOf(error);
+    throw (await migration.failureOf(error)).leaving(migration.leftover);
   } finally {
     await migration.close();
   }

@@ -1,5 +1,6 @@
+import type { HypervisorLaps } from "../channels/messages.ts";
 import { COUNTERS, type Control, type Counter, CounterRow } from "../workers/control.ts";
-import type { ChannelFigures, PageFigures } from "./statistics.ts";
+import type { ChannelFigures, DowntimeFigures, PageFigures, Report } from "./statistics.ts";
 
 /** The counters of all channels together. */
 export function sumCounters(control: Control, channels: number): Record<Counter, number> {
@@ -69,4 +70,17 @@ export function pageFigures(counters: Record<Counter, number>, untouched: number
 
 function rowsOf(control: Control, channels: number): CounterRow[] {
   return Array.from({ length: channels }, (_, index) => new CounterRow(control, index));
+}
+
+/** The report's part on hypervisors, if they told: with what the engine measured itself. */
+export function hypervisorReport(
+  { syncMs, pagesMs, devicesMs }: DowntimeFigures,
+  laps: HypervisorLaps | null,
+): Pick<Report, "hypervisor"> {
+  if (laps === null) return {};
+  const { stopMs, saveMs, resumeMs } = laps;
+  const downtimeMs = stopMs + syncMs + pagesMs + devicesMs + resumeMs;
+  const loadMs = Math.max(0, devicesMs - saveMs);
+  const hypervisor = { downtimeMs, stopMs, pagesMs: syncMs + pagesMs, saveMs, loadMs, resumeMs };
+  return { hypervisor };
 }

@@ -38,6 +38,13 @@ export interface SourceHost {
    */
   readonly description?: string;
 
+  /**
+   * When the hypervisor itself says that the guest came to rest, in milliseconds of
+   * `process.hrtime`; looked at after `pause`. Left out where it does not say, or it stood still
+   * before.
+   */
+  readonly stoppedAtMs?: number | undefined;
+
   /** What `saveDevices` will give, roughly, for the expected downtime. Unknown is 0. */
   readonly deviceBytes?: number;
 
@@ -79,6 +86,18 @@ export interface SourceHost {
  * on any failure before that `discard` is called and the guest must not run here.
  */
 export interface DestinationHost {
+  /**
+   * When the hypervisor itself says that the guest began to run, in milliseconds of
+   * `process.hrtime`; looked at after `resume`. Left out where it does not say.
+   */
+  readonly runningSinceMs?: number | undefined;
+
+  /**
+   * What a failed attempt left behind, in a sentence that tells what to do about it, such as a
+   * hypervisor that cannot be used again; looked at after `discard`, and told with the failure.
+   */
+  readonly leftover?: string | undefined;
+
   /**
    * Provides memory for what the source announces: the same names and sizes, in any order. Throws
    * BLOCK_MISMATCH or MEMORY_UNUSABLE for what it cannot provide, GUEST_MISMATCH where the source's

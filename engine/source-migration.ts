@@ -7,10 +7,11 @@ import { Attempt, callHost } from "./attempt.ts";
 import { configure } from "./configuration.ts";
 import { Convergence, type Judgement, type Verdict } from "./convergence.ts";
 import type { DirtyLog, ScanLog } from "./dirty-log.ts";
-import { mainChannelFigures, pageFigures } from "./figures.ts";
+import { hypervisorReport, mainChannelFigures, pageFigures } from "./figures.ts";
 import { startHeartbeat } from "./heartbeat.ts";
 import { Hold } from "./hold.ts";
 import type { DeviceSection, DeviceTerms, SourceHost } from "./host.ts";
+import { HypervisorView } from "./hypervisor-view.ts";
 import { agreedParameters, type Parameters } from "./parameters.ts";
 import { preferPeersWord } from "./peers-word.ts";
 import { Sender, type SentRound } from "./sender.ts";
@@ -32,6 +33,7 @@ export class SourceMigration {
   readonly #startMs = nowMs();
   readonly #cpuBefore = process.cpuUsage();
   readonly #throughput = new Throughput();
+  readonly #hypervisor = new HypervisorView();
   readonly #rounds: RoundFigures[] = [];
   readonly #stops: (() => void)[] = [];
   readonly #tracking: Hold;
@@ -94,6 +96,7 @@ export class SourceMigration {
     const { parameters, address: parsed } = configure(given, address, {
       side: "source",
       blocks: host.blocks,
+      description: host.description,
       throttle: host.throttle !== undefined,
       dirtyLog: host.dirtyLog,
     });
@@ -169,6 +172,7 @@ export class SourceMigration {
       lasting: { hold: this.#pausing, undo: () => this.#host.resume() },
     });
     this.#downtime.pauseMs = this.#lap();
+    this.#hypervisor.paused(this.#host.stoppedAtMs, this.#lapStartMs);
   }
 
   /** Sends the rest over all channels, until all of it is applied at the destination. */
@@ -185,11 +189,13 @@ export class SourceMigration {
   }
 
   async sendDevices(): Promise<void> {
+    const startMs = nowMs();
     const sections: readonly DeviceSection[] = await this.attempt.askHost({
       action: "save devices",
       limitMs: this.#parameters.stepTimeoutMs,
       call: () => this.#host.saveDevices(this.#deviceTerms),
     });
+    this.#hypervisor.saved(nowMs() - startMs);
     this.#deviceBytes = sections.reduce((sum, { bytes }) => sum + bytes.length, 0);
     await this.#peer.sendDevices(sections);
   }
@@ -201,11 +207,14 @@ export class SourceMigration {
 
   /** After this was called, the guest is not ours any more, whatever happens. */
   async handOver(): Promise<void> {
-    this.#untouchedPages = await this.#peer.commit();
+    const running = await this.#peer.commit();
     this.attempt.succeed();
+    this.#untouchedPages = running.untouchedPages;
     this.#downtime.handoverMs = this.#lap();
+    this.#hypervisor.runs(running, this.#downtime.handoverMs);
     this.#totalMs = this.#lapStartMs - this.#startMs;
-    const done = { totalMs: this.#totalMs, ...this.#downtime };
+    const hypervisor = this.#hypervisor.laps;
+    const done = { totalMs: this.#totalMs, ...this.#downtime, hypervisor };
     await this.#peer.tellDone(done).catch(() => {}); // The guest runs there; the rest is figures.
   }
 
@@ -217,6 +226,7 @@ export class SourceMigration {
       totalMs: this.#totalMs,
       downtimeMs: this.#lapStartMs - this.#pausedAtMs,
       downtime: { ...this.#downtime },
+      ...hypervisorReport(this.#downtime, this.#hypervisor.laps),
       rounds: this.#rounds,
       guestBytes: this.#guestBytes,
       sentBytes: channels.reduce((sum, channel) => sum + channel.sentBytes, 0),

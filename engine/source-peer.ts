@@ -17,6 +17,7 @@ import {
   type Lane,
   MIGRATION_ID_BYTES,
   type RoundMessage,
+  type RunningMessage,
   TOKEN_BYTES,
   VERSION,
 } from "../channels/messages.ts";
@@ -98,8 +99,8 @@ export class SourcePeer {
     await this.main.receive(["ready"], this.#parameters.stepTimeoutMs);
   }
 
-  /** Hands the guest over and returns how many pages the destination did not need to touch. */
-  async commit(): Promise<number> {
+  /** Hands the guest over and returns what the destination says when it runs. */
+  async commit(): Promise<RunningMessage> {
     await this.#send("commit", NOTHING);
     const { body } = await this.main.receive(["running"], this.#parameters.stepTimeoutMs);
     return decodeRunning(body, 0);

@@ -9,6 +9,19 @@ export interface DowntimeFigures {
   readonly handoverMs: number;
 }
 
+/**
+ * The downtime as the hypervisors saw it: from the guest's last instruction at the source to its
+ * first at the destination. The parts add up to `downtimeMs`.
+ */
+export interface HypervisorFigures {
+  readonly downtimeMs: number;
+  readonly stopMs: number;
+  readonly pagesMs: number;
+  readonly saveMs: number;
+  readonly loadMs: number;
+  readonly resumeMs: number;
+}
+
 export interface RoundFigures {
   readonly dirtyPages: number;
   readonly sentPages: number;
@@ -73,6 +86,8 @@ export interface Report {
   readonly totalMs: number;
   readonly downtimeMs: number;
   readonly downtime: DowntimeFigures;
+  /** Only where the hosts' hypervisors tell when they stopped and ran the guest. */
+  readonly hypervisor?: HypervisorFigures;
   readonly rounds: readonly RoundFigures[];
   readonly guestBytes: number;
   readonly sentBytes: number;
@@ -160,6 +175,37 @@ export const STATISTICS = {
     "downtime.handoverMs": {
       unit: "milliseconds",
       meaning: "Part of the downtime: from COMMIT until RUNNING is here.",
+    },
+    "hypervisor.downtimeMs": {
+      unit: "milliseconds",
+      optional: true,
+      meaning:
+        "From the moment at which the source's hypervisor says that it stopped the guest until that at which the destination's says that it runs. Clocks of two hosts are never compared: it is too long by the time in which RUNNING travelled.",
+    },
+    "hypervisor.stopMs": {
+      unit: "milliseconds",
+      optional: true,
+      meaning: "Part of it: from stopping the guest until the host had paused it.",
+    },
+    "hypervisor.pagesMs": {
+      unit: "milliseconds",
+      optional: true,
+      meaning: "Part of it: reading the dirty logs, and sending the rest of the pages.",
+    },
+    "hypervisor.saveMs": {
+      unit: "milliseconds",
+      optional: true,
+      meaning: "Part of it: saving devices at the source.",
+    },
+    "hypervisor.loadMs": {
+      unit: "milliseconds",
+      optional: true,
+      meaning: "Part of it: moving the devices' state and loading it, until READY is here.",
+    },
+    "hypervisor.resumeMs": {
+      unit: "milliseconds",
+      optional: true,
+      meaning: "Part of it: from COMMIT until the destination's hypervisor ran the guest.",
     },
     "rounds[].dirtyPages": {
       unit: "pages",

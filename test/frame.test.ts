@@ -77,8 +77,8 @@ const BODY_BYTES_MAX: { readonly [name in FrameName]: number } = {
   piece: 262_144,
   ready: 0,
   commit: 0,
-  running: 8,
-  done: 48,
+  running: 24,
+  done: 80,
   ping: 0,
 };
 

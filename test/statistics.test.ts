@@ -5,6 +5,7 @@ const REPORT: Required<Report> = {
   totalMs: 1,
   downtimeMs: 1,
   downtime: { pauseMs: 1, syncMs: 1, pagesMs: 1, devicesMs: 1, handoverMs: 1 },
+  hypervisor: { downtimeMs: 1, stopMs: 1, pagesMs: 1, saveMs: 1, loadMs: 1, resumeMs: 1 },
   rounds: [{ dirtyPages: 1, sentPages: 1, sentBytes: 1, elapsedMs: 1 }],
   guestBytes: 1,
   sentBytes: 1,

@@ -172,8 +172,8 @@ const BODY_BYTES_MAX = new Map<number, number>([
   [KIND.piece, 262_144],
   [KIND.ready, 0],
   [KIND.commit, 0],
-  [KIND.running, 8],
-  [KIND.done, 48],
+  [KIND.running, 24],
+  [KIND.done, 80],
   [KIND.ping, 0],
 ]);
 

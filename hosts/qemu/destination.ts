@@ -7,7 +7,7 @@ import { decodeDescription, differences } from "./description.ts";
 import { type Guest, inspect, refuse } from "./guest.ts";
 import { Incoming } from "./incoming.ts";
 import { Qmp } from "./qmp.ts";
-import { decodeRunState, runOn } from "./run-state.ts";
+import { announce, decodeRunState, runOn } from "./run-state.ts";
 import { DEVICES_SECTION, RUN_STATE_SECTION } from "./source.ts";
 
 /**
@@ -20,6 +20,10 @@ export class QemuDestination implements DestinationHost {
   readonly #settings: MigrationSettings;
   #incoming: Incoming | null = null;
   #hasRun = true;
+  #loading: Promise<void> = Promise.resolve();
+  #runningSinceMs: number | undefined;
+  #leftover: string | undefined;
+  #afterwards: Promise<void> = Promise.resolve();
 
   /**
    * Connects to QEMU's QMP socket and looks at what waits there, without touching anything. Throws
@@ -67,28 +71,56 @@ export class QemuDestination implements DestinationHost {
     await this.#qmp.execute("stop");
     await this.#settings.apply();
     this.#incoming = new Incoming(this.#qmp, this.#guest.process);
-    await this.#incoming.load(devices);
+    const loading = this.#incoming.load(devices);
+    this.#loading = loading.catch(() => {});
+    await loading;
     const state = await ask(this.#qmp, "query-status");
     if (state.flag("running")) throw new Error("QEMU runs the guest before it may");
   }
 
   async resume(): Promise<void> {
-    if (this.#hasRun) await runOn(this.#qmp);
-    await this.#settings.restore().catch(() => {}); // The guest runs, which is what counts.
+    if (this.#hasRun) this.#runningSinceMs = await runOn(this.#qmp);
+    // The guest runs, which is what counts and what the source waits for.
+    this.#afterwards = announce(this.#qmp).then(() => this.#settings.restore().catch(() => {}));
   }
 
   async discard(): Promise<void> {
     this.#incoming?.end();
+    await this.#loading;
+    if (this.#incoming !== null) this.#leftover = await leftoverOf(this.#qmp);
     if (!this.#qmp.isLost) await this.#settings.restore();
   }
 
-  close(): void {
+  get runningSinceMs(): number | undefined {
+    return this.#runningSinceMs;
+  }
+
+  get leftover(): string | undefined {
+    return this.#leftover;
+  }
+
+  async close(): Promise<void> {
+    await this.#afterwards;
     this.#qmp.close();
   }
 
-  [Symbol.dispose](): void {
-    this.close();
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
   }
+}
+
+/** In which state QEMU is after it was told to load a guest that it will not get. */
+async function leftoverOf(qmp: Qmp): Promise<string> {
+  const again = "start it again before the next attempt";
+  const ended = `The destination's QEMU has ended, as versions before 9.1 do when a load fails; ${again}.`;
+  const state = await stateOf(qmp).catch(() => ended);
+  return state === ended
+    ? ended
+    : `The destination's QEMU holds a copy of the guest, stopped (${state}), which must never run: ${again}.`;
+}
+
+async function stateOf(qmp: Qmp): Promise<string> {
+  return (await ask(qmp, "query-status")).text("status");
 }
 
 function mismatch(problems: readonly string[]): MigrationError {

@@ -31,6 +31,8 @@ export class Incoming {
       if (this.#isOver) throw new Error("the guest was discarded");
       await this.#write(socket, devices);
       await status.reach(["completed"], LOAD_LIMIT_MS);
+    } catch (error) {
+      throw this.#qmp.isLost ? ended(error) : error;
     } finally {
       status.close();
       place.remove();
@@ -69,6 +71,13 @@ export class Incoming {
       if (error instanceof MigrationError) throw error;
     });
   }
+}
+
+/** All that older versions do when they cannot load: they write why and exit. */
+function ended(cause: unknown): MigrationError {
+  const reason =
+    "it ended while it loaded the guest's devices, and wrote why to its standard error";
+  return new MigrationError("HYPERVISOR_LOST", { reason }, { cause });
 }
 
 function isUnknownParameter(error: unknown): boolean {

@@ -1,4 +1,4 @@
-import { Deadline } from "../../base/clock.ts";
+import { Deadline, nowMs } from "../../base/clock.ts";
 import { MigrationError } from "../../base/errors.ts";
 import { ask } from "./answer.ts";
 import { isObject, type Qmp } from "./qmp.ts";
@@ -6,12 +6,15 @@ import { isObject, type Qmp } from "./qmp.ts";
 const RUN_LIMIT_MS = 10_000;
 const LOOK_MS = 20;
 
-/** Lets the guest run on, however QEMU's own migration of it ended. Harmless when it runs. */
-export async function runOn(qmp: Qmp): Promise<void> {
+/**
+ * Lets the guest run on, however QEMU's own migration of it ended. Harmless when it runs. Returns
+ * when QEMU says that it began to, if it did so for this.
+ */
+export async function runOn(qmp: Qmp): Promise<number | undefined> {
   const deadline = new Deadline(RUN_LIMIT_MS);
   for (;;) {
     const state = (await ask(qmp, "query-status")).text("status");
-    if (state === "running") return;
+    if (state === "running") return undefined;
     // QEMU is still about to end its migration, and will run it itself.
     if (state !== "finish-migrate") break;
     if (deadline.passed) {
@@ -20,7 +23,35 @@ export async function runOn(qmp: Qmp): Promise<void> {
     }
     await new Promise((resolve) => setTimeout(resolve, LOOK_MS));
   }
-  await qmp.execute("cont");
+  let runningSinceMs: number | undefined;
+  const unlisten = qmp.listen(({ name, atMs }) => {
+    if (name === "RESUME") runningSinceMs = Math.min(atMs, nowMs());
+  });
+  try {
+    await qmp.execute("cont"); // The event comes before the answer.
+    return runningSinceMs;
+  } finally {
+    unlisten();
+  }
+}
+
+/**
+ * Gives a guest that was paused back as it was found. QEMU before 8.2 leaves it in "postmigrate",
+ * from which it could not leave again; the only way out of that state is to run. Both commands are
+ * there before QEMU looks at the first, so that its processors do next to nothing in between.
+ */
+export async function standStill(qmp: Qmp): Promise<void> {
+  const state = (await ask(qmp, "query-status")).text("status");
+  if (state === "postmigrate") await Promise.all([qmp.execute("cont"), qmp.execute("stop")]);
+}
+
+/**
+ * Tells the network where the guest is. QEMU does so when it has loaded a guest, which is before
+ * anybody knows where it will run.
+ */
+export async function announce(qmp: Qmp): Promise<void> {
+  const words = { initial: 50, max: 550, rounds: 5, step: 100 };
+  await qmp.execute("announce-self", words).catch(() => {}); // The guest runs; it will be found.
 }
 
 /** What the destination must know of how the guest was when it left. */

@@ -9,7 +9,7 @@ import { encodeDescription } from "./description.ts";
 import { type Guest, inspect, refuse } from "./guest.ts";
 import { Outgoing } from "./outgoing.ts";
 import { Qmp } from "./qmp.ts";
-import { encodeRunState, runOn } from "./run-state.ts";
+import { announce, encodeRunState, runOn, standStill } from "./run-state.ts";
 import { liftStaleQuotas } from "./stale-quotas.ts";
 
 /** Some 200 to 320 KiB without a display, as measured with 7.2. */
@@ -86,6 +86,11 @@ export class QemuSource implements SourceHost {
     return this.#guest.threadIds;
   }
 
+  /** When QEMU stopped the guest to hand it over. */
+  get stoppedAtMs(): number | undefined {
+    return this.#outgoing?.status.stoppedAtMs;
+  }
+
   /** QEMU tells nobody what its guest writes: the engine looks for itself. */
   async startDirtyLog(): Promise<readonly ScanLog[]> {
     refuse(await obstacles(this.#qmp)); // It may be long since it was looked at.
@@ -122,16 +127,17 @@ export class QemuSource implements SourceHost {
     await this.#pausing;
     await this.#restoring;
     this.#outgoing = null;
-    if (outgoing !== null && this.#hasRun) await runOn(this.#qmp);
+    if (outgoing !== null) await this.#restoreRunState(outgoing);
     await this.#settings.restore();
   }
 
-  close(): void {
+  async close(): Promise<void> {
+    await this.#restoring;
     this.#qmp.close();
   }
 
-  [Symbol.dispose](): void {
-    this.close();
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
   }
 
   async #pause(terms: DeviceTerms): Promise<void> {
@@ -141,6 +147,13 @@ export class QemuSource implements SourceHost {
     this.#checkWanted();
     this.#outgoing = new Outgoing(this.#qmp, this.#guest.process);
     await this.#outgoing.begin(terms);
+  }
+
+  async #restoreRunState(outgoing: Outgoing): Promise<void> {
+    if (!this.#hasRun) return await standStill(this.#qmp);
+    await runOn(this.#qmp);
+    // The destination has told the network that the guest is there; it is not.
+    if (outgoing.isFinished) await announce(this.#qmp);
   }
 
   #checkWanted(): void {
