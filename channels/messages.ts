@@ -272,7 +272,8 @@ function readOptionalFigures<Name extends string>(
   reader.zero(4);
   const figures = names.map((name) => [name, reader.f64(name)] as const);
   if (isKnown === 1) return Object.fromEntries(figures) as Record<Name, number>;
-  const unknown = figures.find(([, figure]) => figure !== 0);
+  // Not -0 either, of which nothing would be left.
+  const unknown = figures.find(([, figure]) => !Object.is(figure, 0));
   if (unknown !== undefined) throw reader.corrupt(`unknown ${unknown[0]}`, unknown[1]);
   return null;
 }
