@@ -3,6 +3,7 @@ import { existsSync } from "node:fs";
 import { mkdtemp, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
+import { must } from "../../base/assert.ts";
 import { Deadline, nowMs, within } from "../../base/clock.ts";
 import { MIB } from "../../base/units.ts";
 import { BEAT_LINE, buildInitramfs, GUEST_MIB_MIN, READY_LINE } from "./initramfs.ts";
@@ -112,6 +113,11 @@ export class LinuxGuest {
     for (const input of [qemu.stdout, qemu.stderr]) {
       if (input) createInterface({ input }).on("line", (line) => this.#hear(line));
     }
+  }
+
+  /** Of QEMU, to find it in `/proc`. */
+  get processId(): number {
+    return must(this.#qemu.pid, "a QEMU that booted has a number");
   }
 
   /** Times that the guest has rewritten some of its memory, as far as it has said. */
