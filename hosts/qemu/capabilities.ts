@@ -1,3 +1,4 @@
+import { MigrationError } from "../../base/errors.ts";
 import { askList } from "./answer.ts";
 import type { Qmp } from "./qmp.ts";
 
@@ -74,7 +75,14 @@ export class MigrationSettings {
     const changes = changesFor(found, this.#needs);
     // Noted first: half of it may have taken effect when this fails.
     this.#changed = new Map(Array.from(changes.keys(), (name) => [name, found.get(name) === true]));
-    await this.#set(changes);
+    try {
+      await this.#set(changes);
+    } catch (error) {
+      // What QEMU refuses it refuses as a whole.
+      const isRefused = error instanceof MigrationError && error.code === "HYPERVISOR_REFUSED";
+      if (isRefused) this.#changed = new Map();
+      throw error;
+    }
     await this.#suspendTls();
   }
 

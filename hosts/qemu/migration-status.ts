@@ -6,6 +6,29 @@ import type { Qmp, QmpEvent } from "./qmp.ts";
 /** After these QEMU's own migration does nothing more. */
 const ENDS: ReadonlySet<string> = new Set(["completed", "failed", "cancelled"]);
 
+/** What QEMU says of a migration before there was any. */
+const NONE = "none";
+
+const LOOK_MS = 20;
+
+/** The state of QEMU's own migration; undefined when nothing is under way. */
+export async function migrationUnderWay(qmp: Qmp): Promise<string | undefined> {
+  const status = (await ask(qmp, "query-migrate")).optionalText("status") ?? NONE;
+  return status === NONE || ENDS.has(status) ? undefined : status;
+}
+
+/** Waits for the end of a migration that may not even have begun, and then ends without an event. */
+export async function untilIdle(qmp: Qmp, limitMs: number): Promise<void> {
+  const deadline = new Deadline(limitMs);
+  while ((await migrationUnderWay(qmp)) !== undefined) {
+    if (deadline.passed) {
+      const facts = { waitingFor: "end of its migration", limitMs };
+      throw new MigrationError("HYPERVISOR_SILENT", facts);
+    }
+    await new Promise((resolve) => setTimeout(resolve, LOOK_MS));
+  }
+}
+
 /** Follows one migration of QEMU by the events it sends, from the moment this is made. */
 export class MigrationStatus {
   readonly #qmp: Qmp;

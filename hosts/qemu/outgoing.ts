@@ -2,7 +2,7 @@ import type { Socket } from "node:net";
 import { within } from "../../base/clock.ts";
 import { MigrationError, reasonOf } from "../../base/errors.ts";
 import type { DeviceTerms } from "../../engine/host.ts";
-import { MigrationStatus } from "./migration-status.ts";
+import { MigrationStatus, untilIdle } from "./migration-status.ts";
 import { PrivateSocket } from "./private-socket.ts";
 import type { QemuProcess } from "./process.ts";
 import type { Qmp } from "./qmp.ts";
@@ -40,17 +40,27 @@ export class Outgoing {
     try {
       const door = await place.listen();
       if (this.#isCancelled) throw cancelled();
-      this.#isStarted = true;
       this.#stream.failed.catch(() => {}); // Whoever waits is told; there may be nobody.
       door.connected.then(
         (socket) => this.#stream.read(socket, terms),
         (error) => this.#stream.fail(error),
       );
-      await this.#qmp.execute("migrate", { uri: `unix:${place.path}` });
+      await this.#start(`unix:${place.path}`);
       const stopped = this.status.reach(["pre-switchover"], terms.limitMs);
       await Promise.race([stopped, this.#stream.failed]);
     } finally {
       place.remove();
+    }
+  }
+
+  /** One that does not answer may have begun all the same. */
+  async #start(uri: string): Promise<void> {
+    this.#isStarted = true;
+    try {
+      await this.#qmp.execute("migrate", { uri });
+    } catch (error) {
+      this.#isStarted = !isRefusal(error);
+      throw error;
     }
   }
 
@@ -79,7 +89,7 @@ export class Outgoing {
       await this.#yank();
     }
     this.#stream.fail(cancelled());
-    await this.status.reach(["cancelled", "failed", "completed"], END_LIMIT_MS);
+    await untilIdle(this.#qmp, END_LIMIT_MS);
     this.#close();
   }
 
@@ -99,6 +109,10 @@ export class Outgoing {
 
 function isSilence(error: unknown): boolean {
   return error instanceof MigrationError && error.code === "HYPERVISOR_SILENT";
+}
+
+function isRefusal(error: unknown): boolean {
+  return error instanceof MigrationError && error.code === "HYPERVISOR_REFUSED";
 }
 
 function cancelled(): Error {

@@ -7,6 +7,7 @@ import { MigrationSettings, SOURCE_NEEDS } from "./capabilities.ts";
 import { type CpuQuotaOpening, openCpuQuota } from "./cpu-quota.ts";
 import { encodeDescription } from "./description.ts";
 import { type Guest, inspect, refuse } from "./guest.ts";
+import { migrationUnderWay } from "./migration-status.ts";
 import { Outgoing } from "./outgoing.ts";
 import { Qmp } from "./qmp.ts";
 import { announce, encodeRunState, runOn, standStill } from "./run-state.ts";
@@ -14,9 +15,6 @@ import { liftStaleQuotas } from "./stale-quotas.ts";
 
 /** Some 200 to 320 KiB without a display, as measured with 7.2. */
 const DEVICE_BYTES_USUAL = 300_000;
-
-/** States of a migration that is over, or never was. */
-const IDLE: ReadonlySet<string> = new Set(["none", "completed", "failed", "cancelled"]);
 
 /** The name of the section with what QEMU wrote. */
 export const DEVICES_SECTION = "qemu";
@@ -193,12 +191,11 @@ async function obstacles(qmp: Qmp): Promise<string[]> {
       'its guest was stopped by a migration before: if it surely runs nowhere else, "cont" it first',
     );
   }
-  const migration = await ask(qmp, "query-migrate");
-  const status = migration.optionalText("status") ?? "none";
-  if (!IDLE.has(status)) {
+  const status = await migrationUnderWay(qmp);
+  if (status !== undefined) {
     problems.push(`its guest is being migrated already (${status}): wait, or cancel that`);
   }
-  const reasons = migration.texts("blocked-reasons");
+  const reasons = (await ask(qmp, "query-migrate")).texts("blocked-reasons");
   problems.push(
     ...reasons.map((reason) => `QEMU cannot migrate it: ${reason}: remove that device`),
   );
