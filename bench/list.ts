@@ -1,5 +1,7 @@
+import { auto } from "./auto.bench.ts";
 import { bitmap } from "./bitmap.bench.ts";
 import { delta } from "./delta.bench.ts";
+import { deltaLink } from "./delta-link.bench.ts";
 import { dispatch } from "./dispatch.bench.ts";
 import { eventLoop } from "./event-loop.bench.ts";
 import { frames } from "./frames.bench.ts";
@@ -15,6 +17,8 @@ export const BENCHMARKS: readonly Benchmark[] = [
   zero,
   memory,
   eventLoop,
+  deltaLink,
+  auto,
   frames,
   dispatch,
   bitmap,
