@@ -1,5 +1,6 @@
 import { auto } from "./auto.bench.ts";
 import { bitmap } from "./bitmap.bench.ts";
+import { cache } from "./cache.bench.ts";
 import { delta } from "./delta.bench.ts";
 import { deltaLink } from "./delta-link.bench.ts";
 import { dispatch } from "./dispatch.bench.ts";
@@ -24,4 +25,5 @@ export const BENCHMARKS: readonly Benchmark[] = [
   bitmap,
   kernels,
   delta,
+  cache,
 ];
