@@ -1,5 +1,8 @@
+import { auto } from "./auto.bench.ts";
 import { bitmap } from "./bitmap.bench.ts";
+import { cache } from "./cache.bench.ts";
 import { delta } from "./delta.bench.ts";
+import { deltaLink } from "./delta-link.bench.ts";
 import { dispatch } from "./dispatch.bench.ts";
 import { eventLoop } from "./event-loop.bench.ts";
 import { frames } from "./frames.bench.ts";
@@ -17,9 +20,12 @@ export const BENCHMARKS: readonly Benchmark[] = [
   scan,
   memory,
   eventLoop,
+  deltaLink,
+  auto,
   frames,
   dispatch,
   bitmap,
   kernels,
   delta,
+  cache,
 ];

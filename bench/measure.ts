@@ -34,6 +34,11 @@ export interface Benchmark<P extends Parameters = Parameters> {
   run(report: Report, parameters: P): Promise<void>;
 }
 
+/** What is wanted cannot be measured on this machine, which is neither a figure nor a mistake. */
+export class CannotMeasure extends Error {
+  override name = "CannotMeasure";
+}
+
 export function isMet({ value, goal }: Result): boolean | null {
   if (goal === undefined) return null;
   return "atLeast" in goal ? value >= goal.atLeast : value <= goal.atMost;

@@ -3,6 +3,7 @@ import { once } from "node:events";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import type { LinkEnd } from "./link.ts";
 import type { Answer, Order, Peer } from "./peer.ts";
 
 /**
@@ -21,10 +22,13 @@ export class PeerProcess implements AsyncDisposable {
   #orders = 0;
   #isEnding = false;
 
-  constructor() {
+  /** `within` is a command that runs the one given to it somewhere else, such as in a namespace. */
+  constructor(within: readonly string[] = []) {
+    const [execPath = process.execPath, ...words] = [...within, process.execPath];
     this.#child = fork(fileURLToPath(new URL("./peer.ts", import.meta.url)), {
+      execPath,
       // Passed on so that `node --cpu-prof bench/run.ts` profiles the ends, where the work is.
-      execArgv: [...process.execArgv, "--expose-gc"],
+      execArgv: [...words, ...process.execArgv, "--expose-gc"],
       env: { ...process.env, NODE_COMPILE_CACHE: CODE_CACHE },
     });
     this.#child.on("message", (answer: Answer) => {
@@ -59,8 +63,14 @@ export class PeerProcess implements AsyncDisposable {
 
 /** Both ends of a migration. */
 export class Pair implements AsyncDisposable {
-  readonly source = new PeerProcess();
-  readonly destination = new PeerProcess();
+  readonly source: PeerProcess;
+  readonly destination: PeerProcess;
+
+  /** On this machine as it is, or at the two ends of a link. */
+  constructor(ends?: { near: LinkEnd; far: LinkEnd }) {
+    this.source = new PeerProcess(ends?.near.within);
+    this.destination = new PeerProcess(ends?.far.within);
+  }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await Promise.all([

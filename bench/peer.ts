@@ -9,7 +9,15 @@ import type { Report } from "../engine/statistics.ts";
 import { MemoryGuestDestination } from "../hosts/memory-guest/destination.ts";
 import { MemoryGuest } from "../hosts/memory-guest/guest.ts";
 import { type PumpFigures, type PumpLoad, pumpIn, pumpOut } from "./pump.ts";
-import { busyShape, type Content, digest, fill, stillGuest, waitingMemory } from "./workloads.ts";
+import {
+  busyShape,
+  type Content,
+  digest,
+  fill,
+  PAGE_BYTES,
+  stillGuest,
+  waitingMemory,
+} from "./workloads.ts";
 
 /** What one end knows of a migration. */
 export interface Travel {
@@ -40,6 +48,12 @@ export class Peer {
   #arriving: Promise<Travel> | null = null;
   #pumping: Promise<PumpFigures> | null = null;
   #delay: ReturnType<typeof monitorEventLoopDelay> | null = null;
+  #address = "127.0.0.1";
+
+  /** The address of this end at which guests arrive; loopback's, unless told. */
+  async liveAt(address: string): Promise<void> {
+    this.#address = address;
+  }
 
   /** Memory of which every page is written: it is there, at both ends, before anything is timed. */
   async hold(what: { bytes: number; content: Content; seed: number }): Promise<void> {
@@ -52,13 +66,31 @@ export class Peer {
     this.#bytes.fill(0xa5);
   }
 
+  /** Looks at every page, so that none has to be found first by the system that this one runs on. */
+  async touch(): Promise<void> {
+    const bytes = this.#bytes;
+    let sum = 0;
+    for (let at = 0; at < bytes.length; at += PAGE_BYTES) sum += bytes[at] as number;
+    assert(sum >= 0, "bytes are not negative");
+  }
+
   /** Memory that nobody has written: the system provides pages as they arrive. */
   async holdFresh(bytes: number): Promise<void> {
     this.#memory = new SharedArrayBuffer(bytes);
   }
 
-  async digest(): Promise<string> {
-    return await digest(this.#bytes);
+  /** Of all that is held, or of its first bytes. */
+  async digest(bytes?: number): Promise<string> {
+    return await digest(this.#bytes.subarray(0, bytes));
+  }
+
+  /**
+   * Uses as much memory and gives it back. Where this machine is itself a guest, what it has not used
+   * for a while must first be found by its host, which takes longer than what is measured.
+   */
+  async warm(bytes: number): Promise<void> {
+    new Uint8Array(new SharedArrayBuffer(bytes)).fill(1);
+    globalThis.gc?.();
   }
 
   async holdBusy(size: Parameters<typeof busyShape>[0]): Promise<void> {
@@ -89,9 +121,10 @@ export class Peer {
     return await must(this.#arriving, "somebody listens before something arrives");
   }
 
-  async depart(address: string, options: ParameterOptions): Promise<Travel> {
+  /** Sends the busy guest, or else what is held: all of it, or its first `bytes`. */
+  async depart(address: string, options: ParameterOptions, bytes?: number): Promise<Travel> {
     const memory = this.#guest === null ? must(this.#memory, "memory is held to be sent") : null;
-    const host = memory === null ? must(this.#guest, "a guest runs") : stillGuest(memory);
+    const host = memory === null ? must(this.#guest, "a guest runs") : stillGuest(memory, bytes);
     const meter = new PhaseMeter<SourcePhase>("precopy");
     const report = await migrateOut(host, address, { ...options, onPhase: meter.onPhase });
     await this.#guest?.stop();
@@ -152,7 +185,7 @@ export class Peer {
   async #arrive(host: Parameters<typeof migrateIn>[0], options: ParameterOptions): Promise<string> {
     const listening = Promise.withResolvers<string>();
     const meter = new PhaseMeter<DestinationPhase>("receive");
-    const arriving = migrateIn(host, "tcp:127.0.0.1:0", {
+    const arriving = migrateIn(host, `tcp:${this.#address}:0`, {
       ...options,
       onListening: listening.resolve,
       onPhase: meter.onPhase,

@@ -1,13 +1,14 @@
 import { parseArgs } from "node:util";
 import { BENCHMARKS } from "./list.ts";
 import { currentCommit, describeMachine } from "./machine.ts";
-import { type Benchmark, isMet, type Parameters } from "./measure.ts";
+import { type Benchmark, CannotMeasure, isMet, type Parameters } from "./measure.ts";
 import { formatResult } from "./table.ts";
 
 const USAGE = `npm run bench -- [NAME…] [PARAMETER=NUMBER…] [--smoke] [--json]
 
 Without names all of them run. --smoke takes the small parameters of the test suite, --json prints
-a line of JSON for each result. Goals are judged, never enforced: a busy machine misses them.
+a line of JSON for each result. Goals are judged, never enforced: a busy machine misses them. What
+this machine cannot measure is said on standard error, and the exit status is then 3.
 
 `;
 
@@ -30,12 +31,19 @@ async function main(argv: readonly string[]): Promise<number> {
     process.stdout.write(`${USAGE}${list.join("\n")}\n`);
     return values.help ? 0 : 2;
   }
+  let status = 0;
   for (const benchmark of chosen) {
     const base = values.smoke ? benchmark.smoke : benchmark.real;
     const own = Object.entries(changes).filter(([name]) => Object.hasOwn(base, name));
-    await show(benchmark, { ...base, ...Object.fromEntries(own) }, values.json === true);
+    try {
+      await show(benchmark, { ...base, ...Object.fromEntries(own) }, values.json === true);
+    } catch (error) {
+      if (!(error instanceof CannotMeasure)) throw error;
+      process.stderr.write(`NOT MEASURED: ${benchmark.name}, because ${error.message}\n`);
+      status = 3;
+    }
   }
-  return 0;
+  return status;
 }
 
 /** The `PARAMETER=NUMBER` words, or null when one is wrong or no chosen benchmark has it. */

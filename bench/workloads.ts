@@ -4,10 +4,11 @@ import { KIB, MIB } from "../base/units.ts";
 import { loadChecksum } from "../channels/checksum.ts";
 import type { Block } from "../engine/block.ts";
 import type { DestinationHost, SourceHost } from "../engine/host.ts";
-import type { GuestShape } from "../hosts/memory-guest/shape.ts";
+import type { GuestShape, VcpuShape } from "../hosts/memory-guest/shape.ts";
+import { TEXT_BYTES, textOf } from "./text.ts";
 
 /** What guests are filled with. Memory is really written in each case, zeros too. */
-export type Content = "random" | "zero";
+export type Content = "random" | "text" | "zero";
 
 export const PAGE_BYTES = 4 * KIB;
 
@@ -20,6 +21,13 @@ const BLOCK_NAME = "ram";
 export function fill(memory: Uint8Array, content: Content, seed: number): void {
   if (content === "zero") {
     memory.fill(0);
+    return;
+  }
+  if (content === "text") {
+    const text = textOf({ bytes: Math.min(TEXT_BYTES, memory.length), seed });
+    for (let at = 0; at < memory.length; at += text.length) {
+      memory.set(text.subarray(0, memory.length - at), at);
+    }
     return;
   }
   // A keystream repeats never, compresses never, and comes at gigabytes per second.
@@ -43,10 +51,10 @@ export async function digest(memory: Uint8Array): Promise<string> {
   return checksum.of(new Uint8Array(BigUint64Array.from(sums).buffer)).toString(16);
 }
 
-/** A stopped guest in `buffer`: nobody writes, so one round sends it all. */
-export function stillGuest(buffer: SharedArrayBuffer): SourceHost {
+/** A stopped guest at the start of `buffer`: nobody writes, so one round sends it all. */
+export function stillGuest(buffer: SharedArrayBuffer, bytes = buffer.byteLength): SourceHost {
   return {
-    blocks: [blockOver(buffer)],
+    blocks: [blockOver(buffer, bytes)],
     startDirtyLog: async () => [],
     stopDirtyLog: async () => {},
     pause: async () => {},
@@ -57,11 +65,11 @@ export function stillGuest(buffer: SharedArrayBuffer): SourceHost {
 
 /** Takes a guest into memory that is there already: whatever it holds is overwritten. */
 export function waitingMemory(buffer: SharedArrayBuffer, pristine: boolean): DestinationHost {
-  const block = { ...blockOver(buffer), pristine };
   return {
     async prepare(announced) {
-      assert(announced[0]?.sizeBytes === block.sizeBytes, "both ends hold guests of one size");
-      return [block];
+      const bytes = announced[0]?.sizeBytes ?? 0;
+      assert(bytes <= buffer.byteLength, "there is room for the guest");
+      return [{ ...blockOver(buffer, bytes), pristine }];
     },
     loadDevices: async () => {},
     resume: async () => {},
@@ -69,9 +77,9 @@ export function waitingMemory(buffer: SharedArrayBuffer, pristine: boolean): Des
   };
 }
 
-function blockOver(buffer: SharedArrayBuffer): Block {
+function blockOver(buffer: SharedArrayBuffer, sizeBytes: number): Block {
   const place = { kind: "shared", buffer } as const;
-  return { name: BLOCK_NAME, sizeBytes: buffer.byteLength, pageBytes: PAGE_BYTES, place };
+  return { name: BLOCK_NAME, sizeBytes, pageBytes: PAGE_BYTES, place };
 }
 
 /** A guest that works while it moves: threads that keep rewriting parts of it at a given rate. */
@@ -80,18 +88,21 @@ export function busyShape(size: {
   vcpus: number;
   workingSetBytes: number;
   dirtyBytesPerSecond: number;
+  pattern?: VcpuShape["pattern"];
+  zeroShare?: number;
 }): GuestShape {
+  const { pattern = "hot", zeroShare = 1 / 3 } = size;
   const pageCount = Math.floor(size.workingSetBytes / size.vcpus / PAGE_BYTES);
-  const third = 1 / 3;
+  const otherShare = (1 - zeroShare) / 2;
   return {
     blocks: [{ name: BLOCK_NAME, sizeBytes: size.guestBytes, pageBytes: PAGE_BYTES }],
     seed: 1,
-    content: { zero: third, text: third, random: third },
+    content: { zero: zeroShare, text: otherShare, random: otherShare },
     vcpus: Array.from({ length: size.vcpus }, (_, index) => ({
       block: BLOCK_NAME,
       firstPage: index * pageCount,
       pageCount,
-      pattern: "hot",
+      pattern,
       rateBytesPerSecond: Math.round(size.dirtyBytesPerSecond / size.vcpus),
       changedBytes: 64,
     })),

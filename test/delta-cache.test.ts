@@ -37,18 +37,60 @@ test("a page that has an entry always gets its new version in", () => {
   }
 });
 
-test("an entry that was used keeps its slot for two rounds, then gives way", () => {
+/** A page that shares the slot of page `mine`, in a cache of its own. */
+function rivalOf(mine: number, slots: number): number {
+  for (let other = mine + 1; ; other += 1) {
+    const { cache } = cacheOf(slots);
+    cache.store(mine, page(0), { generation: 1, round: 1 });
+    if (!cache.store(other, page(0), { generation: 1, round: 1 })) return other;
+  }
+}
+
+test("an entry that was of use keeps its slot for two rounds, then gives way", () => {
   const { cache } = cacheOf(4);
-  const [mine, other] = [1, 5];
+  const [mine, other] = [1, rivalOf(1, 4)];
   cache.store(mine, page(1), { generation: 1, round: 1 });
-  expect(cache.store(other, page(2), { generation: 2, round: 2 })).toBe(false);
-  cache.find(mine, 2);
-  expect(cache.store(other, page(2), { generation: 2, round: 3 })).toBe(false);
-  expect(cache.find(other, 3)).toBeNull();
-  expect(cache.store(other, page(2), { generation: 2, round: 4 })).toBe(true);
-  expect(cache.find(mine, 4)).toBeNull();
-  expect(cache.find(other, 4)?.generation).toBe(2);
+  expect(cache.find(mine, 2)).not.toBeNull();
+  cache.store(mine, page(1), { generation: 1, round: 2 });
+  for (const round of [2, 3]) {
+    expect(cache.store(other, page(2), { generation: 2, round })).toBe(false);
+  }
+  // To look is to use it, also where the page did not change.
+  expect(cache.find(mine, 3)).not.toBeNull();
+  expect(cache.store(other, page(2), { generation: 2, round: 4 })).toBe(false);
+  expect(cache.find(other, 4)).toBeNull();
+  expect(cache.store(other, page(2), { generation: 2, round: 5 })).toBe(true);
+  expect(cache.find(mine, 5)).toBeNull();
+  expect(cache.find(other, 5)?.generation).toBe(2);
 });
+
+test("an entry that was of no use yet keeps its slot for its own round only", () => {
+  const { cache } = cacheOf(4);
+  const [mine, other] = [1, rivalOf(1, 4)];
+  cache.store(mine, page(1), { generation: 1, round: 1 });
+  expect(cache.store(other, page(2), { generation: 2, round: 1 })).toBe(false);
+  expect(cache.store(other, page(2), { generation: 2, round: 2 })).toBe(true);
+  expect(cache.find(mine, 2)).toBeNull();
+});
+
+for (const [hot, each] of [
+  [1, 4],
+  [1, 8],
+  [1, 64],
+  [32, 512],
+] as const) {
+  test(`pages at regular distances share all slots: ${hot} of each ${each}`, () => {
+    const slots = 1024;
+    const { cache } = cacheOf(slots, { pagesPerChunk: 512 });
+    let stored = 0;
+    for (let first = 0; stored < slots / 2; first += each) {
+      for (let key = first; key < first + hot; key += 1) {
+        expect(cache.store(key, page(1), { generation: 1, round: 1 }), `${key}`).toBe(true);
+        stored += 1;
+      }
+    }
+  });
+}
 
 test("a sweep through cold memory leaves the hot pages in", () => {
   const slots = 64;

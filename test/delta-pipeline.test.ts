@@ -277,10 +277,12 @@ test(`a cache of a few pages, or of just all of them, keeps everything right (SE
     await pipeline.end();
     expectSame(blocks);
     if (cacheBytes > whole / 2) expect(pipeline.sent.read("deltaHits")).toBeGreaterThan(0);
-    // Only a cache that holds everything is filled by the first round, and then never misses.
+    // The first round fills the cache. Only one that holds everything never misses after that.
     const all = blocks.reduce((sum, block) => sum + block.sizeBytes / block.pageBytes, 0);
-    if (cacheBytes >= whole) expect(pipeline.sent.read("deltaMisses")).toBe(all);
-    else expect(pipeline.sent.read("deltaMisses")).toBeGreaterThan(all);
+    const misses = pipeline.sent.read("deltaMisses");
+    expect(misses).toBeGreaterThanOrEqual(all);
+    if (cacheBytes >= whole) expect(misses).toBe(all);
+    if (cacheBytes < whole / 2) expect(misses).toBeGreaterThan(all);
   }
 });
 

@@ -3,8 +3,11 @@ import { assert } from "../base/assert.ts";
 /** A place in the cache for one page. */
 const EMPTY = -1;
 
-/** Rounds without use after which an entry gives way to another page, as in QEMU. */
+/** Rounds without use after which an entry gives way to another page; QEMU counts alike. */
 const AGE_ROUNDS = 2;
+
+/** Odd, as regular distances are mostly powers of two; and more pages than often lie together. */
+const LAP_SHIFT = 65;
 
 /** What a block's pages need of a cache. */
 interface CachedBlock {
@@ -92,7 +95,9 @@ export class DeltaCache {
 
   /**
    * Remembers the version that was just sent. Returns false when the slot belongs to another page
-   * that was used lately; a page that has an entry always gets its new version in.
+   * that was used lately; a page that has an entry always gets its new version in. One that gets in
+   * anew was not of use yet, and gives way a round sooner than one that was: so the first round may
+   * fill the cache, and who is found in the second one has proven to be worth a slot.
    */
   store(key: number, source: Uint8Array, version: { generation: number; round: number }): boolean {
     assert(source.length === this.#pageBytes, "an entry is one page");
@@ -102,18 +107,21 @@ export class DeltaCache {
     if (!isFree && version.round - (this.#usedRounds[slot] as number) < AGE_ROUNDS) return false;
     this.#keys[slot] = key;
     this.#generations[slot] = version.generation;
-    this.#usedRounds[slot] = version.round;
+    this.#usedRounds[slot] = version.round - (held === key ? 0 : 1);
     this.#bytes.set(source, this.#at + slot * this.#pageBytes);
     return true;
   }
 
   /**
    * The pages of a shard are counted without the chunks between, so that they are spread over all
-   * slots, and none is shared while there are enough.
+   * slots, and none is shared while there are enough. Beyond that, each lap around the slots begins
+   * a little further on: pages at regular distances would otherwise meet in a few slots again and
+   * again, and leave the others empty.
    */
   #slotOf(key: number): number {
     const chunk = Math.floor(key / (this.#pagesPerChunk * this.#channels));
-    return (chunk * this.#pagesPerChunk + (key % this.#pagesPerChunk)) % this.slots;
+    const position = chunk * this.#pagesPerChunk + (key % this.#pagesPerChunk);
+    return (position + Math.floor(position / this.slots) * LAP_SHIFT) % this.slots;
   }
 
   /** Forgets everything: versions that were sent may not have arrived. */

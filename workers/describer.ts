@@ -34,8 +34,6 @@ export interface Versions {
   readonly round: number;
   /** Of the frame in which the piece will travel. */
   readonly generation: number;
-  /** Whether pages that are not in the cache get in. */
-  readonly isFilling: boolean;
 }
 
 /**
@@ -47,14 +45,11 @@ export class Describer {
   readonly #bench: Workbench;
   readonly #counters: CounterRow;
   readonly #generations: Uint32Array;
-  /** 1 where the cache has some version of the page, be it too old to be used. */
-  readonly #isCached: Uint8Array;
 
   constructor(bench: Workbench, counters: CounterRow) {
     this.#bench = bench;
     this.#counters = counters;
     this.#generations = new Uint32Array(bench.flags.length);
-    this.#isCached = new Uint8Array(bench.flags.length);
   }
 
   describe(piece: Piece, pageBytes: number, versions: Versions | null): Description {
@@ -90,14 +85,13 @@ export class Describer {
 
   /** Looks every page up, flags it, makes the deltas, and remembers what will be sent. */
   #compare(piece: Piece, pageBytes: number, versions: Versions): void {
-    const { cache, firstKey, round, generation, isFilling } = versions;
+    const { cache, firstKey, round, generation } = versions;
     const { bases, flags } = this.#bench;
     const { pages, pageNumbers } = piece;
     let hits = 0;
     for (let page = 0; page < pages; page += 1) {
       const found = cache.find(firstKey + (pageNumbers[page] as number), round);
       const isUsable = found !== null && isRecent(found.generation, generation);
-      this.#isCached[page] = found === null ? 0 : 1;
       bases[page] = isUsable ? found.at : 0;
       this.#generations[page] = isUsable ? found.generation : 0;
       if (isUsable) hits += 1;
@@ -113,8 +107,6 @@ export class Describer {
         this.#counters.add("deltaOverflows", 1);
       }
       if (flags[page] === PAGE_FLAG.unchanged) continue;
-      // The entry of a page that has one must follow what the destination gets.
-      if (this.#isCached[page] === 0 && !isFilling) continue;
       const at = PAGES_AT + page * pageBytes;
       const source = this.#bench.bytes.subarray(at, at + pageBytes);
       cache.store(firstKey + (pageNumbers[page] as number), source, { generation, round });

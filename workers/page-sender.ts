@@ -70,13 +70,11 @@ export class PageSender {
   #tables: ReadonlyMap<number, ScanTables> = new Map();
   readonly #describer: Describer;
   readonly #compressor: Compressor;
-  /** Whether the cache holds all memory of this shard: then it pays to fill it from the start. */
-  readonly #isCacheWhole: boolean;
   #readSequence: number;
   #round = 0;
 
   constructor(setup: SendSetup, place: ChannelPlace, checksum: Checksum | null) {
-    const { control, channelTimeoutMs, fenceTimeoutMs, cacheBytes, channels } = setup;
+    const { control, channelTimeoutMs, fenceTimeoutMs, cacheBytes } = setup;
     const { channel, isDeep = false } = place;
     const common = { channel, isDeep, stop: control.stop };
     this.#channel = channel;
@@ -102,7 +100,6 @@ export class PageSender {
       const cache = this.#caches.get(block.pageBytes) ?? null;
       return { ...block, index, ram: openRam(block, "read"), cache };
     });
-    this.#isCacheWhole = cacheBytes >= shardBytes(setup.blocks, channels);
   }
 
   /** From now on the blocks that `tables` names are scanned. */
@@ -191,9 +188,7 @@ export class PageSender {
     if (pages === 0) return;
     const { pageBytes, cache, firstKey } = block;
     const generation = generationOf(this.#channel, this.#writer.sequence);
-    const isFilling = this.#round > 1 || this.#isCacheWhole;
-    const versions =
-      cache === null ? null : { cache, firstKey, round: this.#round, generation, isFilling };
+    const versions = cache === null ? null : { cache, firstKey, round: this.#round, generation };
     const description = this.#describer.describe(this.#piece, pageBytes, versions);
     const chunk = Math.floor((pageNumbers[0] as number) / block.pagesPerChunk);
     this.#piece.pages = 0;
