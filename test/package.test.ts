@@ -172,8 +172,10 @@ test("the example of embedding runs against the installed package", async () => 
 const USE_TYPES = `
 import { FAILURES, LiveParameters, MigrationError, migrateOut, PARAMETERS } from "multifd";
 import type { Failure, MigrateOutOptions, Progress, Report, SourceHost } from "multifd";
+import type { DestinationHost } from "multifd";
 import { fileGuest, fileGuestDestination } from "multifd/file-guest";
 import { MemoryGuest, type GuestShape } from "multifd/memory-guest";
+import { QemuDestination, QemuSource } from "multifd/qemu-host";
 
 const live = new LiveParameters();
 const options: MigrateOutOptions = {
@@ -183,7 +185,9 @@ const options: MigrateOutOptions = {
   onProgress: ({ bytesPerSecond }: Progress) => live.change({ maxBandwidthBytesPerSecond: bytesPerSecond }),
 };
 export async function move(shape: GuestShape, address: string): Promise<Report | Failure> {
-  const hosts: SourceHost[] = [await MemoryGuest.create(shape), fileGuest([])];
+  const hosts: SourceHost[] = [await MemoryGuest.create(shape), fileGuest([]), await QemuSource.open(address)];
+  const there: DestinationHost = await QemuDestination.open(address);
+  await there.discard();
   fileGuestDestination([{ name: "ram", path: "/dev/shm/ram", offset: 0 }]);
   const [host] = hosts;
   if (host === undefined) throw new Error("there is a host");

@@ -6,8 +6,8 @@ import { createInterface } from "node:readline";
 import { must } from "../../base/assert.ts";
 import { Deadline, nowMs, within } from "../../base/clock.ts";
 import { MIB } from "../../base/units.ts";
+import { Qmp } from "../../hosts/qemu/qmp.ts";
 import { BEAT_LINE, buildInitramfs, GUEST_MIB_MIN, READY_LINE } from "./initramfs.ts";
-import { Monitor } from "./monitor.ts";
 import { type Programs, requirePrograms } from "./programs.ts";
 
 /** Emulated, a guest is ready in 5 to 15 s on an idle machine; this one may be busy. */
@@ -98,7 +98,7 @@ export class LinuxGuest {
   readonly #folder: string;
   readonly #ended: Promise<void>;
   readonly #tail: string[] = [];
-  #monitor: Monitor | undefined;
+  #monitor: Qmp | undefined;
   #readyMs: number | undefined;
   #beats = 0;
   #isStopped = false;
@@ -132,7 +132,7 @@ export class LinuxGuest {
 
   async waitUntilReady(socketPath: string): Promise<void> {
     await this.#waitFor("ready", BOOT_LIMIT_MS, () => this.#readyMs !== undefined);
-    this.#monitor = await Monitor.connect(socketPath);
+    this.#monitor = await Qmp.connect(socketPath);
   }
 
   /** Waits as long as the guest keeps beating. */

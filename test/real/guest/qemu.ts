@@ -6,7 +6,7 @@ import { setTimeout as pause } from "node:timers/promises";
 import { assert, must } from "../../../base/assert.ts";
 import { Deadline } from "../../../base/clock.ts";
 import { MIB } from "../../../base/units.ts";
-import { Monitor } from "../monitor.ts";
+import { Qmp } from "../../../hosts/qemu/qmp.ts";
 import { requirePrograms } from "../programs.ts";
 import { MEMORY_FOLDER } from "../requirements.ts";
 import { readSaid } from "./beats.ts";
@@ -61,7 +61,7 @@ export class Qemu implements AsyncDisposable {
   readonly ended: Promise<number | null>;
   readonly #folder: string;
   readonly #process: ChildProcess;
-  #monitor: Monitor | null = null;
+  #monitor: Qmp | null = null;
   #complaints = "";
 
   private constructor(folder: string, request: QemuRequest) {
@@ -116,7 +116,7 @@ export class Qemu implements AsyncDisposable {
   }
 
   /** For tests: it works beside the one that the engine uses. */
-  get monitor(): Monitor {
+  get monitor(): Qmp {
     return must(this.#monitor, "QEMU is asked after it was started");
   }
 
@@ -182,7 +182,7 @@ export class Qemu implements AsyncDisposable {
   }
 
   /** QEMU makes its socket a moment before it listens there. */
-  async #connect(): Promise<Monitor> {
+  async #connect(): Promise<Qmp> {
     const deadline = new Deadline(START_LIMIT_MS);
     let hasEnded = false;
     const ended = this.ended.then(() => {
@@ -190,7 +190,7 @@ export class Qemu implements AsyncDisposable {
     });
     for (;;) {
       try {
-        return await Monitor.connect(join(this.#folder, "watch"));
+        return await Qmp.connect(join(this.#folder, "watch"));
       } catch (cause) {
         if (hasEnded || deadline.passed) {
           throw new Error(`Cannot start QEMU: ${this.#complaints}`, { cause });
