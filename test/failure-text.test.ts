@@ -15,3 +15,13 @@ test("several problems have a line each", () => {
   const text = failureText(new MigrationError("CONFIGURATION_INVALID", { problems }));
   expect(text.split("\n").slice(1, 3)).toEqual(["  the first thing", "  the second thing"]);
 });
+
+test("what stayed behind of the attempt is told last", () => {
+  const lost = new MigrationError("HYPERVISOR_LOST", { reason: "it ended" }, { at: "source" });
+  const leftover = "QEMU has ended; start it again.";
+  expect(failureText(lost.leaving(leftover))).toBe(`${failureText(lost)}${leftover}\n`);
+  expect(failureText(lost.leaving(undefined))).toBe(failureText(lost));
+  expect(lost.leaving(leftover).from("destination")).toMatchObject({ leftover, at: "source" });
+  const unplaced = new MigrationError("HYPERVISOR_LOST", { reason: "it ended" });
+  expect(unplaced.leaving(leftover).from("source")).toMatchObject({ leftover, at: "source" });
+});

@@ -98,7 +98,11 @@ export class Outgoing {
     this.#stream.fail(cancelled()); // It may hang in writing to us.
     if (!this.#qmp.hasOutOfBand) return;
     const instances = [{ type: "migration" }];
-    await this.#qmp.execute("yank", { instances }, { limitMs: CANCEL_LIMIT_MS, outOfBand: true });
+    try {
+      await this.#qmp.execute("yank", { instances }, { limitMs: CANCEL_LIMIT_MS, outOfBand: true });
+    } catch (error) {
+      if (!isRefusal(error)) throw error; // There is nothing left to yank.
+    }
   }
 
   #close(): void {

@@ -138,6 +138,13 @@ describe.skipIf(missing.length > 0)(`a real QEMU${because}`, () => {
     await special.expectRunsOn({ beats: 2, sweeps: 1 });
   });
 
+  test("moves the memory of a display itself", async () => {
+    const args = ["-device", "VGA"];
+    await using shown = await Journey.begin({ image, work: IDLE, args });
+    await shown.move();
+    await shown.expectRunsOn({ beats: 2, sweeps: 1 });
+  });
+
   test.for<SourcePhase>(["precopy", "rest", "devices", "ready"])(
     "goes on when it is cancelled in phase %s, and moves with the same host then",
     async (cancelled) => {

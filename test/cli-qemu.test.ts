@@ -1,0 +1,74 @@
+import { expect, test } from "vitest";
+import { failureOf } from "./fixtures/cli-outcome.ts";
+import { FakeQemu } from "./harness/fake-qemu.ts";
+import { runCli, startCli } from "./run-cli.ts";
+
+test("send and receive move a guest from QEMU to QEMU, and tell QEMU's view of it", async () => {
+  await using from = await FakeQemu.start();
+  await using to = await FakeQemu.start({ runState: "inmigrate" });
+  const receiving = ["receive", "tcp:127.0.0.1:0", "--qemu", to.path, "--json"];
+  await using receive = startCli(receiving);
+  const address = String((await receive.waitFor("listening"))["address"]);
+  // Nobody can throttle a guest whose processors are nobody's threads.
+  const sent = await runCli(["send", address, "--qemu", from.path, "--auto-converge", "--json"]);
+  const received = await receive.exit;
+  for (const { status, events, stdout } of [sent, received]) {
+    expect(status, stdout).toBe(0);
+    expect(events.at(-1)).toMatchObject({ event: "completed", report: { hypervisor: {} } });
+  }
+  expect(sent.events).toContainEqual({
+    event: "note",
+    text: "the guest is not throttled: QEMU's process cannot be seen from here",
+  });
+  expect([from.runState, to.runState]).toEqual(["postmigrate", "running"]);
+});
+
+test("a report and a failure tell what QEMU says", async () => {
+  await using from = await FakeQemu.start();
+  await using to = await FakeQemu.start({ runState: "inmigrate" });
+  await using receive = startCli(["receive", "tcp:127.0.0.1:0", "--qemu", to.path, "--json"]);
+  const address = String((await receive.waitFor("listening"))["address"]);
+  const { stdout } = await runCli(["send", address, "--qemu", from.path]);
+  expect(stdout).toMatch(/^hypervisor {2}stood still for .*: stop .*, pages .*, save .*, load /m);
+
+  await using back = await FakeQemu.start();
+  await using dying = await FakeQemu.start({ runState: "inmigrate" });
+  dying.failsToLoad = true;
+  await using second = startCli(["receive", "tcp:127.0.0.1:0", "--qemu", dying.path, "--json"]);
+  const other = String((await second.waitFor("listening"))["address"]);
+  const { stderr } = await runCli(["send", other, "--qemu", back.path]);
+  expect(stderr).toMatch(/^HYPERVISOR_LOST \(at the destination\): Cannot go on/);
+  expect(failureOf(await second.exit)).toMatchObject({
+    code: "HYPERVISOR_LOST",
+    leftover: expect.stringMatching(/^The destination's QEMU has ended, .*\.$/),
+  });
+  expect(back.runState).toBe("running");
+});
+
+test.for<[args: readonly string[], problem: RegExp]>([
+  [["--qemu", "/a", "--memory", "ram=file:/b"], /--memory and --qemu exclude each other/],
+  [["--qemu"], /--qemu needs a value: QMP_SOCKET/],
+  [["--qemu", "/a", "--qemu", "/b"], /--qemu is given twice/],
+  [
+    ["--qemu", "/a", "--pause-command", "x", "--resume-command", "y"],
+    /are for --memory: QEMU stops its own guest/,
+  ],
+  [["--qemu", "/a", "--max-rounds", "1"], /--max-rounds/],
+  [[], /--memory NAME=file:PATH is needed, once per block, or --qemu QMP_SOCKET/],
+])("send %j is wrong usage", async ([args, problem]) => {
+  const exit = await runCli(["send", "tcp:127.0.0.1:1", ...args, "--json"]);
+  expect(exit.status).toBe(2);
+  expect(failureOf(exit).message).toMatch(problem);
+});
+
+test("what is no monitor is told for both commands", async () => {
+  for (const command of ["send", "receive"]) {
+    const exit = await runCli([command, "tcp:127.0.0.1:1", "--qemu", "/nowhere/qmp", "--json"]);
+    expect(exit.status).toBe(1);
+    expect(failureOf(exit)).toMatchObject({
+      code: "HYPERVISOR_UNREACHABLE",
+      remedy: "reconfigure",
+      at: command === "send" ? "source" : "destination",
+    });
+  }
+});
