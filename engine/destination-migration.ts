@@ -160,8 +160,9 @@ export class DestinationMigration {
     const doorman = this.#ofDoorman;
     doorman.expectChannels(agreement.channels);
     await this.#ofMain.send("accept", NOTHING, channelTimeoutMs);
-    await this.#admitChannels(agreement.channels);
+    // A thread that has got its channel answers nothing more before the channel ends.
     await this.attempt.guard(started);
+    await this.#admitChannels(agreement.channels);
   }
 
   /** Pages arrive in the channels' threads; here, rounds are told, until devices come. */
