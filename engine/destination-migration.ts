@@ -155,10 +155,13 @@ export class DestinationMigration {
     const receiver = new Receiver(this.#blocks, agreement.channels, this.#parameters);
     this.#receiver = receiver;
     this.attempt.onFailure(() => stopWorkers(receiver.control));
-    await receiver.start(stepTimeoutMs);
+    const started = receiver.start();
+    started.catch(() => {}); // It is awaited below, unless something else fails before.
     const doorman = this.#ofDoorman;
     doorman.expectChannels(agreement.channels);
     await this.#ofMain.send("accept", NOTHING, channelTimeoutMs);
+    // A thread that has got its channel answers nothing more before the channel ends.
+    await this.attempt.guard(started);
     await this.#admitChannels(agreement.channels);
   }
 

@@ -290,8 +290,7 @@ export class Sender {
       const task = { kind: "send", block: index, round: this.#rounds, part } as const;
       let chunks: number[] = [];
       let bytes = 0;
-      for (const { chunk, pages } of this.#workOn(index, part)) {
-        if (ownerOf(chunk, this.#channels) !== channel) continue;
+      for (const { chunk, pages } of this.#workOf(channel, index, part)) {
         chunks.push(chunk);
         bytes += pages * pageBytes;
         if (bytes < TASK_BYTES && chunks.length < TASK_CHUNKS_MAX) continue;
@@ -303,19 +302,20 @@ export class Sender {
     }
   }
 
-  /** The chunks of a block that somebody has to look at, and how many of their pages. */
-  *#workOn(index: number, part: ScanPart): Generator<{ chunk: number; pages: number }> {
+  /** The chunks of a block that a channel has to look at, and how many of their pages. */
+  *#workOf(
+    channel: number,
+    index: number,
+    part: ScanPart,
+  ): Generator<{ chunk: number; pages: number }> {
     const { bitmap } = must(this.#blocks[index], "a part is of a block");
     const scanned = this.#scanned.get(index);
     for (let chunk = 0; chunk < bitmap.chunkCount; chunk += 1) {
-      if (scanned === undefined) {
-        chunk = bitmap.nextDirtyChunk(chunk);
-        if (chunk === -1) return;
-        yield { chunk, pages: bitmap.dirtyCountOf(chunk) };
-      } else {
-        const pages = scanned.pagesOf(chunk, part);
-        if (pages > 0 || bitmap.isChunkDirty(chunk)) yield { chunk, pages };
-      }
+      if (scanned === undefined) chunk = bitmap.nextDirtyChunk(chunk);
+      if (chunk === -1) return;
+      if (ownerOf(chunk, this.#channels) !== channel) continue;
+      const pages = scanned?.pagesOf(chunk, part) ?? bitmap.dirtyCountOf(chunk);
+      if (pages > 0 || bitmap.isChunkDirty(chunk)) yield { chunk, pages };
     }
   }
 

@@ -1,10 +1,23 @@
+import { writeFileSync } from "node:fs";
 import { expect, test } from "vitest";
 import { failureOf } from "./fixtures/cli-outcome.ts";
 import { FakeQemu } from "./harness/fake-qemu.ts";
+import { Prng, seedFromEnvironment } from "./prng.ts";
 import { runCli, startCli } from "./run-cli.ts";
 
+const seed = seedFromEnvironment();
+
+/** One with something in its memory, as every guest has that ever ran. */
+async function startSource(): Promise<FakeQemu> {
+  const fake = await FakeQemu.start();
+  const memory = Buffer.alloc(2 ** 20);
+  new Prng(seed).bytes(memory);
+  writeFileSync(fake.ramPath("ram"), memory);
+  return fake;
+}
+
 test("send and receive move a guest from QEMU to QEMU, and tell QEMU's view of it", async () => {
-  await using from = await FakeQemu.start();
+  await using from = await startSource();
   await using to = await FakeQemu.start({ runState: "inmigrate" });
   const receiving = ["receive", "tcp:127.0.0.1:0", "--qemu", to.path, "--json"];
   await using receive = startCli(receiving);
@@ -24,14 +37,14 @@ test("send and receive move a guest from QEMU to QEMU, and tell QEMU's view of i
 });
 
 test("a report and a failure tell what QEMU says", async () => {
-  await using from = await FakeQemu.start();
+  await using from = await startSource();
   await using to = await FakeQemu.start({ runState: "inmigrate" });
   await using receive = startCli(["receive", "tcp:127.0.0.1:0", "--qemu", to.path, "--json"]);
   const address = String((await receive.waitFor("listening"))["address"]);
   const { stdout } = await runCli(["send", address, "--qemu", from.path]);
   expect(stdout).toMatch(/^hypervisor {2}stood still for .*: stop .*, pages .*, save .*, load /m);
 
-  await using back = await FakeQemu.start();
+  await using back = await startSource();
   await using dying = await FakeQemu.start({ runState: "inmigrate" });
   dying.failsToLoad = true;
   await using second = startCli(["receive", "tcp:127.0.0.1:0", "--qemu", dying.path, "--json"]);

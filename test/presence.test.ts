@@ -9,6 +9,7 @@ import { mappedSpans, presenceOf } from "../engine/presence.ts";
 import type { Report } from "../engine/statistics.ts";
 import { popcount } from "../workers/dirty-words.ts";
 import { markMapped } from "../workers/page-map.ts";
+import { Workbench } from "../workers/workbench.ts";
 import { MappedFile, missingForMaps } from "./harness/mapped-file.ts";
 import { migratePair } from "./harness/pair.ts";
 import { RecordingDestination } from "./harness/recording-destination.ts";
@@ -82,7 +83,7 @@ test("where a page map cannot be read all pages count as mapped", () => {
     pageCount: 100,
   };
   const regions = [{ pid: NOBODY, address: 0x1000, firstPage: 0, pages: 100 }];
-  expect(markMapped(span, regions).pages).toBe(-1);
+  expect(markMapped(span, regions, new Workbench()).pages).toBe(-1);
   expect([...span.mapped]).toEqual([0, -1, -1, 0b1111]);
 });
 
@@ -102,7 +103,11 @@ for (const pageBytes of [4 * KIB, 16 * KIB, 64 * KIB]) {
       const mapped = new Int32Array(words).fill(-1);
       const span = { mapped, firstWord: 0, words, pageBytes, pageCount };
       // A region that is named twice counts once.
-      const { pages: count } = markMapped(span, [...presence.regions, ...presence.regions]);
+      const { pages: count } = markMapped(
+        span,
+        [...presence.regions, ...presence.regions],
+        new Workbench(),
+      );
       expect(count).toBeGreaterThanOrEqual(100);
       expect(count).toBeLessThan(file.contentPages);
       const pages = mapped.reduce((sum, word) => sum + popcount(word), 0);

@@ -113,7 +113,9 @@ export class PageSender {
     const mapped = must(this.#tables.get(blockIndex)?.mapped, "what is looked at has a table");
     const startMs = nowMs();
     const span = { mapped, firstWord, words, pageBytes, pageCount };
-    const { pages, readBytes } = ram.isIn(file) ? markMapped(span, regions) : markAll(span);
+    const { pages, readBytes } = ram.isIn(file)
+      ? markMapped(span, regions, this.#bench)
+      : markAll(span);
     this.#counters.add("scannedBytes", readBytes);
     this.#counters.add("scanMs", nowMs() - startMs);
     return pages;

@@ -69,7 +69,11 @@ describe.skipIf(missing.length > 0)(`the RAM of a real Linux${because}`, () => {
   });
 
   test("stands still once the guest is stopped", async () => {
-    expect(await surveyRam(sourcePath)).toEqual(source);
+    const { allocatedBytes, ...content } = await surveyRam(sourcePath);
+    const { allocatedBytes: allocatedBefore, ...contentBefore } = source;
+    expect(content).toEqual(contentBefore);
+    // Reading fills no hole. The kernel may count a page or two less: it settles that count late.
+    expect(allocatedBytes).toBeLessThanOrEqual(allocatedBefore);
   });
 
   test("is what a machine leaves that has worked", () => {
@@ -95,7 +99,11 @@ describe.skipIf(missing.length > 0)(`the RAM of a real Linux${because}`, () => {
   });
 
   test("is unharmed at the source", async () => {
-    expect(await surveyRam(sourcePath)).toEqual(source);
+    const { allocatedBytes, ...content } = await surveyRam(sourcePath);
+    const { allocatedBytes: allocatedBefore, ...contentBefore } = source;
+    expect(content).toEqual(contentBefore);
+    // Reading fills no hole. The kernel may count a page or two less: it settles that count late.
+    expect(allocatedBytes).toBeLessThanOrEqual(allocatedBefore);
   });
 });
 
