@@ -34,8 +34,8 @@ describe.skipIf(missing.length > 0)(`a guest that checks its memory${because}`, 
 
   test.for<[string, GuestWork, 1 | 2]>([
     ["idle", IDLE, 1],
-    ["busy", {}, 1],
-    ["busy, on two nodes", { sizeMib: 32 }, 2],
+    ["busy", { sizeMib: 16 }, 1],
+    ["busy, on two nodes", { sizeMib: 16 }, 2],
     ["idle, with half of its memory in use", { ...IDLE, usedMib: 96 }, 1],
   ])("beats and finds all in order: %s", async ([, work, nodes]) => {
     await using qemu = await Qemu.boot({ image, work, nodes });

@@ -10,6 +10,21 @@ import { decideReadiness, missingRoom } from "./requirements.ts";
 const LONG_BEATS = 100;
 const SHORT_BEATS = 10;
 
+/** A sweep takes a second, so that many moves can be followed by one each. */
+const SMALL_WORK: GuestWork = { sizeMib: 16, rateMib: 16 };
+
+/** What a move must have done if it obeyed its flags. */
+interface Expected {
+  readonly channels?: number;
+  readonly pages?: readonly ("compressed" | "delta")[];
+}
+
+/** As much of a report as this test looks at. */
+interface Report {
+  readonly channels: readonly { readonly lane: string; readonly sentBytes: number }[];
+  readonly pages: { readonly compressed: number; readonly delta: number };
+}
+
 const { missing, isSkipped, because } = decideReadiness("moves of a real QEMU's guest", [
   ...missingPrograms(),
   ...missingCompiler(),
@@ -33,55 +48,57 @@ describe.skipIf(missing.length > 0)(`a guest of an unmodified QEMU moves${becaus
 
   test.for<[string, GuestWork, 1 | 2]>([
     ["idle", IDLE, 1],
+    ["busy", {}, 1],
     ["busy, with RAM in two NUMA backends", {}, 2],
-  ])("%s", async ([, work, nodes]) => {
+  ])("and is whole for ten seconds: %s", async ([, work, nodes]) => {
     await using journey = await Journey.begin({ image, work, nodes, memoryMib: 256 });
     await journey.move();
     await journey.expectRunsOn({ beats: LONG_BEATS, sweeps: 2 });
   });
 
-  describe("busy", () => {
+  describe("while it writes,", () => {
     let journey: Journey;
 
     beforeAll(async () => {
-      journey = await Journey.begin({ image });
+      journey = await Journey.begin({ image, work: SMALL_WORK });
     });
 
     afterAll(async () => {
       await journey?.[Symbol.asyncDispose]();
     });
 
-    test("and is whole for ten seconds", async () => {
-      await journey.move();
-      await journey.expectRunsOn({ beats: LONG_BEATS, sweeps: 3 });
-    });
-
-    test.for<[string, Move]>([
-      ["over one channel", { flags: ["--channels", "1"] }],
-      ["over four channels", { flags: ["--channels", "4"] }],
-      ["with zstd", { flags: ["--compression", "zstd"] }],
-      ["with deflate", { flags: ["--compression", "deflate"] }],
-      ["with whatever pays", { flags: ["--compression", "auto"] }],
-      ["with deltas", { flags: ["--xbzrle"] }],
-      ["with all of it", { flags: ["--xbzrle", "--compression", "auto", "--channels", "4"] }],
+    test.for<[string, Move, Expected]>([
+      ["over one channel", { flags: ["--channels", "1"] }, { channels: 1 }],
+      ["over four channels", { flags: ["--channels", "4"] }, { channels: 4 }],
+      ["with zstd", { flags: ["--compression", "zstd"] }, { pages: ["compressed"] }],
+      ["with deflate", { flags: ["--compression", "deflate"] }, { pages: ["compressed"] }],
+      ["with whatever pays", { flags: ["--compression", "auto"] }, {}],
+      ["with deltas", { flags: ["--xbzrle"] }, { pages: ["delta"] }],
+      [
+        "with all of it",
+        { flags: ["--xbzrle", "--compression", "zstd", "--channels", "4"] },
+        { channels: 4, pages: ["delta", "compressed"] },
+      ],
       [
         "with checksums, to a QEMU that was told not to run",
-        {
-          flags: ["--checksum"],
-          destination: { isStopped: true },
-        },
+        { flags: ["--checksum"], destination: { isStopped: true } },
+        {},
       ],
-    ])("%s", async ([, move]) => {
-      await journey.move(move);
+    ])("%s", async ([, move, expected]) => {
+      const { source } = await journey.move(move);
+      const { channels, pages } = source.events.at(-1)?.["report"] as Report;
+      for (const kind of expected.pages ?? []) expect(pages[kind]).toBeGreaterThan(0);
+      const bulk = channels.filter(({ lane, sentBytes }) => lane === "bulk" && sentBytes > MIB);
+      if (expected.channels !== undefined) expect(bulk).toHaveLength(expected.channels);
       await journey.expectRunsOn({ beats: SHORT_BEATS, sweeps: 1 });
     });
   });
 
   test("there and back again, three times", async () => {
-    await using journey = await Journey.begin({ image, work: { sizeMib: 16, rateMib: 16 } });
+    await using journey = await Journey.begin({ image, work: SMALL_WORK });
     for (let time = 1; time <= 3; time += 1) {
       for (const way of ["there", "back"]) {
-        await journey.move();
+        await journey.move({ flags: ["--channels", "2"] });
         await journey.expectRunsOn({ beats: SHORT_BEATS, sweeps: way === "back" ? 1 : 0 });
       }
     }

@@ -1,5 +1,6 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
+import { rmSync } from "node:fs";
 import { mkdtemp, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as pause } from "node:timers/promises";
@@ -110,6 +111,10 @@ export class Qemu implements AsyncDisposable {
     return must(this.#process.pid, "QEMU was started");
   }
 
+  get hasEnded(): boolean {
+    return this.#process.exitCode !== null || this.#process.signalCode !== null;
+  }
+
   /** What QEMU itself has said. */
   get complaints(): string {
     return this.#complaints;
@@ -169,9 +174,12 @@ export class Qemu implements AsyncDisposable {
     }
   }
 
-  /** A test that is itself ended early leaves no QEMU behind: it is killed on exit. */
+  /** A test that is itself ended early leaves no QEMU and no RAM behind: they go on exit. */
   async #watchEnd(): Promise<number | null> {
-    const kill = () => this.kill();
+    const kill = () => {
+      this.kill();
+      rmSync(this.#folder, { recursive: true, force: true });
+    };
     process.once("exit", kill);
     this.#process.once("error", (error) => {
       this.#complaints += error.message;
