@@ -63,7 +63,9 @@ export const auto: Benchmark<typeof SMOKE> = {
         link.limit(megabits === UNLIMITED ? null : megabits * 1e6);
         const guestBytes = sizeFor(megabits, parameters);
         const title = `${name}, ${content}`;
-        tell(report, title, await compare(pair, { ...parameters, guestBytes }));
+        const found = await compare(pair, { ...parameters, guestBytes });
+        for (const migration of [...found.values()].flat()) link.expectHeld(migration);
+        tell(report, title, found);
       }
     }
   },
