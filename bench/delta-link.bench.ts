@@ -101,6 +101,7 @@ async function migrateOnce(
   const { report } = await source.order("depart", address, { ...limits, ...cache });
   await destination.order("arrived");
   assert((await destination.order("problems")).length === 0, "the guest arrived undamaged");
+  link.expectHeld(report);
   assert(report.pages.delta > 0 === xbzrle, "deltas went where they were wanted");
   return report;
 }

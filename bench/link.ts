@@ -1,6 +1,6 @@
 import { type ChildProcess, execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
-import { must } from "../base/assert.ts";
+import { assert, must } from "../base/assert.ts";
 import { CannotMeasure } from "./measure.ts";
 
 /** One end of a link: a network namespace. */
@@ -30,7 +30,7 @@ export class Link implements AsyncDisposable {
   readonly near: LinkEnd;
   readonly far: LinkEnd;
   readonly #keepers: readonly Keeper[];
-  #isLimited = false;
+  #bitsPerSecond: number | null = null;
 
   private constructor(keepers: readonly [Keeper, Keeper]) {
     const [near, far] = keepers;
@@ -68,14 +68,21 @@ export class Link implements AsyncDisposable {
     ] as const) {
       const words = ["tc", "qdisc"];
       if (bitsPerSecond === null) {
-        if (this.#isLimited) run(end, [...words, "del", "dev", device, "root"]);
+        if (this.#bitsPerSecond !== null) run(end, [...words, "del", "dev", device, "root"]);
         continue;
       }
       const burstBytes = Math.max(BURST_BYTES_MIN, Math.ceil((bitsPerSecond / 8000) * BURST_MS));
       const shape = ["tbf", "rate", `${bitsPerSecond}bit`, "burst", `${burstBytes}`];
       run(end, [...words, "replace", "dev", device, "root", ...shape, "latency", `${QUEUE_MS}ms`]);
     }
-    this.#isLimited = bitsPerSecond !== null;
+    this.#bitsPerSecond = bitsPerSecond;
+  }
+
+  /** Asserts that no more went through than was let through: else the limit was none. */
+  expectHeld({ sentBytes, totalMs }: { sentBytes: number; totalMs: number }): void {
+    if (this.#bitsPerSecond === null) return;
+    const bytes = (this.#bitsPerSecond / 8000) * (totalMs + QUEUE_MS);
+    assert(sentBytes <= bytes, "a link lets no more through than its limit");
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

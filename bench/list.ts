@@ -1,6 +1,7 @@
 import { auto } from "./auto.bench.ts";
 import { bitmap } from "./bitmap.bench.ts";
 import { cache } from "./cache.bench.ts";
+import { codecs } from "./codecs.bench.ts";
 import { delta } from "./delta.bench.ts";
 import { deltaLink } from "./delta-link.bench.ts";
 import { dispatch } from "./dispatch.bench.ts";
@@ -28,4 +29,5 @@ export const BENCHMARKS: readonly Benchmark[] = [
   kernels,
   delta,
   cache,
+  codecs,
 ];

@@ -9,6 +9,7 @@ import { MIB } from "../base/units.ts";
 import { loadChecksum } from "../channels/checksum.ts";
 import { writeAll } from "../channels/descriptor.ts";
 import { geometryOf } from "../engine/block.ts";
+import { CounterRow } from "../workers/control.ts";
 import { PageReceiver } from "../workers/page-receiver.ts";
 import { PageSender } from "../workers/page-sender.ts";
 import type { DrainTask } from "./fixtures/wire-drain.ts";
@@ -38,7 +39,11 @@ afterAll(() => {
 /** Sends `dirty` pages of `content` into a file, and receives them from there. */
 async function transfer(
   content: Uint8Array,
-  { dirty, hasChecksum = false }: { dirty: Iterable<number>; hasChecksum?: boolean },
+  {
+    dirty,
+    hasChecksum = false,
+    codec = 0,
+  }: { dirty: Iterable<number>; hasChecksum?: boolean; codec?: number },
 ) {
   const memory = { source: sharedMemory(content.length), target: sharedMemory(content.length) };
   memory.source.write(content);
@@ -53,7 +58,8 @@ async function transfer(
   const path = join(folder, "stream");
   const checksum = await loadChecksum();
   const writing = openSync(path, "w");
-  const setup = pipeline.sendSetupOf([block], hasChecksum);
+  const settings = { codec, level: 1, isAuto: false, cpuShare: 0 };
+  const setup = pipeline.sendSetupOf([block], hasChecksum, { codec: settings });
   const place = pipeline.placeOf(writing);
   const sender = new PageSender(setup, place, hasChecksum ? checksum : null);
   const gathered = countGathered(() => sender.send(0, pipeline.chunksOf(block), 1));
@@ -138,6 +144,89 @@ test(`pages arrive exactly however those that go straight lie among others (SEED
     }
     expect(Buffer.compare(arrived, wanted)).toBe(0);
   }
+});
+
+const CODECS_SET = { none: 0, zstd: 1 } as const;
+
+for (const codec of ["none", "zstd"] as const) {
+  for (const [size, cachePart] of [
+    ["an eighth", 1 / 8],
+    ["half", 1 / 2],
+    ["all", 1],
+  ] as const) {
+    test(`versions stay right beside pages that go straight: ${codec}, a cache for ${size} of memory (SEED=${seed})`, async () => {
+      const random = new Prng(seed);
+      const pages = 4 * (CHUNK_BYTES / PAGE_BYTES);
+      const bytes = pages * PAGE_BYTES;
+      const [source, target] = [sharedMemory(bytes), sharedMemory(bytes)];
+      const content = new Uint8Array(bytes);
+      random.bytes(content);
+      for (let at = 0; at < bytes; at += PAGE_BYTES) content[at] = 1;
+      source.write(content);
+      const announced = { name: "ram", sizeBytes: bytes, pageBytes: PAGE_BYTES };
+      const geometry = geometryOf(announced, CHUNK_BYTES);
+      const block = { ...pipeline.sendBlockOf({ ...announced, source }), ...geometry };
+      const path = join(folder, "rounds");
+      const writing = openSync(path, "w");
+      const settings = { codec: CODECS_SET[codec], level: 1, isAuto: false, cpuShare: 0 };
+      const shrinking = { cacheBytes: bytes * cachePart, codec: settings };
+      const setup = pipeline.sendSetupOf([block], false, shrinking);
+      const sender = new PageSender(setup, pipeline.placeOf(writing), null);
+      const gathered: number[] = [];
+      for (let round = 1; round <= 6; round += 1) {
+        const dirty = new Set<number>(round === 1 ? Array(pages).keys() : []);
+        for (let runs = 0; round > 1 && runs < 6; runs += 1) {
+          const first = random.below(pages);
+          for (let page = first; page < Math.min(pages, first + 200); page += 1) {
+            content[page * PAGE_BYTES + 100 + random.below(3000)] = random.below(256);
+            dirty.add(page);
+          }
+        }
+        source.write(content);
+        pipeline.markPages(block, dirty);
+        const sent = countGathered(() => sender.send(0, pipeline.chunksOf(block), round));
+        expect(sent.pages).toBe(dirty.size);
+        gathered.push(sent.gathered);
+      }
+      sender.end();
+      closeSync(writing);
+      const counters = new CounterRow(setup.control, 0);
+      const known = counters.read("deltaHits") + counters.read("deltaMisses");
+      expect(known).toBe(counters.read("pages"));
+      expect(counters.read("delta")).toBeGreaterThan(0);
+      // What a cache has no room for goes straight; one for everything looks at every page.
+      if (cachePart === 1) expect(Math.max(...gathered)).toBe(0);
+      else expect(gathered[0]).toBeGreaterThan(0);
+
+      const reading = openSync(path, "r");
+      const arriving = pipeline.receiveBlockOf({ ...announced, target, isPristine: false });
+      const receive = pipeline.receiveSetupOf([arriving], false);
+      new PageReceiver(receive, pipeline.placeOf(reading), await loadChecksum()).receive();
+      closeSync(reading);
+      expect(Buffer.compare(target.read(), content)).toBe(0);
+    });
+  }
+}
+
+test(`memory that does not shrink goes straight but for a sample, with a codec, too (SEED=${seed})`, async () => {
+  const random = new Prng(seed);
+  const content = new Uint8Array(32 * CHUNK_BYTES);
+  random.bytes(content);
+  for (let at = 0; at < content.length; at += PAGE_BYTES) content[at] = 1;
+  const dirty = Array(content.length / PAGE_BYTES).keys();
+  const { gathered, arrived } = await transfer(content, { dirty, codec: CODECS_SET.zstd });
+  const pieces = 32 * PIECES_PER_CHUNK;
+  expect(gathered).toBeGreaterThan(0.8 * pieces);
+  expect(gathered).toBeLessThan(pieces);
+  expect(Buffer.compare(arrived, content)).toBe(0);
+});
+
+test("memory that shrinks is compressed, and does not go straight", async () => {
+  const content = new Uint8Array(4 * CHUNK_BYTES).fill(5);
+  const dirty = Array(content.length / PAGE_BYTES).keys();
+  const { gathered, arrived } = await transfer(content, { dirty, codec: CODECS_SET.zstd });
+  expect(gathered).toBe(0);
+  expect(Buffer.compare(arrived, content)).toBe(0);
 });
 
 test(`two ranges go through as one while the peer reads slowly, wherever they are cut (SEED=${seed})`, async () => {

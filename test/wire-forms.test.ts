@@ -7,10 +7,16 @@ import { sharedMemory } from "./fixtures/wire-memory.ts";
 import { type Piece, sealed } from "./fixtures/wire-mutations.ts";
 import { SocketPairs } from "./fixtures/wire-pair.ts";
 import { receiveBlockOf } from "./fixtures/wire-pipeline.ts";
-import { CODEC, CODEC_FORMS, DELTA_FORMS, deltaPayload } from "./fixtures/wire-shrunk.ts";
+import {
+  CODEC,
+  CODEC_FORMS,
+  compressedPayload,
+  DELTA_FORMS,
+  deltaPayload,
+} from "./fixtures/wire-shrunk.ts";
 import { pagesBody } from "./fixtures/wire-source.ts";
 import { Prng, seedFromEnvironment } from "./prng.ts";
-import { ENCODING, KIND } from "./wire-peer.ts";
+import { bodyOf, ENCODING, KIND } from "./wire-peer.ts";
 
 /**
  * docs/wire.md leaves a sender a choice in how it writes a compressed payload or a delta. The
@@ -60,7 +66,12 @@ async function receivedDeltas(
   const delta = { ...all, encoding: ENCODING.delta, payload: deltas };
   const end: Piece = { kind: KIND.end, body: Buffer.alloc(0) };
   const frames = inOneFrame ? [[raw, delta]] : [[raw], [delta]];
-  const bodies = frames.map((runs) => pagesBody(0, runs, codec, form));
+  const bodies = frames.map((runs) => {
+    // What does not shrink must go as it is, whatever the form.
+    const payload = bodyOf(...runs.map((run) => run.payload));
+    const hasShrunk = compressedPayload(codec, payload, form).length < payload.length;
+    return pagesBody(0, runs, hasShrunk ? codec : CODEC.none, form * Number(hasShrunk));
+  });
   const pieces = bodies.map((body) => ({ kind: KIND.pages, body }));
   const bytes = sealed([...pieces, end], { firstSequence: 1, hasChecksum: false });
   const block = makeBlock(new Prng(seed), pageBytes);

@@ -1,3 +1,4 @@
+import { must } from "../base/assert.ts";
 import { nowMs } from "../base/clock.ts";
 import { Choice } from "./choice.ts";
 import type { Codec } from "./codecs/codec.ts";
@@ -6,6 +7,12 @@ import { type CodecSettings, type Control, type CounterRow, readCodecSettings } 
 import { CpuBudget } from "./cpu-budget.ts";
 import type { WriteFigures } from "./frame-writer.ts";
 import { Stubbornness } from "./stubbornness.ts";
+
+/** Where a payload comes from: what did not shrink is known by it. */
+export interface Memory {
+  readonly chunk: number;
+  readonly round: number;
+}
 
 /** A payload that was compressed. */
 export interface Compressed {
@@ -43,18 +50,22 @@ export class Compressor {
     this.#lastEndMs = nowMs();
   }
 
-  /** Whether payloads may be compressed now. */
-  get isOn(): boolean {
-    return readCodecSettings(this.#control).codec !== 0;
+  /**
+   * Whether a payload of so many bytes would be tried. What is not must be sent as it is, and is
+   * then no matter for `compress`: it counts as one that was left out.
+   */
+  takes(bytes: number, memory: Memory): boolean {
+    const settings = this.#takeSettings();
+    if (settings.codec === 0 || bytes < PAYLOAD_BYTES_MIN) return false;
+    if (settings.isAuto && !this.#mayTry(settings)) return false;
+    return this.#stubbornness.mayTry(memory);
   }
 
-  /** The payload made smaller, or null to send it as it is. `chunk` tells what memory it is of. */
-  compress(payload: Uint8Array, memory: { chunk: number; round: number }): Compressed | null {
-    const settings = this.#takeSettings();
-    const codec = codecOf(settings.codec);
-    if (codec === undefined || payload.length < PAYLOAD_BYTES_MIN) return null;
-    if (settings.isAuto && !this.#mayTry(settings)) return null;
-    if (!this.#stubbornness.mayTry(memory)) return null;
+  /** The payload made smaller, or null to send it as it is. */
+  compress(payload: Uint8Array, memory: Memory): Compressed | null {
+    if (!this.takes(payload.length, memory)) return null;
+    const settings = this.#settings;
+    const codec = must(codecOf(settings.codec), "every setting is of a codec");
     const startMs = nowMs();
     const bytes = codec.compress(payload, settings.level);
     const elapsedMs = nowMs() - startMs;

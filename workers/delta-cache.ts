@@ -94,6 +94,17 @@ export class DeltaCache {
   }
 
   /**
+   * Whether it has a version of page `key`, or has room for one. Then the next version must be
+   * stored: an entry follows what the destination gets.
+   */
+  wants(key: number, round: number): boolean {
+    const slot = this.#slotOf(key);
+    const held = this.#keys[slot];
+    if (held === EMPTY || held === key) return true;
+    return round - (this.#usedRounds[slot] as number) >= AGE_ROUNDS;
+  }
+
+  /**
    * Remembers the version that was just sent. Returns false when the slot belongs to another page
    * that was used lately; a page that has an entry always gets its new version in. One that gets in
    * anew was not of use yet, and gives way a round sooner than one that was: so the first round may
@@ -101,10 +112,9 @@ export class DeltaCache {
    */
   store(key: number, source: Uint8Array, version: { generation: number; round: number }): boolean {
     assert(source.length === this.#pageBytes, "an entry is one page");
+    if (!this.wants(key, version.round)) return false;
     const slot = this.#slotOf(key);
     const held = this.#keys[slot];
-    const isFree = held === EMPTY || held === key;
-    if (!isFree && version.round - (this.#usedRounds[slot] as number) < AGE_ROUNDS) return false;
     this.#keys[slot] = key;
     this.#generations[slot] = version.generation;
     this.#usedRounds[slot] = version.round - (held === key ? 0 : 1);

@@ -15,7 +15,7 @@ import {
   RUN_BYTES,
 } from "../channels/frame.ts";
 import { decodeFailure, decodeFence, encodeFence } from "../channels/messages.ts";
-import { Compressor } from "./compressor.ts";
+import { Compressor, type Memory } from "./compressor.ts";
 import { type Control, CounterRow, isHurried, isStopped } from "./control.ts";
 import { DeltaCache, shardBytes } from "./delta-cache.ts";
 import { type DescribedRun, Describer, type Description } from "./describer.ts";
@@ -192,17 +192,19 @@ export class PageSender {
     const generation = generationOf(this.#channel, this.#writer.sequence);
     const versions = cache === null ? null : { cache, firstKey, round: this.#round, generation };
     const description = this.#describer.describe(this.#piece, pageBytes, versions);
-    const chunk = Math.floor((pageNumbers[0] as number) / block.pagesPerChunk);
+    const memory = this.#memoryOf(block, pageNumbers[0] as number);
     this.#piece.pages = 0;
-    if (description.runs.length > 0) {
-      this.#sendPages(block, description, block.index * CHUNKS_MAX + chunk);
-    }
+    if (description.runs.length > 0) this.#sendPages(block, description, memory);
   }
 
-  #sendPages(block: OpenBlock, { runs, payloadBytes, rawPages }: Description, chunk: number): void {
+  #sendPages(
+    block: OpenBlock,
+    { runs, payloadBytes, rawPages }: Description,
+    memory: Memory,
+  ): void {
     const { bytes } = this.#bench;
     const payload = bytes.subarray(PAGES_AT, PAGES_AT + payloadBytes);
-    const compressed = this.#compressor.compress(payload, { chunk, round: this.#round });
+    const compressed = this.#compressor.compress(payload, memory);
     if (compressed !== null) bytes.set(compressed.bytes, PAGES_AT);
     this.#counters.add(compressed === null ? "raw" : "compressed", rawPages);
     const sentBytes = compressed?.bytes.length ?? payloadBytes;
@@ -222,18 +224,35 @@ export class PageSender {
    */
   #sendStraight(block: OpenBlock, { firstPage, pages: pagesMax }: Run): number {
     const { pageBytes, ram, cache } = block;
-    const isLooked = this.#checksum !== null || cache !== null || this.#compressor.isOn;
-    if (isLooked || pagesMax * pageBytes < STRAIGHT_BYTES_MIN) return 0;
+    if (this.#checksum !== null || pagesMax * pageBytes < STRAIGHT_BYTES_MIN) return 0;
     const bytes = ram.view(firstPage * pageBytes, pagesMax * pageBytes);
     if (bytes === null) return 0;
-    const pages = rawAtSight(bytes, pageBytes);
+    const pages = this.#strangers(block, firstPage, rawAtSight(bytes, pageBytes));
     const sentBytes = pages * pageBytes;
     if (sentBytes < STRAIGHT_BYTES_MIN) return 0;
+    if (this.#compressor.takes(sentBytes, this.#memoryOf(block, firstPage))) return 0;
     const run = { firstPage, pages, encoding: raw, bytes: sentBytes };
     const tableAt = this.#writeTable(block, [run], 0);
-    this.#writer.write("pages", tableAt, PAGES_AT, bytes.subarray(0, sentBytes));
+    const write = this.#writer.write("pages", tableAt, PAGES_AT, bytes.subarray(0, sentBytes));
+    const wireBytes = PAGES_AT - tableAt + sentBytes;
+    this.#compressor.learn({ payloadBytes: sentBytes, wireBytes, write });
     this.#counters.add("raw", pages);
+    if (cache !== null) this.#counters.add("deltaMisses", pages);
     return pages;
+  }
+
+  /** Pages before the first one that the cache has a version of, or would remember. */
+  #strangers({ cache, firstKey }: OpenBlock, firstPage: number, pages: number): number {
+    if (cache === null) return pages;
+    let count = 0;
+    while (count < pages && !cache.wants(firstKey + firstPage + count, this.#round)) count += 1;
+    return count;
+  }
+
+  /** What a compressor is told of memory: the chunk, of which there is one in all blocks. */
+  #memoryOf(block: OpenBlock, page: number): Memory {
+    const chunk = Math.floor(page / block.pagesPerChunk);
+    return { chunk: block.index * CHUNKS_MAX + chunk, round: this.#round };
   }
 
   /** Writes the head of a PAGES frame so that it ends where the payload begins. Returns its place. */
