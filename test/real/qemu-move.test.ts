@@ -1,4 +1,5 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { must } from "../../base/assert.ts";
 import { MIB } from "../../base/units.ts";
 import { GuestImage } from "./guest/image.ts";
 import { Journey, type Move } from "./guest/journey.ts";
@@ -86,7 +87,8 @@ describe.skipIf(missing.length > 0)(`a guest of an unmodified QEMU moves${becaus
       ],
     ])("%s", async ([, move, expected]) => {
       const { source } = await journey.move(move);
-      const { channels, pages } = source.events.at(-1)?.["report"] as Report;
+      const last = must(source.events.at(-1), "a command ends with an event");
+      const { channels, pages } = last["report"] as Report;
       for (const kind of expected.pages ?? []) expect(pages[kind]).toBeGreaterThan(0);
       const bulk = channels.filter(({ lane, sentBytes }) => lane === "bulk" && sentBytes > MIB);
       if (expected.channels !== undefined) expect(bulk).toHaveLength(expected.channels);
