@@ -268,19 +268,21 @@ export class MigrationError<C extends FailureCode = FailureCode>
 
   /** The same failure, noticed at `origin` unless it says otherwise already. */
   from(origin: Origin): MigrationError<C> {
-    return this.at === undefined
-      ? new MigrationError(this.code, this.facts, { at: origin, cause: this.cause })
-      : this;
+    return this.at === undefined ? this.#copy({ at: origin }) : this;
   }
 
   /** The same failure, with what it left behind. */
   leaving(leftover: string | undefined): MigrationError<C> {
-    if (leftover === undefined) return this;
-    const { at, cause } = this;
+    return leftover === undefined ? this : this.#copy({ leftover });
+  }
+
+  #copy(changes: Pick<FailureOptions, "at" | "leftover">): MigrationError<C> {
+    const { at, leftover, cause } = this;
     return new MigrationError(this.code, this.facts, {
       cause,
-      leftover,
       ...(at === undefined ? {} : { at }),
+      ...(leftover === undefined ? {} : { leftover }),
+      ...changes,
     });
   }
 

@@ -40,8 +40,8 @@ const SOURCE_STOPS: Readonly<Record<SourcePhase, Stop>> = {
   agree: { hold: "accept" },
   precopy: { flags: SLOWLY },
   pause: { isFleeting: true },
-  // A stopped guest has one round; fences after it are those of the rest.
-  rest: { hold: "fenced", after: "round" },
+  // With all the time there is, a stopped guest has one round; fences after it are of the rest.
+  rest: { hold: "fenced", after: "round", flags: ["--downtime-limit", "60s"] },
   devices: { isFleeting: true },
   ready: { hold: "ready" },
   commit: { hold: "running", isTooLate: true },
