@@ -9,8 +9,10 @@ export const zstd: Codec = {
   number: 1,
   name: "zstd",
   meaning: "Zstandard (RFC 8878) with a window of 1 MiB at most, by Node's zlib: the fast codec.",
-  compress: (source, level) =>
-    zstdCompressSync(source, { params: { [constants.ZSTD_c_compressionLevel]: level } }),
+  compress: (source, level) => {
+    const params = { [constants.ZSTD_c_compressionLevel]: level };
+    return zstdCompressSync(source, { chunkSize: outputBytesMax(source.length), params });
+  },
   expand: (source, bytes) => {
     const params = { [constants.ZSTD_d_windowLogMax]: WINDOW_LOG_MAX };
     const options = { ...boundedTo(bytes), params };
@@ -21,3 +23,11 @@ export const zstd: Codec = {
     );
   },
 };
+
+/**
+ * Room for whatever comes out, so that Node takes it in one piece. With its pieces of 16 KiB, memory
+ * that does not shrink is compressed at 0.33 instead of 4.4 GB/s. Zstandard's own bound is less.
+ */
+function outputBytesMax(bytes: number): number {
+  return bytes + Math.ceil(bytes / 128) + 1024;
+}
