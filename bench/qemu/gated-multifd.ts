@@ -1,12 +1,15 @@
 import { readSync, writeFileSync } from "node:fs";
-import { enableCompileCache } from "node:module";
+import { enableCompileCache, getCompileCacheDir } from "node:module";
 
 /**
  * The command `multifd`, which once it is loaded waits for a line of its input, and when it ends
  * leaves in a file what processor time it has used in all: `/proc` forgets a process as soon as it
  * is gone.
  */
-enableCompileCache(); // As the command does.
+// As the command does, for its threads, too.
+enableCompileCache();
+const cache = getCompileCacheDir();
+if (cache !== undefined) process.env["NODE_COMPILE_CACHE"] ??= cache;
 const { main } = await import("../../cli/main.ts");
 const [cpuPath = "", ...words] = process.argv.slice(2);
 process.stdout.write(`${JSON.stringify({ event: "loaded" })}\n`);
