@@ -2,6 +2,7 @@ import { must } from "../base/assert.ts";
 import { nowMs } from "../base/clock.ts";
 import { Choice } from "./choice.ts";
 import type { Codec } from "./codecs/codec.ts";
+import { letGo } from "./codecs/let-go.ts";
 import { codecOf } from "./codecs/list.ts";
 import { type CodecSettings, type Control, type CounterRow, readCodecSettings } from "./control.ts";
 import { CpuBudget } from "./cpu-budget.ts";
@@ -17,6 +18,7 @@ export interface Memory {
 /** A payload that was compressed. */
 export interface Compressed {
   readonly codec: Codec;
+  /** To be let go when it was used. */
   readonly bytes: Uint8Array;
 }
 
@@ -74,7 +76,10 @@ export class Compressor {
     this.#counters.add("codecTriedBytes", payload.length);
     const hasShrunk = bytes.length < payload.length * SHRUNK;
     this.#stubbornness.learn(memory, hasShrunk);
-    if (!hasShrunk) return null;
+    if (!hasShrunk) {
+      letGo(bytes);
+      return null;
+    }
     this.#counters.add("codecBeforeBytes", payload.length);
     this.#counters.add("codecAfterBytes", bytes.length);
     return { codec, bytes };

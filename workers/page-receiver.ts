@@ -20,6 +20,7 @@ import {
 } from "../channels/frame.ts";
 import { decodeFailure, decodeFence, encodeFence } from "../channels/messages.ts";
 import type { Codec } from "./codecs/codec.ts";
+import { letGo } from "./codecs/let-go.ts";
 import { codecOf } from "./codecs/list.ts";
 import { CounterRow } from "./control.ts";
 import type { PageEncoding, Run } from "./encodings/encoding.ts";
@@ -208,6 +209,7 @@ export class PageReceiver {
       run.encoding.decode(payload.subarray(at, at + run.bytes), run, writer);
       at += run.bytes;
     }
+    letGo(payload);
   }
 
   /** Reads and checks the table of a PAGES frame, all of it, before any run is applied. */

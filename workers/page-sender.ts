@@ -15,6 +15,7 @@ import {
   RUN_BYTES,
 } from "../channels/frame.ts";
 import { decodeFailure, decodeFence, encodeFence } from "../channels/messages.ts";
+import { letGo } from "./codecs/let-go.ts";
 import { Compressor, type Memory } from "./compressor.ts";
 import { type Control, CounterRow, isHurried, isStopped } from "./control.ts";
 import { DeltaCache, shardBytes } from "./delta-cache.ts";
@@ -205,9 +206,12 @@ export class PageSender {
     const { bytes } = this.#bench;
     const payload = bytes.subarray(PAGES_AT, PAGES_AT + payloadBytes);
     const compressed = this.#compressor.compress(payload, memory);
-    if (compressed !== null) bytes.set(compressed.bytes, PAGES_AT);
-    this.#counters.add(compressed === null ? "raw" : "compressed", rawPages);
     const sentBytes = compressed?.bytes.length ?? payloadBytes;
+    if (compressed !== null) {
+      bytes.set(compressed.bytes, PAGES_AT);
+      letGo(compressed.bytes);
+    }
+    this.#counters.add(compressed === null ? "raw" : "compressed", rawPages);
 
     const tableAt = this.#writeTable(block, runs, compressed?.codec.number ?? 0);
     const bodyEnd = PAGES_AT + sentBytes;
