@@ -12,6 +12,7 @@ import type { Benchmark } from "./measure.ts";
 import { memory } from "./memory.bench.ts";
 import { scan } from "./scan.bench.ts";
 import { throughput } from "./throughput.bench.ts";
+import { uneven } from "./uneven.bench.ts";
 import { zero } from "./zero.bench.ts";
 
 /** Every benchmark there is: whole migrations first, then what they are made of. */
@@ -19,6 +20,7 @@ export const BENCHMARKS: readonly Benchmark[] = [
   throughput,
   zero,
   scan,
+  uneven,
   memory,
   eventLoop,
   deltaLink,
