@@ -1,7 +1,7 @@
 import { must } from "../../base/assert.ts";
 import { MigrationError } from "../../base/errors.ts";
 import type { ThreadPool } from "../../engine/surroundings.ts";
-import { CounterRow, isHurried, isStopped } from "../../workers/control.ts";
+import { CounterRow, isStopped, mustLeave, stopOf } from "../../workers/control.ts";
 import { lowestBit, PAGES_PER_WORD, takeWords, undoWords } from "../../workers/dirty-words.ts";
 import type {
   ChannelPlace,
@@ -9,6 +9,7 @@ import type {
   ReceiveTask,
   SendSetup,
   SendTask,
+  TaskDone,
 } from "../../workers/protocol.ts";
 import type { Network, SimulatedSocket } from "./network.ts";
 import type { World } from "./world.ts";
@@ -62,7 +63,7 @@ export class SimulatedThreads implements ThreadPool {
     this.#dead.add(channel);
   }
 
-  async run(channel: number, task: object): Promise<number | null> {
+  async run(channel: number, task: object): Promise<TaskDone | null> {
     const before = this.#tails.get(channel) ?? Promise.resolve();
     const running = before.then(() => this.#perform(channel, task as SendTask | ReceiveTask));
     this.#tails.set(
@@ -83,58 +84,67 @@ export class SimulatedThreads implements ThreadPool {
     return true;
   }
 
-  async #perform(channel: number, task: SendTask | ReceiveTask): Promise<number> {
+  async #perform(channel: number, task: SendTask | ReceiveTask): Promise<TaskDone> {
     await this.#pause(channel, HAND_OVER_MS);
     switch (task.kind) {
       case "start":
-        return 0;
+        break;
       case "open":
         this.#open(task.place);
-        return 0;
+        break;
       case "send":
         return await this.#send(channel, task);
       case "fence":
-        return await this.#fence(channel, task.number);
+        await this.#fence(channel, task.number);
+        break;
       case "end":
         await this.#post(channel, { kind: "end" }, HEADER_BYTES);
-        return 0;
+        break;
       case "receive":
         this.#open(task.place);
-        return await this.#receive(channel);
+        return { pages: await this.#receive(channel) };
       default:
         throw new Error(`no simulated thread does "${task.kind}"`);
     }
+    return { pages: 0 };
   }
 
   #open(place: ChannelPlace): void {
     this.#sockets.set(place.channel, this.#network.socketOf(place.readFd));
   }
 
-  async #send(channel: number, task: SendTask & { kind: "send" }): Promise<number> {
+  async #send(channel: number, task: SendTask & { kind: "send" }): Promise<TaskDone> {
     const block = must((this.#setup as SendSetup).blocks[task.block], "a task names a block");
     const wordsPerChunk = block.pagesPerChunk / PAGES_PER_WORD;
     const counters = this.#counters(channel);
-    let sent = 0;
+    const taken: { first: number; words: Int32Array }[] = [];
+    let left = task.chunks.length;
+    let pages = 0;
     for (const chunk of task.chunks) {
       const first = chunk * wordsPerChunk;
-      const words = Math.min(wordsPerChunk, block.dirty.words.length - first);
-      const taken = new Int32Array(words);
-      if (isHurried(this.#setup.control)) {
-        if (this.#flaws.dropsBits === true) takeWords(block.dirty, first, taken);
+      const size = Math.min(wordsPerChunk, block.dirty.words.length - first);
+      const words = new Int32Array(size);
+      if (mustLeave(stopOf(this.#setup.control, channel))) {
+        if (this.#flaws.dropsBits === true) takeWords(block.dirty, first, words);
         continue;
       }
-      takeWords(block.dirty, first, taken);
+      left -= 1;
+      counters.add("chunks", 1);
+      block.senders[chunk] = channel;
+      takeWords(block.dirty, first, words);
+      taken.push({ first, words });
       const startMs = this.#world.nowMs();
       try {
-        sent += await this.#sendTaken(channel, task, first, taken);
+        pages += await this.#sendTaken(channel, task, first, words);
       } catch (error) {
-        undoWords(block.dirty, first, taken);
+        for (const each of taken) undoWords(block.dirty, each.first, each.words);
         throw error;
       } finally {
         counters.add("sendMs", this.#world.nowMs() - startMs);
       }
+      block.sent.set(words, first);
     }
-    return sent;
+    return { pages, left };
   }
 
   async #sendTaken(
@@ -169,14 +179,13 @@ export class SimulatedThreads implements ThreadPool {
     return count;
   }
 
-  async #fence(channel: number, number: number): Promise<number> {
+  async #fence(channel: number, number: number): Promise<void> {
     await this.#post(channel, { kind: "fence", number }, HEADER_BYTES);
     const limitMs = (this.#setup as SendSetup).fenceTimeoutMs;
     const answer = await this.#next(channel, limitMs);
     if (answer.kind !== "applied" || answer.number !== number) {
       throw new Error("a fence is answered by its own number");
     }
-    return 0;
   }
 
   async #receive(channel: number): Promise<number> {
@@ -258,7 +267,7 @@ export class SimulatedThreads implements ThreadPool {
     if (this.#dead.has(channel)) {
       throw new MigrationError("WORKER_DIED", { channel, reason: "the simulation ended it" });
     }
-    if (isStopped(this.#setup.control)) throw new Stopped();
+    if (isStopped(stopOf(this.#setup.control, channel))) throw new Stopped();
   }
 
   #socket(channel: number): SimulatedSocket {
