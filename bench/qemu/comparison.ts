@@ -1,14 +1,12 @@
-import { closeSync, copyFileSync, openSync, readFileSync, rmSync, writeSync } from "node:fs";
+import { copyFileSync, readFileSync, rmSync } from "node:fs";
 import { assert } from "../../base/assert.ts";
-import { MIB } from "../../base/units.ts";
 import { MEMORY_KINDS, type MemoryKind } from "./enclosure.ts";
 import { GUESTS, type GuestName } from "./guests.ts";
 import { moveWithMultifd, type OwnFigures } from "./multifd.ts";
 import { moveWithQemu } from "./qemu.ts";
 import { expectSameMemory } from "./same-memory.ts";
 import type { Compression, Move, Sample } from "./sample.ts";
-
-const WARM_PIECE_BYTES = 2 * MIB;
+import { warm } from "./warm.ts";
 
 export interface Plan {
   readonly guests: readonly GuestName[];
@@ -58,22 +56,6 @@ interface Case extends Pick<Plan, "channels" | "pairs"> {
   readonly compression: Compression;
   readonly sizeBytes: number;
   readonly sourcePath: string;
-}
-
-/**
- * Has the kernel take as much memory of this kind as will arrive and let it go again. Where this
- * machine is itself a guest, what it has not used for a while must first be found by its host,
- * which takes longer than everything that is compared.
- */
-function warm(path: string, bytes: number): void {
-  const piece = new Uint8Array(WARM_PIECE_BYTES);
-  const fd = openSync(path, "wx");
-  try {
-    for (let at = 0; at < bytes; at += piece.length) writeSync(fd, piece, 0, piece.length, at);
-  } finally {
-    closeSync(fd);
-    rmSync(path);
-  }
 }
 
 /** The first pair is not counted: it warms up what both use, such as caches of the disk. */
