@@ -4,11 +4,11 @@ import { compareAll, type Plan } from "./comparison.ts";
 import { MEMORY_KINDS } from "./enclosure.ts";
 import { rowsOf } from "./figures.ts";
 import { GUESTS } from "./guests.ts";
-import { chosen, counted, type Request, runProgram } from "./program.ts";
+import { COMMON_OPTIONS, chosen, type Request, runProgram, turnsOf } from "./program.ts";
 import { FIGURES, formatComparison } from "./result.ts";
 import { COMPRESSIONS } from "./sample.ts";
 
-const USAGE = `usage: node bench/qemu/compare.ts [--pairs 5] [--channels 2] [--guests mixed,linux]
+const USAGE = `usage: node bench/qemu/compare.ts [--pairs 5] [--warmups 1] [--channels 2] [--guests mixed,linux]
          [--memory small,huge] [--compression none,zstd,auto] [--size 2GiB] [--json] [--smoke]
 
 Moves the RAM of a stopped guest with QEMU's own migration, multifd on, and with this engine, turn
@@ -19,7 +19,7 @@ It needs qemu-system-x86_64, unshare, ip and mount, and the right to make namesp
 runs in some of its own, and ends with them. --json prints a line per comparison; --smoke is small.
 `;
 
-const SMOKE = { guests: ["mixed"], memories: ["small"], pairs: 1, sizeBytes: 48 * MIB } as const;
+const SMOKE = { guests: ["mixed"], memories: ["small"], sizeBytes: 48 * MIB } as const;
 
 interface CompareRequest extends Request {
   readonly plan: Plan;
@@ -45,23 +45,18 @@ function requestOf(argv: readonly string[]): CompareRequest {
   const { values } = parseArgs({
     args: [...argv],
     options: {
-      pairs: { type: "string", default: "5" },
-      channels: { type: "string", default: "2" },
+      ...COMMON_OPTIONS,
       guests: { type: "string", default: "mixed,linux" },
       memory: { type: "string", default: "small,huge" },
       compression: { type: "string", default: "none,zstd" },
       size: { type: "string" },
-      smoke: { type: "boolean", default: false },
-      json: { type: "boolean", default: false },
-      help: { type: "boolean", default: false },
     },
   });
   const plan: Plan = {
     guests: chosen(values.guests, Object.keys(GUESTS) as Plan["guests"]),
     memories: chosen(values.memory, Object.keys(MEMORY_KINDS) as Plan["memories"]),
     compressions: chosen(values.compression, COMPRESSIONS),
-    pairs: counted(values.pairs, "pairs"),
-    channels: counted(values.channels, "channels"),
+    ...turnsOf(values),
     ...(values.size !== undefined && { sizeBytes: parseSize(values.size) }),
   };
   const { json: isJson, help: isHelp } = values;

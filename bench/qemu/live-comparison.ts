@@ -3,11 +3,13 @@ import { GuestImage } from "../../test/real/guest/image.ts";
 import type { GuestWork } from "../../test/real/guest/qemu.ts";
 import { MEMORY_KINDS } from "./enclosure.ts";
 import {
+  GuestHarmed,
   type LiveMove,
   type LiveSample,
   moveLiveWithMultifd,
   moveLiveWithQemu,
 } from "./live-move.ts";
+import type { Turns } from "./program.ts";
 import type { Compression } from "./sample.ts";
 import { warm } from "./warm.ts";
 
@@ -19,13 +21,9 @@ export interface LiveGuest {
   readonly work: GuestWork;
 }
 
-export interface LivePlan {
+export interface LivePlan extends Turns {
   readonly guest: LiveGuest;
   readonly compressions: readonly Compression[];
-  readonly pairs: number;
-  /** Turns that are not counted: they warm up what all use, such as caches of the disk. */
-  readonly warmups: number;
-  readonly channels: number;
 }
 
 /** Moves of a guest of the same kind, turn and turn about. */
@@ -35,7 +33,11 @@ export interface LiveComparison {
   /** With each compression of ours the same: QEMU compresses nothing. */
   readonly qemu: readonly LiveSample[];
   readonly multifd: readonly LiveSample[];
+  /** How many moves of QEMU's the guest did not survive, which were done again. */
+  readonly qemuHarmed: number;
 }
+
+const HARMED_MAX = 5;
 
 /** Compares inside an enclosure. QEMU has one move in each turn, and this engine one for each compression. */
 export async function compareLive(plan: LivePlan): Promise<LiveComparison[]> {
@@ -48,8 +50,20 @@ export async function compareLive(plan: LivePlan): Promise<LiveComparison[]> {
     downtimeLimitMs: DOWNTIME_LIMIT_MS,
   };
   const qemu: LiveSample[] = [];
+  let qemuHarmed = 0;
+  /** An emulated guest sometimes does not survive QEMU's own migration; ours it must. */
+  const moveWithQemu = async (): Promise<LiveSample> => {
+    for (;;) {
+      try {
+        return await moveLiveWithQemu(move);
+      } catch (error) {
+        if (!(error instanceof GuestHarmed) || qemuHarmed >= HARMED_MAX) throw error;
+        qemuHarmed += 1;
+      }
+    }
+  };
   const runners = [
-    { samples: qemu, run: () => moveLiveWithQemu(move) },
+    { samples: qemu, run: moveWithQemu },
     ...compressions.map((compression) => ({
       samples: [] as LiveSample[],
       run: () => moveLiveWithMultifd(move, compression),
@@ -64,6 +78,6 @@ export async function compareLive(plan: LivePlan): Promise<LiveComparison[]> {
   }
   return compressions.map((compression, index) => {
     const multifd = runners[index + 1]?.samples ?? [];
-    return { guest, compression, qemu, multifd };
+    return { guest, compression, qemu, multifd, qemuHarmed };
   });
 }

@@ -36,6 +36,11 @@ export interface LiveSample extends Sample {
   readonly own?: OwnFigures;
 }
 
+/** It moved, and did not survive that. */
+export class GuestHarmed extends Error {
+  override name = "GuestHarmed";
+}
+
 type Moved = Omit<LiveSample, "pauseMs">;
 
 export async function moveLiveWithQemu(move: LiveMove): Promise<LiveSample> {
@@ -92,7 +97,7 @@ export async function moveLiveWithMultifd(
   });
 }
 
-/** Boots a guest, has it moved into a fresh QEMU, and throws unless it works on there unharmed. */
+/** Boots a guest, has it moved into a fresh QEMU, and throws GuestHarmed unless it works on there. */
 async function moveLive(
   { image, memoryMib, work }: LiveMove,
   migrate: (source: Qemu, destination: Qemu) => Promise<Moved>,
@@ -103,6 +108,15 @@ async function moveLive(
   using watch = new PauseWatch(source.monitor, destination.monitor);
   const moved = await migrate(source, destination);
   const pauseMs = await watch.pauseMs();
+  try {
+    await expectUnharmed(source, destination);
+  } catch (cause) {
+    throw new GuestHarmed("The guest does not work where it arrived", { cause });
+  }
+  return { ...moved, pauseMs };
+}
+
+async function expectUnharmed(source: Qemu, destination: Qemu): Promise<void> {
   await destination.waitForBeats(BEATS_AFTER);
   await destination.waitForSweeps(SWEEPS_AFTER);
   const [former, latter] = [await source.status(), await destination.status()];
@@ -110,8 +124,7 @@ async function moveLive(
   const { text } = destination.serial;
   const said = [source.serial.text, text.slice(0, text.lastIndexOf("\n") + 1)];
   const problems = problemsOf(said);
-  if (problems.length > 0) throw new Error(`The guest was harmed: ${problems.join("; ")}`);
-  return { ...moved, pauseMs };
+  if (problems.length > 0) throw new Error(problems.join("; "));
 }
 
 /** Processor time of a QEMU but that of its guest. */

@@ -45,5 +45,12 @@ export function formatLive(found: LiveComparison): string {
     `stop ${of(({ hypervisor }) => hypervisor?.stopMs)}, pages ${of(({ hypervisor }) => hypervisor?.pagesMs)}, ` +
     `save ${of(({ hypervisor }) => hypervisor?.saveMs)}, load ${of(({ hypervisor }) => hypervisor?.loadMs)}, ` +
     `resume ${of(({ hypervisor }) => hypervisor?.resumeMs)} ms.`;
-  return [titleOfLive(found), ...formatRows(liveRowsOf(found)), note, ""].join("\n");
+  const { qemuHarmed } = found;
+  const notes = [
+    note,
+    ...(qemuHarmed > 0
+      ? [`  QEMU's: ${qemuHarmed} moves done again, whose guest did not survive.`]
+      : []),
+  ];
+  return [titleOfLive(found), ...formatRows(liveRowsOf(found)), ...notes, ""].join("\n");
 }

@@ -1,13 +1,14 @@
 import { parseArgs } from "node:util";
-import { compareLive, type LiveGuest, type LivePlan } from "./live-comparison.ts";
+import { MIB, parseSize } from "../../base/units.ts";
+import { compareLive, type LivePlan } from "./live-comparison.ts";
 import { formatLive, liveRowsOf } from "./live-result.ts";
-import { chosen, counted, type Request, runProgram } from "./program.ts";
+import { COMMON_OPTIONS, chosen, type Request, runProgram, turnsOf } from "./program.ts";
 import { COMPRESSIONS } from "./sample.ts";
 
-const USAGE = `usage: node bench/qemu/live.ts [--pairs 5] [--channels 2] [--compression none,auto]
-         [--json] [--smoke]
+const USAGE = `usage: node bench/qemu/live.ts [--pairs 5] [--warmups 1] [--channels 2] [--compression none,auto]
+         [--size 1GiB] [--used 384MiB] [--working-set 64MiB] [--json] [--smoke]
 
-Moves a guest of 1 GiB, half of it in use, that rewrites 64 MiB at 20 MiB/s, with QEMU's own live
+Moves a guest, half of whose memory is in use, that rewrites its working set at 20 MiB/s, with QEMU's own live
 migration, multifd on, and with this engine, turn and turn about: each time one that was freshly
 booted, into a fresh QEMU and fresh memory. Throws unless the guest works on where it arrived, and
 tells medians and ratios. QEMU compresses nothing.
@@ -18,14 +19,9 @@ a line per comparison; --smoke is small.
 `;
 
 /** The kernel takes some 60 MiB. */
-const GUEST: LiveGuest = {
-  memoryMib: 1024,
-  work: { sizeMib: 64, rateMib: 20, usedMib: 384 },
-};
-const SMOKE_GUEST: LiveGuest = {
-  memoryMib: 192,
-  work: { sizeMib: 16, rateMib: 20, usedMib: 16 },
-};
+const SIZES = { size: "1GiB", used: "384MiB", "working-set": "64MiB" };
+const SMOKE_SIZES = { size: "192MiB", used: "16MiB", "working-set": "16MiB" };
+const RATE_MIB = 20;
 
 interface LiveRequest extends Request {
   readonly plan: LivePlan;
@@ -51,22 +47,26 @@ function requestOf(argv: readonly string[]): LiveRequest {
   const { values } = parseArgs({
     args: [...argv],
     options: {
-      pairs: { type: "string", default: "5" },
-      channels: { type: "string", default: "2" },
+      ...COMMON_OPTIONS,
       compression: { type: "string", default: "none,auto" },
-      smoke: { type: "boolean", default: false },
-      json: { type: "boolean", default: false },
-      help: { type: "boolean", default: false },
+      size: { type: "string", default: SIZES.size },
+      used: { type: "string", default: SIZES.used },
+      "working-set": { type: "string", default: SIZES["working-set"] },
     },
   });
+  const sizes = values.smoke ? SMOKE_SIZES : values;
+  const memoryMib = mibOf(sizes.size);
+  const work = { sizeMib: mibOf(sizes["working-set"]), usedMib: mibOf(sizes.used) };
   const plan: LivePlan = {
-    guest: GUEST,
+    guest: { memoryMib, work: { ...work, rateMib: RATE_MIB } },
     compressions: chosen(values.compression, COMPRESSIONS),
-    pairs: counted(values.pairs, "pairs"),
-    warmups: 1,
-    channels: counted(values.channels, "channels"),
+    ...turnsOf(values),
   };
-  const smoke = { guest: SMOKE_GUEST, pairs: 1, warmups: 0 };
-  const { json: isJson, help: isHelp } = values;
-  return { plan: values.smoke ? { ...plan, ...smoke } : plan, isJson, isHelp };
+  return { plan, isJson: values.json, isHelp: values.help };
+}
+
+function mibOf(text: string): number {
+  const bytes = parseSize(text);
+  if (bytes % MIB !== 0) throw new RangeError(`"${text}" is no whole number of MiB`);
+  return bytes / MIB;
 }

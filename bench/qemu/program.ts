@@ -67,7 +67,33 @@ export function chosen<T extends string>(text: string, known: readonly T[]): T[]
   });
 }
 
-export function counted(text: string, what: string): number {
+/** What every comparison takes. */
+export const COMMON_OPTIONS = {
+  pairs: { type: "string", default: "5" },
+  warmups: { type: "string", default: "1" },
+  channels: { type: "string", default: "2" },
+  smoke: { type: "boolean", default: false },
+  json: { type: "boolean", default: false },
+  help: { type: "boolean", default: false },
+} as const;
+
+/** How often, and over how many channels. */
+export interface Turns {
+  readonly pairs: number;
+  /** Pairs that are not counted: they warm up what both use, such as caches of the disk. */
+  readonly warmups: number;
+  readonly channels: number;
+}
+
+export function turnsOf(values: { [Name in keyof Turns]: string } & { smoke: boolean }): Turns {
+  const channels = counted(values.channels, "channels");
+  if (values.smoke) return { pairs: 1, warmups: 0, channels };
+  const pairs = counted(values.pairs, "pairs");
+  const warmups = values.warmups === "0" ? 0 : counted(values.warmups, "warmups");
+  return { pairs, warmups, channels };
+}
+
+function counted(text: string, what: string): number {
   if (!/^[1-9]\d{0,2}$/.test(text)) throw new RangeError(`"${text}" is no number of ${what}`);
   return Number(text);
 }
