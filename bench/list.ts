@@ -10,6 +10,8 @@ import { frames } from "./frames.bench.ts";
 import { kernels } from "./kernels.bench.ts";
 import type { Benchmark } from "./measure.ts";
 import { memory } from "./memory.bench.ts";
+import { qemu } from "./qemu.bench.ts";
+import { qemuLive } from "./qemu-live.bench.ts";
 import { scan } from "./scan.bench.ts";
 import { throughput } from "./throughput.bench.ts";
 import { uneven } from "./uneven.bench.ts";
@@ -25,6 +27,8 @@ export const BENCHMARKS: readonly Benchmark[] = [
   eventLoop,
   deltaLink,
   auto,
+  qemu,
+  qemuLive,
   frames,
   dispatch,
   bitmap,

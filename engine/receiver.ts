@@ -9,8 +9,8 @@ import { type Block, geometryOf } from "./block.ts";
 import { channelFigures, sumCounters } from "./figures.ts";
 import { isLoss } from "./loss.ts";
 import type { Parameters } from "./parameters.ts";
-import { ChannelPool } from "./pool.ts";
 import type { ChannelFigures } from "./statistics.ts";
+import type { Surroundings, ThreadPool } from "./surroundings.ts";
 
 /** Threads start within half a second; on a machine that is busy with 64 of them, in several. */
 const THREAD_START_MS = 30_000;
@@ -19,13 +19,18 @@ const THREAD_START_MS = 30_000;
 export class Receiver {
   readonly control: Control;
   readonly #channels: number;
-  readonly #pool: ChannelPool;
+  readonly #pool: ThreadPool;
   /** By channel: settled when its thread has no more to do with its connection. */
   readonly #tasks = new Map<number, Promise<void>>();
   readonly #losses: number[];
 
   /** Starts the threads. `blocks` are in the order of the agreement. */
-  constructor(blocks: readonly Block[], channels: number, parameters: Parameters) {
+  constructor(
+    blocks: readonly Block[],
+    channels: number,
+    parameters: Parameters,
+    surroundings: Surroundings,
+  ) {
     this.#channels = channels;
     this.#losses = Array<number>(channels).fill(0);
     this.control = createControl(channels);
@@ -51,7 +56,7 @@ export class Receiver {
       channelTimeoutMs: parameters.channelTimeoutMs,
     };
     const module = siblingModule("../workers/receive-worker", import.meta.url);
-    this.#pool = new ChannelPool({ module, setup, channels });
+    this.#pool = surroundings.startThreads({ module, setup, channels });
   }
 
   /** Returns when every thread runs: what they load and compile takes no time from pages then. */

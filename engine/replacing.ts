@@ -1,4 +1,4 @@
-import { nowMs } from "../base/clock.ts";
+import { after, nowMs } from "../base/clock.ts";
 import { MigrationError } from "../base/errors.ts";
 import type { Address } from "../channels/address.ts";
 import type { ChannelPlace } from "../workers/protocol.ts";
@@ -70,8 +70,8 @@ export class Replacing implements ChannelKeeper {
 
   async #pause(ms: number): Promise<void> {
     const { promise, resolve } = Promise.withResolvers<void>();
-    const timer = setTimeout(resolve, ms);
+    const prevent = after(ms, resolve);
     await Promise.race([promise, this.#ended.promise]);
-    clearTimeout(timer);
+    prevent();
   }
 }

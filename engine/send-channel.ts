@@ -3,13 +3,14 @@ import type { MigrationError } from "../base/errors.ts";
 import { Stopped } from "../channels/descriptor.ts";
 import { type Control, CounterRow, reviveChannel, stopChannel } from "../workers/control.ts";
 import type { ChannelPlace, SendTask, TaskDone } from "../workers/protocol.ts";
-import type { ChannelPool } from "./pool.ts";
+
+import type { ThreadPool } from "./surroundings.ts";
 import { type Batch, bytesOf, partOf } from "./work.ts";
 
 /** One bulk channel at the source: its thread, and what is not known to have arrived. */
 export class SendChannel {
   readonly number: number;
-  readonly #pool: ChannelPool;
+  readonly #pool: ThreadPool;
   readonly #control: Control;
   readonly #counters: CounterRow;
   /** Why it is lost, from when that is known until it has another connection. */
@@ -23,7 +24,7 @@ export class SendChannel {
   readonly unfenced: Batch[] = [];
   losses = 0;
 
-  constructor(number: number, pool: ChannelPool, control: Control) {
+  constructor(number: number, pool: ThreadPool, control: Control) {
     this.number = number;
     this.#pool = pool;
     this.#control = control;

@@ -21,12 +21,12 @@ import { applySettings, cacheBytesOf } from "./live-settings.ts";
 import { isLoss } from "./loss.ts";
 import type { Parameters } from "./parameters.ts";
 import { Pass } from "./pass.ts";
-import { ChannelPool } from "./pool.ts";
 import { evenWeights, learn, sharesFor, spared, type Weights, weightsOf } from "./rebalance.ts";
 import { type LookTask, ScannedBlock } from "./scanned-block.ts";
 import { SendChannel } from "./send-channel.ts";
 import { Shards } from "./shards.ts";
 import type { ChannelFigures, RoundFigures } from "./statistics.ts";
+import type { Surroundings, ThreadPool } from "./surroundings.ts";
 import { type Batch, Work } from "./work.ts";
 
 /** Channels help each other where a round ends sooner by this at least. */
@@ -72,7 +72,7 @@ export class Sender {
   /** By block; see `SendBlock`. */
   readonly #sent: Int32Array[] = [];
   readonly #channels: readonly SendChannel[];
-  readonly #pool: ChannelPool;
+  readonly #pool: ThreadPool;
   readonly #keeper: ChannelKeeper | null;
   readonly #chunkBytes: number;
   readonly #hasCache: boolean;
@@ -95,6 +95,7 @@ export class Sender {
   constructor(
     blocks: readonly Block[],
     parameters: Parameters,
+    surroundings: Surroundings,
     keeper: ChannelKeeper | null = null,
   ) {
     const { channels } = parameters;
@@ -121,7 +122,7 @@ export class Sender {
       fenceTimeoutMs: parameters.stepTimeoutMs,
     };
     const module = siblingModule("../workers/send-worker", import.meta.url);
-    const pool = new ChannelPool({ module, setup, channels });
+    const pool = surroundings.startThreads({ module, setup, channels });
     this.#pool = pool;
     const numbers = Array.from({ length: channels }, (_, index) => index + 1);
     this.#channels = numbers.map((number) => new SendChannel(number, pool, this.control));

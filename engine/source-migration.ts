@@ -1,5 +1,5 @@
 import { assert } from "../base/assert.ts";
-import { nowMs } from "../base/clock.ts";
+import { every, nowMs } from "../base/clock.ts";
 import { asMigrationError, MigrationError, reasonOf } from "../base/errors.ts";
 import { loadChecksum } from "../channels/checksum.ts";
 import { stopWorkers } from "../workers/control.ts";
@@ -19,6 +19,7 @@ import { Sender, type SentRound } from "./sender.ts";
 import type { MigrateOutOptions, SourcePhase } from "./source.ts";
 import { SourcePeer } from "./source-peer.ts";
 import type { DowntimeFigures, Progress, Report, RoundFigures } from "./statistics.ts";
+import type { Surroundings } from "./surroundings.ts";
 import { Throughput } from "./throughput.ts";
 
 /** Several looks per second: smooth to the eye, nothing to the machine. */
@@ -30,6 +31,7 @@ export class SourceMigration {
   readonly #host: SourceHost;
   readonly #options: MigrateOutOptions;
   readonly #peer: SourcePeer;
+  readonly #surroundings: Surroundings;
   readonly #replacing: Replacing;
   readonly #convergence = new Convergence();
   readonly #startMs = nowMs();
@@ -67,8 +69,10 @@ export class SourceMigration {
     replacing: Replacing,
     options: MigrateOutOptions,
     parameters: Parameters,
+    surroundings: Surroundings,
   ) {
     this.#host = host;
+    this.#surroundings = surroundings;
     this.#tracking = new Hold(host, "dirty log");
     this.#throttling = new Hold(host, "throttle");
     this.#pausing = new Hold(host, "pause");
@@ -89,6 +93,7 @@ export class SourceMigration {
     host: SourceHost,
     address: string,
     options: MigrateOutOptions,
+    surroundings: Surroundings,
   ): Promise<SourceMigration> {
     const {
       signal: _signal,
@@ -104,9 +109,9 @@ export class SourceMigration {
       throttle: host.throttle !== undefined,
       dirtyLog: host.dirtyLog,
     });
-    const peer = new SourcePeer(parsed, parameters, await loadChecksum());
+    const peer = new SourcePeer(parsed, parameters, await loadChecksum(), surroundings);
     const replacing = new Replacing(peer, parsed, parameters.connectTimeoutMs);
-    return new SourceMigration(host, peer, replacing, options, parameters);
+    return new SourceMigration(host, peer, replacing, options, parameters, surroundings);
   }
 
   async connect(): Promise<void> {
@@ -124,7 +129,12 @@ export class SourceMigration {
   /** Agrees on parameters and blocks, and opens all channels, each with its thread. */
   async agree(): Promise<void> {
     // First of all: its threads start while the hosts agree, as the destination's do.
-    const sender = new Sender(this.#host.blocks, this.#parameters, this.#replacing);
+    const sender = new Sender(
+      this.#host.blocks,
+      this.#parameters,
+      this.#surroundings,
+      this.#replacing,
+    );
     this.#sender = sender;
     this.#peer.onLost((channel) => this.#losesChannel(channel));
     this.attempt.onFailure(() => stopWorkers(sender.control));
@@ -378,16 +388,14 @@ export class SourceMigration {
       }
     };
     // Looked at rather than set once: the limit may change while the migration runs.
-    const timer = setInterval(check, Math.min(PROGRESS_MS, this.#parameters.timeoutMs));
-    this.#stops.push(() => clearInterval(timer));
+    this.#stops.push(every(Math.min(PROGRESS_MS, this.#parameters.timeoutMs), check));
   }
 
   #startProgress(): void {
     const { onProgress } = this.#options;
     if (onProgress === undefined) return;
     const tell = (): void => this.attempt.callBack(() => onProgress(this.#progress()));
-    const timer = setInterval(tell, PROGRESS_MS);
-    this.#stops.push(() => clearInterval(timer));
+    this.#stops.push(every(PROGRESS_MS, tell));
   }
 
   #progress(): Progress {

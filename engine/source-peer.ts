@@ -3,7 +3,7 @@ import { within } from "../base/clock.ts";
 import { MigrationError } from "../base/errors.ts";
 import { type Address, formatAddress } from "../channels/address.ts";
 import type { Checksum } from "../channels/checksum.ts";
-import { type Connector, connector } from "../channels/connection.ts";
+import type { Connector } from "../channels/connection.ts";
 import { corrupt } from "../channels/frame.ts";
 import { FrameStream } from "../channels/frame-stream.ts";
 import {
@@ -30,6 +30,7 @@ import { fingerprintOf } from "./agreement.ts";
 import { sendDevices } from "./device-state.ts";
 import type { DeviceSection } from "./host.ts";
 import type { Parameters } from "./parameters.ts";
+import type { Surroundings } from "./surroundings.ts";
 
 const NOTHING = new Uint8Array(0);
 
@@ -51,9 +52,14 @@ export class SourcePeer {
   #isClosed = false;
   #token = new Uint8Array(TOKEN_BYTES);
 
-  constructor(address: Address, parameters: Parameters, checksum: Checksum) {
+  constructor(
+    address: Address,
+    parameters: Parameters,
+    checksum: Checksum,
+    surroundings: Surroundings,
+  ) {
     this.#address = formatAddress(address);
-    this.#connector = connector(address);
+    this.#connector = surroundings.connector(address);
     this.#parameters = parameters;
     this.#checksum = checksum;
   }

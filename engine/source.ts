@@ -3,6 +3,7 @@ import type { LiveParameters } from "./live-parameters.ts";
 import type { ParameterOptions } from "./parameters.ts";
 import { SourceMigration } from "./source-migration.ts";
 import type { Progress, Report } from "./statistics.ts";
+import { REAL_SURROUNDINGS, type Surroundings } from "./surroundings.ts";
 
 /** The phases of a migration at the source, in order. */
 export const SOURCE_PHASES = [
@@ -35,14 +36,16 @@ export interface MigrateOutOptions extends ParameterOptions {
  * COMMIT is HANDOVER_UNKNOWN and leaves it paused here: the destination may have started it, and
  * two running copies are the one outcome that cannot be repaired.
  *
- * Throws MigrationError only; CONFIGURATION_INVALID before anything is touched.
+ * Throws MigrationError only; CONFIGURATION_INVALID before anything is touched. `surroundings` are
+ * for simulations.
  */
 export async function migrateOut(
   host: SourceHost,
   address: string,
   options: MigrateOutOptions = {},
+  surroundings: Surroundings = REAL_SURROUNDINGS,
 ): Promise<Report> {
-  const migration = await SourceMigration.prepare(host, address, options);
+  const migration = await SourceMigration.prepare(host, address, options, surroundings);
   const { attempt } = migration;
   try {
     await using undo = new AsyncDisposableStack();

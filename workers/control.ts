@@ -9,7 +9,8 @@ import { assert } from "../base/assert.ts";
  *                           migration must stop, for which no channel is taken up again
  *   pace      workers       when the next byte may go, see `workers/pace.ts`
  *   limit     coordinator   bytes per second over all channels, 0 for no limit
- *   codec     coordinator   how payloads are compressed, see setCodecSettings
+ *   codec     coordinator   how payloads are compressed, see setCodecSettings. Word 2: workers,
+ *                           trials of raw memory that `auto` began in any channel
  *   counters  one channel   a row per channel, see COUNTERS; others only read
  */
 export interface Control {
@@ -51,6 +52,15 @@ export function readCodecSettings({ codec }: Control): CodecSettings {
     isAuto: (word & AUTO_BIT) !== 0,
     cpuShare: Atomics.load(codec, 1) / CPU_SHARE_UNIT,
   };
+}
+
+/** Tells the other channels that this one tries raw memory. */
+export function announceRawTrial({ codec }: Control): void {
+  Atomics.add(codec, 2, 1);
+}
+
+export function readRawTrials({ codec }: Control): number {
+  return Atomics.load(codec, 2);
 }
 
 /**
