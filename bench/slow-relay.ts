@@ -9,6 +9,9 @@ const HELLO_CHANNEL_AT = HEADER_BYTES + 20;
 /** Timers are not finer than this: a connection may be ahead of its rate by so much. */
 const AHEAD_MS = 2;
 
+/** Timers are late; what was not forwarded for that reason is made up for, up to so much. */
+const BEHIND_MS = 30;
+
 /** What a channel's connection may do, by the channel's number; 0 is the main channel. */
 export interface Limits {
   bytesPerSecond(channel: number): number;
@@ -83,7 +86,9 @@ export class SlowRelay implements AsyncDisposable {
       }
       const isTaken = destination.write(bytes);
       const now = nowMs();
-      freeAtMs = Math.max(freeAtMs, now) + (bytes.length * 1000) / limits.bytesPerSecond(channel);
+      freeAtMs =
+        Math.max(freeAtMs, now - BEHIND_MS) +
+        (bytes.length * 1000) / limits.bytesPerSecond(channel);
       const waitMs = freeAtMs - now - AHEAD_MS;
       if (waitMs <= 0 && isTaken) return;
       source.pause();
