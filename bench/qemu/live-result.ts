@@ -45,12 +45,8 @@ export function formatLive(found: LiveComparison): string {
     `stop ${of(({ hypervisor }) => hypervisor?.stopMs)}, pages ${of(({ hypervisor }) => hypervisor?.pagesMs)}, ` +
     `save ${of(({ hypervisor }) => hypervisor?.saveMs)}, load ${of(({ hypervisor }) => hypervisor?.loadMs)}, ` +
     `resume ${of(({ hypervisor }) => hypervisor?.resumeMs)} ms.`;
-  const { qemuHarmed } = found;
-  const notes = [
-    note,
-    ...(qemuHarmed > 0
-      ? [`  QEMU's: ${qemuHarmed} moves done again, whose guest did not survive.`]
-      : []),
-  ];
+  const harmed = found.qemu.filter(({ isHarmed }) => isHarmed).length;
+  const lost = `  QEMU's: of ${found.qemu.length} guests ${harmed} did not survive.`;
+  const notes = harmed === 0 ? [note] : [note, lost];
   return [titleOfLive(found), ...formatRows(liveRowsOf(found)), ...notes, ""].join("\n");
 }

@@ -238,7 +238,7 @@ function memoryArguments(folder: string, request: QemuRequest): string[] {
     paths.length === 1
       ? ["-machine", "pc,memory-backend=ram0"]
       : ["-machine", "pc", ...paths.flatMap((_, node) => ["-numa", nodeArgument(node)])];
-  return ["-m", `${totalMib}M`, ...backends, ...uses];
+  return ["-m", `${totalMib * 1024}K`, ...backends, ...uses];
 }
 
 /** The one processor belongs to the first node. */
