@@ -54,6 +54,7 @@ function requestOf(argv: readonly string[]): LiveRequest {
       ...COMMON_OPTIONS,
       compression: { type: "string", default: "none,auto" },
       size: { type: "string", default: SIZES.size },
+      noise: { type: "string", default: "50" },
       used: { type: "string", default: SIZES.used },
       "working-set": { type: "string", default: SIZES["working-set"] },
     },
@@ -62,7 +63,7 @@ function requestOf(argv: readonly string[]): LiveRequest {
   const memoryMib = mibOf(sizes.size, GRAIN_BYTES);
   const work = { sizeMib: mibOf(sizes["working-set"]), usedMib: mibOf(sizes.used) };
   const plan: LivePlan = {
-    guest: { memoryMib, work: { ...work, rateMib: RATE_MIB } },
+    guest: { memoryMib, work: { ...work, noisePercent: Number(values.noise), rateMib: RATE_MIB } },
     compressions: chosen(values.compression, COMPRESSIONS),
     ...turnsOf(values),
   };
