@@ -7,44 +7,8 @@ import { CannotMeasure, isMet, median } from "../bench/measure.ts";
 import { formatResult } from "../bench/table.ts";
 import { expectFigures, PROMISES } from "./fixtures/benchmarks.ts";
 
-<<<<<<< HEAD
 /** What needs QEMU runs small in the suite that has it. */
 for (const benchmark of BENCHMARKS.filter(({ suite }) => suite !== "real")) {
-=======
-/** Figures that have goals which the engine promises, by benchmark. Others come and go. */
-const PROMISES: Readonly<Record<string, Readonly<Record<string, Goal>>>> = {
-  throughput: {
-    "engine / pump": { atLeast: 0.8 },
-    "engine / pump through memory": { atLeast: 0.8 },
-  },
-  zero: { "fresh memory, per core of both ends": { atLeast: 8 } },
-  scan: { "file, per core": { atLeast: 3 }, "shared, per core": { atLeast: 3 } },
-  uneven: {
-    "one of four at a tenth, total time / ideal": { atMost: 1.3 },
-    "one of four cut in the middle, total time / ideal": { atMost: 1.5 },
-  },
-  memory: {
-    "source, channels: 1": { atMost: 174 },
-    "source, channels: 2": { atMost: 198 },
-    "destination, channels: 1": { atMost: 174 },
-    "destination, channels: 2": { atMost: 198 },
-  },
-  "event-loop": { "source, p99": { atMost: 20 }, "destination, p99": { atMost: 20 } },
-  "delta-link": {
-    "with xbzrle, downtime": { atMost: 300 },
-    "sent with / without": { atMost: 0.25 },
-  },
-};
-
-async function resultsOf(benchmark: Benchmark): Promise<Result[]> {
-  const results: Result[] = [];
-  await benchmark.run((result) => void results.push(result), benchmark.smoke);
-  return results;
-}
-
-// A benchmark proves its own work and throws where it was not done. How long it took is not asked.
-for (const benchmark of BENCHMARKS) {
->>>>>>> shards
   test(`the benchmark ${benchmark.name} does its work and tells figures of it`, async (context) => {
     await expectFigures(benchmark).catch((error: Error) => {
       // Not green: what needs rights that we do not have is told as not run, with the reason.
