@@ -30,8 +30,8 @@ function figuresOf({ compression }: LiveComparison): Figure<LiveSample>[] {
 
 export function titleOfLive({ guest, compression }: LiveComparison): string {
   const { memoryMib, work } = guest;
-  const { sizeMib = 0, rateMib = 0, usedMib = 0 } = work;
-  const busy = `rewrites ${sizeMib} MiB at ${rateMib} MiB/s and holds ${usedMib} MiB more`;
+  const { sizeMib = 0, rateMib = 0, usedMib = 0, noisePercent = 0 } = work;
+  const busy = `rewrites ${sizeMib} MiB at ${rateMib} MiB/s and holds ${usedMib} MiB more, ${noisePercent} % noise`;
   return `live guest (${memoryMib} MiB: ${busy}), compression ${compression}`;
 }
 
