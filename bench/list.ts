@@ -14,6 +14,7 @@ import { qemu } from "./qemu.bench.ts";
 import { qemuLive } from "./qemu-live.bench.ts";
 import { scan } from "./scan.bench.ts";
 import { throughput } from "./throughput.bench.ts";
+import { uneven } from "./uneven.bench.ts";
 import { zero } from "./zero.bench.ts";
 
 /** Every benchmark there is: whole migrations first, then what they are made of. */
@@ -21,6 +22,7 @@ export const BENCHMARKS: readonly Benchmark[] = [
   throughput,
   zero,
   scan,
+  uneven,
   memory,
   eventLoop,
   deltaLink,

@@ -413,6 +413,7 @@ export class SourceMigration {
       expectedDowntimeMs: this.#judgement?.expectedDowntimeMs ?? null,
       throttlePercent: this.#throttlePercent,
       deviceBytes: this.#deviceBytes,
+      workingChannels: sender.liveChannels,
       elapsedMs: now - this.#startMs,
     };
   }
