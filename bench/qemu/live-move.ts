@@ -32,19 +32,22 @@ export interface LiveSample extends Sample {
   readonly pauseMs: number;
   /** As the engine itself reports it. */
   readonly downtimeMs: number;
+  /** It does not work on where it arrived. */
+  readonly isHarmed: boolean;
   /** What only this engine tells. */
   readonly own?: OwnFigures;
 }
 
-/** It moved, and did not survive that. */
-export class GuestHarmed extends Error {
-  override name = "GuestHarmed";
-}
+type Moved = Omit<LiveSample, "pauseMs" | "isHarmed">;
 
-type Moved = Omit<LiveSample, "pauseMs">;
-
+/**
+ * QEMU 7.2 loses writes of an emulated guest: where the dirty bitmap of a block of RAM is made of
+ * whole words, it is read in a way that leaves the emulator's cache of written pages as it is. The
+ * guest then breaks soon after, which is told, and the sample counts: QEMU sent too little, so it
+ * has only won by it. Memory that is not a multiple of 256 KiB is read in another way, and survives.
+ */
 export async function moveLiveWithQemu(move: LiveMove): Promise<LiveSample> {
-  return await moveLive(move, async (source, destination) => {
+  const migrate = async (source: Qemu, destination: Qemu): Promise<Moved> => {
     const settings = { ...move, compression: "none" } as const;
     const from = await MigratingEnd.prepare(source.monitor, settings);
     const to = await MigratingEnd.prepare(destination.monitor, settings);
@@ -55,15 +58,18 @@ export async function moveLiveWithQemu(move: LiveMove): Promise<LiveSample> {
     const bytesBefore = loopbackBytes();
     const startMs = nowMs();
     await from.send(uri);
-    await Promise.all([from.ended(), to.ended()]);
+    // Looked at as soon as may be: a guest that breaks takes its QEMU along.
+    const destinationMs = to.ended().then(() => ofDestination.ms);
+    await Promise.all([from.ended(), destinationMs]);
     return {
       wallMs: nowMs() - startMs,
       sourceCpuMs: ofSource.ms - before.sourceMs,
-      destinationCpuMs: ofDestination.ms - before.destinationMs,
+      destinationCpuMs: (await destinationMs) - before.destinationMs,
       wireBytes: loopbackBytes() - bytesBefore,
       ...(await from.figures()),
     };
-  });
+  };
+  return await moveLive(move, migrate, { mayHarm: true });
 }
 
 export async function moveLiveWithMultifd(
@@ -77,6 +83,8 @@ export async function moveLiveWithMultifd(
       send: [
         ...["--qemu", source.qmpPath, "--channels", String(channels)],
         ...["--compression", compression, "--downtime-limit", `${downtimeLimitMs}ms`],
+        // On a busy machine a goal is missed, which is told; a move that is given up tells nothing.
+        ...["--non-convergence", "switch-over"],
       ],
     };
     const [ofSource, ofDestination] = [await CpuMeter.of(source), await CpuMeter.of(destination)];
@@ -97,10 +105,11 @@ export async function moveLiveWithMultifd(
   });
 }
 
-/** Boots a guest, has it moved into a fresh QEMU, and throws GuestHarmed unless it works on there. */
+/** Boots a guest, has it moved into a fresh QEMU, and throws unless it works on there unharmed. */
 async function moveLive(
   { image, memoryMib, work }: LiveMove,
   migrate: (source: Qemu, destination: Qemu) => Promise<Moved>,
+  { mayHarm = false } = {},
 ): Promise<LiveSample> {
   const request = { image, memoryMib, work };
   await using source = await Qemu.boot(request);
@@ -108,12 +117,12 @@ async function moveLive(
   using watch = new PauseWatch(source.monitor, destination.monitor);
   const moved = await migrate(source, destination);
   const pauseMs = await watch.pauseMs();
-  try {
-    await expectUnharmed(source, destination);
-  } catch (cause) {
-    throw new GuestHarmed("The guest does not work where it arrived", { cause });
-  }
-  return { ...moved, pauseMs };
+  const harm = await expectUnharmed(source, destination).then(
+    () => null,
+    (error: Error) => error,
+  );
+  if (harm !== null && !mayHarm) throw harm;
+  return { ...moved, pauseMs, isHarmed: harm !== null };
 }
 
 async function expectUnharmed(source: Qemu, destination: Qemu): Promise<void> {

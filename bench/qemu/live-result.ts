@@ -30,8 +30,8 @@ function figuresOf({ compression }: LiveComparison): Figure<LiveSample>[] {
 
 export function titleOfLive({ guest, compression }: LiveComparison): string {
   const { memoryMib, work } = guest;
-  const { sizeMib = 0, rateMib = 0, usedMib = 0 } = work;
-  const busy = `rewrites ${sizeMib} MiB at ${rateMib} MiB/s and holds ${usedMib} MiB more`;
+  const { sizeMib = 0, rateMib = 0, usedMib = 0, noisePercent = 0 } = work;
+  const busy = `rewrites ${sizeMib} MiB at ${rateMib} MiB/s and holds ${usedMib} MiB more, ${noisePercent} % noise`;
   return `live guest (${memoryMib} MiB: ${busy}), compression ${compression}`;
 }
 
@@ -45,12 +45,8 @@ export function formatLive(found: LiveComparison): string {
     `stop ${of(({ hypervisor }) => hypervisor?.stopMs)}, pages ${of(({ hypervisor }) => hypervisor?.pagesMs)}, ` +
     `save ${of(({ hypervisor }) => hypervisor?.saveMs)}, load ${of(({ hypervisor }) => hypervisor?.loadMs)}, ` +
     `resume ${of(({ hypervisor }) => hypervisor?.resumeMs)} ms.`;
-  const { qemuHarmed } = found;
-  const notes = [
-    note,
-    ...(qemuHarmed > 0
-      ? [`  QEMU's: ${qemuHarmed} moves done again, whose guest did not survive.`]
-      : []),
-  ];
+  const harmed = found.qemu.filter(({ isHarmed }) => isHarmed).length;
+  const lost = `  QEMU's: of ${found.qemu.length} guests ${harmed} did not survive.`;
+  const notes = harmed === 0 ? [note] : [note, lost];
   return [titleOfLive(found), ...formatRows(liveRowsOf(found)), ...notes, ""].join("\n");
 }

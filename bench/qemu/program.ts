@@ -6,7 +6,7 @@ import { furnish, isEnclosed, runEnclosed } from "./enclosure.ts";
 export interface Run {
   readonly command: string;
   readonly machine: Machine;
-  readonly qemu: string;
+  readonly qemuVersion: string;
   readonly commit: string | null;
 }
 
@@ -50,7 +50,12 @@ export async function runProgram<R extends Request>(
   if (!isEnclosed) return await runEnclosed(path, argv);
   furnish();
   const command = [`node ${name}`, ...argv].join(" ");
-  const run = { command, machine: describeMachine(), qemu: qemuVersion(), commit: currentCommit() };
+  const run = {
+    command,
+    machine: describeMachine(),
+    qemuVersion: qemuVersion(),
+    commit: currentCommit(),
+  };
   if (!request.isJson) process.stdout.write(`${headOf(run)}\n\n`);
   await compare(request, ({ record, text }) => {
     process.stdout.write(`${request.isJson ? JSON.stringify({ ...record, ...run }) : text}\n`);
@@ -98,9 +103,9 @@ function counted(text: string, what: string): number {
   return Number(text);
 }
 
-function headOf({ command, machine, qemu, commit }: Run): string {
+function headOf({ command, machine, qemuVersion, commit }: Run): string {
   const { processor, cores, kernel, node } = machine;
-  return `${command}\n${processor}, ${cores} cores, Linux ${kernel}, Node ${node}, ${qemu}, commit ${commit}`;
+  return `${command}\n${processor}, ${cores} cores, Linux ${kernel}, Node ${node}, ${qemuVersion}, commit ${commit}`;
 }
 
 function qemuVersion(): string {
