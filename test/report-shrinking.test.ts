@@ -56,10 +56,11 @@ test(`deltas are counted for each channel, and add up to what was sent (SEED=${s
   }
   const { delta, unchanged, zero } = report.pages;
   const guestPages = report.guestBytes / (4 * KIB);
-  // The first round found nothing; the cache holds the guest, so every later page found its version.
-  expect(sumOf(report, (each) => each.delta.misses)).toBe(guestPages);
   const dirtyPages = report.rounds.reduce((sum, round) => sum + round.dirtyPages, 0);
-  expect(sumOf(report, (each) => each.delta.hits)).toBe(dirtyPages - guestPages);
+  const misses = sumOf(report, (each) => each.delta.misses);
+  expect(sumOf(report, (each) => each.delta.hits) + misses).toBe(dirtyPages);
+  // The first round found nothing; later ones miss only what another channel had before.
+  expect(misses).toBeGreaterThanOrEqual(guestPages);
   // Pages that were zero have a version, too, but in the first round.
   const hits = sumOf(report, (each) => each.delta.hits);
   expect(hits).toBeGreaterThanOrEqual(delta + unchanged);
@@ -109,7 +110,11 @@ test(`a cache smaller than a page makes no deltas, one larger than memory makes 
       pageBytes,
     );
     expect([small.pages.delta, small.pages.unchanged]).toEqual([0, 0]);
-    const large = await reported({ xbzrle: true, xbzrleCacheBytes: 1024 * MIB }, pageBytes);
+    // One channel has nobody to hand pages over to, with versions that only it keeps.
+    const large = await reported(
+      { xbzrle: true, xbzrleCacheBytes: 1024 * MIB, channels: 1 },
+      pageBytes,
+    );
     expect(sumOf(large, (each) => each.delta.misses)).toBe(large.guestBytes / pageBytes);
     expect(large.pages.delta).toBeGreaterThan(0);
   }
