@@ -96,7 +96,8 @@ test(`auto says for each channel what it chose, and by which figures (SEED=${see
 });
 
 test(`auto chooses zstd for text on a slow link, and its figures are why (SEED=${seed})`, async () => {
-  const slow = { maxBandwidthBytesPerSecond: 2 * MIB };
+  // Alone: what a channel finds beside others depends on what these leave it of the limit.
+  const slow = { channels: 1, maxBandwidthBytesPerSecond: 2 * MIB };
   const report = await reported({ compression: "auto", ...slow });
   expect(report.pages.compressed).toBeGreaterThan(report.pages.raw);
   for (const { codec } of bulkOf(report)) expect(codec.choice).toMatch(/^zstd: raw .*, zstd \d/);
