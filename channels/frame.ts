@@ -212,6 +212,15 @@ export const FRAMES = {
     meaning:
       "Still here. Sent whenever nothing else was for a quarter of channel-timeout or 250 ms.",
   },
+  rejoin: {
+    kind: 32,
+    lane: "main",
+    from: "both",
+    bodyBytesMax: 4,
+    layout: "u32 received",
+    meaning:
+      "On a connection that takes the place of a lost main channel: frames received on the main channel so far, without HELLO, WELCOME, PING and REJOIN. Those after them are sent again.",
+  },
 } as const satisfies Record<string, FrameRow>;
 
 export type FrameName = keyof typeof FRAMES;

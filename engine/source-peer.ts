@@ -1,5 +1,6 @@
 import { randomBytes } from "node:crypto";
-import { MigrationError } from "../base/errors.ts";
+import { after, Deadline, within } from "../base/clock.ts";
+import { errnoOf, MigrationError } from "../base/errors.ts";
 import { type Address, formatAddress } from "../channels/address.ts";
 import type { Checksum } from "../channels/checksum.ts";
 import type { Connector } from "../channels/connection.ts";
@@ -7,12 +8,14 @@ import { FrameStream } from "../channels/frame-stream.ts";
 import {
   type Agreement,
   type DoneMessage,
+  decodeRejoin,
   decodeRunning,
   decodeWelcome,
   encodeAgreement,
   encodeDone,
   encodeFailure,
   encodeHello,
+  encodeRejoin,
   encodeRound,
   type Lane,
   MIGRATION_ID_BYTES,
@@ -33,6 +36,9 @@ const NOTHING = new Uint8Array(0);
 /** A failing source tells the peer why, but does not wait for it. */
 const FAREWELL_MS = 200;
 
+/** Between two tries to join again: soon enough not to be noticed, and no flood. */
+const RETRY_MS = 50;
+
 /** The destination as the source talks to it: over the main channel, and to open the others. */
 export class SourcePeer {
   readonly #connector: Connector;
@@ -41,6 +47,7 @@ export class SourcePeer {
   readonly #migrationId = new Uint8Array(randomBytes(MIGRATION_ID_BYTES));
   readonly #streams: FrameStream[] = [];
   readonly #address: string;
+  readonly #canRejoin: boolean;
   #main: FrameStream | null = null;
   #isClosed = false;
   #token = new Uint8Array(TOKEN_BYTES);
@@ -52,6 +59,8 @@ export class SourcePeer {
     surroundings: Surroundings,
   ) {
     this.#address = formatAddress(address);
+    const isLasting = address.kind === "tcp" || address.kind === "unix";
+    this.#canRejoin = isLasting && parameters.reconnectTimeoutMs > 0;
     this.#connector = surroundings.connector(address);
     this.#parameters = parameters;
     this.#checksum = checksum;
@@ -76,6 +85,7 @@ export class SourcePeer {
     const { stream, token } = await this.#join(0, "main");
     this.#main = stream;
     this.#token = token;
+    if (this.#canRejoin) stream.mayRejoin((reason) => void this.#rejoin(stream, reason));
   }
 
   /** Throws PARAMETER_MISMATCH, BLOCK_MISMATCH or what the destination's host says. */
@@ -103,6 +113,9 @@ export class SourcePeer {
 
   async awaitReady(): Promise<void> {
     await this.main.receive(["ready"], this.#parameters.stepTimeoutMs);
+    // From here on nothing is said twice: COMMIT least of all.
+    this.main.endRejoining();
+    if (this.main.failure !== null) throw this.main.failure;
   }
 
   /** Hands the guest over and returns what the destination says when it runs. */
@@ -164,4 +177,41 @@ export class SourcePeer {
     stream.admitAll();
     return { stream, token: new Uint8Array(decodeWelcome(body, channel).token) };
   }
+
+  /** Finds another connection for a main channel that lost its own, or gives it up. */
+  async #rejoin(main: FrameStream, reason: MigrationError): Promise<void> {
+    const deadline = new Deadline(this.#parameters.reconnectTimeoutMs);
+    while (!this.#isClosed && !deadline.passed) {
+      try {
+        await within(deadline.leftMs, this.#joinAgain(main), () => reason);
+        return;
+      } catch (error) {
+        if (isFinal(error)) break;
+      }
+      const { promise, resolve } = Promise.withResolvers<void>();
+      after(RETRY_MS, resolve);
+      await promise;
+    }
+    main.giveUp(reason);
+  }
+
+  async #joinAgain(main: FrameStream): Promise<void> {
+    const { connectTimeoutMs } = this.#parameters;
+    const { stream } = await this.#join(0, "main");
+    try {
+      await stream.send("rejoin", encodeRejoin(main.lastingReceived), connectTimeoutMs);
+      const { body } = await stream.receive(["rejoin"], connectTimeoutMs);
+      main.adopt(stream, decodeRejoin(body, 0));
+    } catch (error) {
+      stream.close();
+      throw error;
+    }
+  }
+}
+
+/** Nobody is there any more who knows of this migration: no other try would change that. */
+function isFinal(error: unknown): boolean {
+  if (!(error instanceof MigrationError)) return true;
+  const errno = errnoOf(error.cause);
+  return error.at === "destination" || errno === "ECONNREFUSED" || errno === "ENOENT";
 }

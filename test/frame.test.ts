@@ -58,6 +58,7 @@ const KINDS: { readonly [name in FrameName]: number } = {
   running: 16,
   done: 17,
   ping: 18,
+  rejoin: 32,
 };
 
 /** What a peer may make us allocate for a frame. */
@@ -80,6 +81,7 @@ const BODY_BYTES_MAX: { readonly [name in FrameName]: number } = {
   running: 24,
   done: 80,
   ping: 0,
+  rejoin: 4,
 };
 
 for (const name of NAMES) {

@@ -150,6 +150,7 @@ export const KIND = {
   running: 16,
   done: 17,
   ping: 18,
+  rejoin: 32,
 } as const;
 
 export const LANE = { main: 1, bulk: 2 } as const;
@@ -175,6 +176,7 @@ const BODY_BYTES_MAX = new Map<number, number>([
   [KIND.running, 24],
   [KIND.done, 80],
   [KIND.ping, 0],
+  [KIND.rejoin, 4],
 ]);
 
 const NOTHING = new Uint8Array(0);

@@ -1,5 +1,6 @@
 import { beforeAll, describe, expect, test } from "vitest";
 import { loadChecksum } from "../../channels/checksum.ts";
+import { SOURCE_PHASES } from "../../engine/source.ts";
 import { Prng, seedFromEnvironment } from "../prng.ts";
 import { BROKEN } from "./broken.ts";
 import {
@@ -92,6 +93,31 @@ describe("every fault at every step of the protocol", () => {
     const fault = { kind, target: index % 2 === 0 ? "main" : "all", moment: { step, afterMs } };
     const setting = { ...drawSetting(own, new Prng(own)), timeoutMs: 20_000 };
     return { ...setting, faults: [fault as Plan["faults"][number]] };
+  }
+});
+
+describe("a main channel that is lost before COMMIT is joined again, and the migration completes", () => {
+  const kinds = [
+    "cut",
+    "cut that only the source sees",
+    "cut that only the destination sees",
+    "half-open to source",
+    "half-open to destination",
+  ] as const;
+  for (const kind of kinds) {
+    for (const phase of SOURCE_PHASES.slice(1, -1)) {
+      test(`${kind} in ${phase} (SEED=${seed})`, async () => {
+        const setting = { ...drawSetting(seed, new Prng(seed)), timeoutMs: 20_000 };
+        const moment = { step: `source ${phase}`, afterMs: 0 };
+        const { ends } = await expectSound({
+          ...setting,
+          reconnectTimeoutMs: 2000,
+          nonConvergence: "switch-over",
+          faults: [{ kind, target: "main", moment }],
+        });
+        expect(ends).toEqual(["migrateIn completed", "migrateOut completed"]);
+      });
+    }
   }
 });
 
