@@ -3,16 +3,20 @@ import { after, every, nowMs } from "../base/clock.ts";
 import { asMigrationError, MigrationError } from "../base/errors.ts";
 import type { Address } from "../channels/address.ts";
 import { type Checksum, loadChecksum } from "../channels/checksum.ts";
+import { corrupt } from "../channels/frame.ts";
 import type { FrameStream } from "../channels/frame-stream.ts";
 import {
   type DoneMessage,
   decodeAgreement,
+  decodeChannel,
   decodeDone,
   decodeRound,
+  encodeChannel,
   encodeFailure,
   encodeRunning,
 } from "../channels/messages.ts";
 import { stopWorkers } from "../workers/control.ts";
+import type { ChannelPlace } from "../workers/protocol.ts";
 import { checkParameters, matchBlocks } from "./agreement.ts";
 import { Attempt, callHost } from "./attempt.ts";
 import { type Block, blockProblems } from "./block.ts";
@@ -40,6 +44,9 @@ const DONE_MS = 1000;
 
 /** Rounds told by a hostile source must not fill memory. */
 const ROUNDS_MAX = 10_000;
+
+/** Nor must one that gives up channel after channel keep us busy for ever. */
+const LETTINGS_MAX = 4096;
 
 const NO_DOWNTIME: DowntimeFigures = {
   pauseMs: 0,
@@ -70,6 +77,7 @@ export class DestinationMigration {
   #announcement: Uint8Array = NOTHING;
   #sections: readonly DeviceSection[] = [];
   #deviceBytes = 0;
+  #lettings = 0;
   #startMs = 0;
   #endMs = 0;
   #cpuBefore = process.cpuUsage();
@@ -184,10 +192,16 @@ export class DestinationMigration {
     this.#startProgress();
     for (;;) {
       // How long a guest takes is the source's business; the heartbeat watches that it lives.
-      const frame = await this.#ofMain.receive(["round", "devices"], Number.POSITIVE_INFINITY);
+      const wanted = ["round", "devices", "lost"] as const;
+      const frame = await this.#ofMain.receive(wanted, Number.POSITIVE_INFINITY);
       if (frame.name === "devices") {
         this.#announcement = frame.body;
+        this.#ofDoorman.refuseChannels(); // Nobody may write once the guest could run.
         return;
+      }
+      if (frame.name === "lost") {
+        await this.#letGo(frame.body);
+        continue;
       }
       const { round: _round, ...figures } = decodeRound(frame.body, 0);
       if (this.#rounds.length < ROUNDS_MAX) this.#rounds.push(figures);
@@ -205,7 +219,7 @@ export class DestinationMigration {
   /** All RAM is in place, then the devices: the guest could run. */
   async load(): Promise<void> {
     const { stepTimeoutMs, channelTimeoutMs } = this.#parameters;
-    await this.attempt.guard(this.#ofReceiver.ended());
+    await this.attempt.guard(this.#ofReceiver.ended(channelTimeoutMs));
     await this.attempt.askHost({
       action: "load devices",
       limitMs: stepTimeoutMs,
@@ -314,8 +328,41 @@ export class DestinationMigration {
     const { connectTimeoutMs } = this.#parameters;
     for await (const place of this.#ofDoorman.admitChannels(channels, connectTimeoutMs)) {
       if (this.attempt.failure !== null) return;
-      this.#ofReceiver.receive(place, (error) => this.attempt.fail(asMigrationError(error)));
+      this.#receiveChannel(place);
     }
+    this.#ofDoorman.onReplacement((place) => {
+      const isWanted = this.attempt.failure === null && this.#isReceiving;
+      if (isWanted) this.#receiveChannel(place);
+      else this.#ofDoorman.letGo(place.channel);
+    });
+  }
+
+  /** While pages may come. */
+  get #isReceiving(): boolean {
+    return this.attempt.phase === "agree" || this.attempt.phase === "receive";
+  }
+
+  #receiveChannel(place: ChannelPlace): void {
+    this.#ofReceiver.receive(place, {
+      // The source decides: with other channels, it goes on. When all pages are fenced it is no loss.
+      onLoss: () => {
+        if (!this.#isReceiving) return;
+        const body = encodeChannel(place.channel);
+        this.#ofMain.send("lost", body, this.#parameters.channelTimeoutMs).catch(() => {});
+      },
+      onFailure: (error) => this.attempt.fail(asMigrationError(error)),
+    });
+  }
+
+  /** The source gives a channel up, as often as it likes within reason. It is told when it is gone. */
+  async #letGo(body: Uint8Array): Promise<void> {
+    const { stepTimeoutMs, channelTimeoutMs } = this.#parameters;
+    const channel = decodeChannel(body, 0, this.#ofReceiver.channels);
+    this.#lettings += 1;
+    if (this.#lettings > LETTINGS_MAX) throw corrupt(0, "channels given up", this.#lettings);
+    await this.attempt.guard(this.#ofReceiver.letGo(channel, stepTimeoutMs));
+    this.#ofDoorman.letGo(channel);
+    await this.#ofMain.send("gone", body, channelTimeoutMs);
   }
 
   #checkPrepared(blocks: readonly Block[]): void {

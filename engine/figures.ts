@@ -12,10 +12,12 @@ export function sumCounters(control: Control, channels: number): Record<Counter,
   return Object.fromEntries(sums) as Record<Counter, number>;
 }
 
-export function channelFigures(control: Control, channels: number): ChannelFigures[] {
-  return rowsOf(control, channels).map((row, index) => ({
+/** `losses` says, channel by channel, how often its connection was lost. */
+export function channelFigures(control: Control, losses: readonly number[]): ChannelFigures[] {
+  return rowsOf(control, losses.length).map((row, index) => ({
     id: index + 1,
     lane: "bulk",
+    losses: losses[index] ?? 0,
     sentBytes: row.read("movedBytes"),
     waitMs: row.read("waitMs"),
     busyMs: row.read("busyMs"),
@@ -42,6 +44,7 @@ export function mainChannelFigures(sentBytes: number): ChannelFigures {
   return {
     id: 0,
     lane: "main",
+    losses: 0,
     sentBytes,
     waitMs: 0,
     busyMs: 0,

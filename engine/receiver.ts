@@ -1,11 +1,13 @@
+import { assert } from "../base/assert.ts";
 import { within } from "../base/clock.ts";
 import { MigrationError } from "../base/errors.ts";
 import { siblingModule } from "../base/module.ts";
-import { type Control, createControl } from "../workers/control.ts";
+import { type Control, createControl, reviveChannel, stopChannel } from "../workers/control.ts";
 import { wordCountFor } from "../workers/dirty-words.ts";
 import type { ChannelPlace, ReceiveSetup, ReceiveTask } from "../workers/protocol.ts";
 import { type Block, geometryOf } from "./block.ts";
 import { channelFigures, sumCounters } from "./figures.ts";
+import { isLoss } from "./loss.ts";
 import type { Parameters } from "./parameters.ts";
 import type { ChannelFigures } from "./statistics.ts";
 import type { Surroundings, ThreadPool } from "./surroundings.ts";
@@ -18,7 +20,9 @@ export class Receiver {
   readonly control: Control;
   readonly #channels: number;
   readonly #pool: ThreadPool;
-  readonly #tasks: Promise<unknown>[] = [];
+  /** By channel: settled when its thread has no more to do with its connection. */
+  readonly #tasks = new Map<number, Promise<void>>();
+  readonly #losses: number[];
 
   /** Starts the threads. `blocks` are in the order of the agreement. */
   constructor(
@@ -28,6 +32,7 @@ export class Receiver {
     surroundings: Surroundings,
   ) {
     this.#channels = channels;
+    this.#losses = Array<number>(channels).fill(0);
     this.control = createControl(channels);
     const setup: ReceiveSetup = {
       control: this.control,
@@ -64,17 +69,60 @@ export class Receiver {
     await within(THREAD_START_MS, started, late);
   }
 
-  /** Receives one channel in the background; `onFailure` is told what went wrong there. */
-  receive(place: ChannelPlace, onFailure: (error: unknown) => void): void {
+  /**
+   * Receives one channel in the background. `onLoss` is told when its connection is lost, which need
+   * not be the end, and `onFailure` whatever else went wrong there.
+   */
+  receive(
+    place: ChannelPlace,
+    told: { onLoss(error: MigrationError): void; onFailure(error: unknown): void },
+  ): void {
+    const { channel } = place;
+    assert(!this.#tasks.has(channel), "a channel has one connection at a time");
     const task: ReceiveTask = { kind: "receive", place };
-    const receiving = this.#pool.run(place.channel, task);
-    receiving.catch(onFailure);
-    this.#tasks.push(receiving);
+    reviveChannel(this.control, channel);
+    const receiving = this.#pool.run(channel, task).then(
+      () => {},
+      (error) => {
+        if (!isLoss(error)) throw error;
+        told.onLoss(error);
+      },
+    );
+    receiving.catch(told.onFailure);
+    this.#tasks.set(channel, receiving);
   }
 
-  /** Returns when every channel has ended, with all its pages in place. */
-  async ended(): Promise<void> {
-    await Promise.all(this.#tasks);
+  /**
+   * Lets go of a channel: returns when its thread uses the connection no more, and writes nothing
+   * more of it. Throws WORKER_DIED when it hangs for `limitMs`, on a disk say.
+   */
+  async letGo(channel: number, limitMs: number): Promise<void> {
+    const receiving = this.#tasks.get(channel);
+    if (receiving === undefined) return;
+    this.#losses[channel - 1] = (this.#losses[channel - 1] ?? 0) + 1;
+    stopChannel(this.control, channel);
+    const reason = `its thread did not let go of a lost connection within ${limitMs} ms`;
+    await within(limitMs, receiving, () => new MigrationError("WORKER_DIED", { channel, reason }));
+    this.#tasks.delete(channel);
+  }
+
+  /**
+   * Returns when every channel has ended, with all its pages in place. The source has fenced all of
+   * them before it says so: a channel whose end does not come within `limitMs` has nothing to bring.
+   */
+  async ended(limitMs: number): Promise<void> {
+    const all = Promise.all(this.#tasks.values());
+    const late = new Error("an end is late");
+    try {
+      await within(limitMs, all, () => late);
+    } catch (error) {
+      if (error !== late) throw error;
+      await Promise.all([...this.#tasks.keys()].map((channel) => this.letGo(channel, limitMs)));
+    }
+  }
+
+  get channels(): number {
+    return this.#channels;
   }
 
   counters(): ReturnType<typeof sumCounters> {
@@ -82,7 +130,7 @@ export class Receiver {
   }
 
   channelFigures(): ChannelFigures[] {
-    return channelFigures(this.control, this.#channels);
+    return channelFigures(this.control, this.#losses);
   }
 
   /** False when a thread hangs and still holds its descriptors; see `ChannelPool.close`. */

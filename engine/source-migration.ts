@@ -14,6 +14,7 @@ import type { DeviceSection, DeviceTerms, SourceHost } from "./host.ts";
 import { HypervisorView } from "./hypervisor-view.ts";
 import { agreedParameters, type Parameters } from "./parameters.ts";
 import { preferPeersWord } from "./peers-word.ts";
+import { Replacing } from "./replacing.ts";
 import { Sender, type SentRound } from "./sender.ts";
 import type { MigrateOutOptions, SourcePhase } from "./source.ts";
 import { SourcePeer } from "./source-peer.ts";
@@ -31,6 +32,7 @@ export class SourceMigration {
   readonly #options: MigrateOutOptions;
   readonly #peer: SourcePeer;
   readonly #surroundings: Surroundings;
+  readonly #replacing: Replacing;
   readonly #convergence = new Convergence();
   readonly #startMs = nowMs();
   readonly #cpuBefore = process.cpuUsage();
@@ -64,6 +66,7 @@ export class SourceMigration {
   private constructor(
     host: SourceHost,
     peer: SourcePeer,
+    replacing: Replacing,
     options: MigrateOutOptions,
     parameters: Parameters,
     surroundings: Surroundings,
@@ -74,6 +77,7 @@ export class SourceMigration {
     this.#throttling = new Hold(host, "throttle");
     this.#pausing = new Hold(host, "pause");
     this.#peer = peer;
+    this.#replacing = replacing;
     this.#options = options;
     this.#parameters = parameters;
     this.attempt = new Attempt<SourcePhase>({
@@ -106,7 +110,8 @@ export class SourceMigration {
       dirtyLog: host.dirtyLog,
     });
     const peer = new SourcePeer(parsed, parameters, await loadChecksum(), surroundings);
-    return new SourceMigration(host, peer, options, parameters, surroundings);
+    const replacing = new Replacing(peer, parsed, parameters.connectTimeoutMs);
+    return new SourceMigration(host, peer, replacing, options, parameters, surroundings);
   }
 
   async connect(): Promise<void> {
@@ -128,8 +133,14 @@ export class SourceMigration {
   /** Agrees on parameters and blocks, and opens all channels, each with its thread. */
   async agree(): Promise<void> {
     // First of all: its threads start while the hosts agree, as the destination's do.
-    const sender = new Sender(this.#host.blocks, this.#parameters, this.#surroundings);
+    const sender = new Sender(
+      this.#host.blocks,
+      this.#parameters,
+      this.#surroundings,
+      this.#replacing,
+    );
     this.#sender = sender;
+    this.#peer.onLost((channel) => this.#losesChannel(channel));
     this.attempt.onFailure(() => stopWorkers(sender.control));
     const blocks = this.#host.blocks.map(({ name, sizeBytes, pageBytes }) => ({
       name,
@@ -191,7 +202,8 @@ export class SourceMigration {
     sender.sync(this.#logs);
     this.#downtime.syncMs = this.#lap();
     await this.#sendRound();
-    await sender.end();
+    this.#replacing.end();
+    await this.attempt.guard(sender.end());
     assert(sender.dirtyPages === 0, "nothing is dirty when all was sent and nobody writes");
     assert(sender.isScanComplete, "what may have changed was looked at when nobody writes");
     this.#downtime.pagesMs = this.#lap();
@@ -282,9 +294,18 @@ export class SourceMigration {
     for (const stop of this.#stops.splice(0)) stop();
     this.#options.live?.detach();
     this.attempt.end();
+    this.#replacing.end();
     if (this.#sender !== null) stopWorkers(this.#sender.control);
     const areThreadsGone = (await this.#sender?.close()) ?? true;
     this.#peer.close({ areThreadsGone });
+  }
+
+  /** The destination lost it. While channels are opened that ends the attempt; later, others go on. */
+  #losesChannel(channel: number): void {
+    const reason = "the other end lost it";
+    const error = new MigrationError("CHANNEL_LOST", { channel, reason });
+    if (this.attempt.phase === "agree") this.attempt.fail(error);
+    else this.#ofSender.lose(channel, error);
   }
 
   get #ofSender(): Sender {

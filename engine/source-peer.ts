@@ -4,14 +4,17 @@ import { errnoOf, MigrationError } from "../base/errors.ts";
 import { type Address, formatAddress } from "../channels/address.ts";
 import type { Checksum } from "../channels/checksum.ts";
 import type { Connector } from "../channels/connection.ts";
+import { corrupt } from "../channels/frame.ts";
 import { FrameStream } from "../channels/frame-stream.ts";
 import {
   type Agreement,
   type DoneMessage,
+  decodeChannel,
   decodeRejoin,
   decodeRunning,
   decodeWelcome,
   encodeAgreement,
+  encodeChannel,
   encodeDone,
   encodeFailure,
   encodeHello,
@@ -47,6 +50,9 @@ export class SourcePeer {
   readonly #migrationId = new Uint8Array(randomBytes(MIGRATION_ID_BYTES));
   readonly #streams: FrameStream[] = [];
   readonly #address: string;
+  readonly #bulk = new Map<number, FrameStream>();
+  /** Channels that were given up and that the destination has not let go of. */
+  readonly #leaving = new Map<number, () => void>();
   readonly #canRejoin: boolean;
   #main: FrameStream | null = null;
   #isClosed = false;
@@ -99,7 +105,43 @@ export class SourcePeer {
   /** Opens one bulk channel, ready for a thread. */
   async openChannel(channel: number): Promise<ChannelPlace> {
     const { stream } = await this.#join(channel, "bulk");
+    this.closeChannel(channel);
+    this.#bulk.set(channel, stream);
     return { channel, ...stream.release() };
+  }
+
+  /** Calls back when the destination says that it lost a channel. */
+  onLost(tell: (channel: number) => void): void {
+    const { channels } = this.#parameters;
+    this.main.onNotice("lost", (body) => tell(decodeChannel(body, 0, channels)));
+    this.main.onNotice("gone", (body) => {
+      const channel = decodeChannel(body, 0, channels);
+      const waiting = this.#leaving.get(channel);
+      if (waiting === undefined) throw corrupt(0, "channel that is gone", channel);
+      this.#leaving.delete(channel);
+      waiting();
+    });
+  }
+
+  /**
+   * Closes a lost channel, which no thread may use any more, and has the destination let go of it.
+   * Returns when nothing of it can arrive any more.
+   */
+  async giveUp(channel: number): Promise<void> {
+    const { stepTimeoutMs, channelTimeoutMs } = this.#parameters;
+    this.closeChannel(channel);
+    const { promise: gone, resolve } = Promise.withResolvers<void>();
+    this.#leaving.set(channel, resolve);
+    await this.main.send("lost", encodeChannel(channel), channelTimeoutMs);
+    const facts = { waitingFor: `end of channel ${channel}`, limitMs: stepTimeoutMs };
+    const late = () => new MigrationError("PEER_SILENT", facts);
+    await within(stepTimeoutMs, Promise.race([gone, this.main.failed]), late);
+  }
+
+  /** Closes a channel that no thread uses. */
+  closeChannel(channel: number): void {
+    this.#bulk.get(channel)?.close();
+    this.#bulk.delete(channel);
   }
 
   async tellRound(round: RoundMessage): Promise<void> {
@@ -164,18 +206,23 @@ export class SourcePeer {
       admitted: ["welcome", "failure"],
     });
     this.#streams.push(stream);
-    const hello = encodeHello({
-      versionMin: VERSION.min,
-      versionMax: VERSION.max,
-      migrationId: this.#migrationId,
-      channel,
-      lane,
-      token: this.#token,
-    });
-    await stream.send("hello", hello, connectTimeoutMs);
-    const { body } = await stream.receive(["welcome"], connectTimeoutMs);
-    stream.admitAll();
-    return { stream, token: new Uint8Array(decodeWelcome(body, channel).token) };
+    try {
+      const hello = encodeHello({
+        versionMin: VERSION.min,
+        versionMax: VERSION.max,
+        migrationId: this.#migrationId,
+        channel,
+        lane,
+        token: this.#token,
+      });
+      await stream.send("hello", hello, connectTimeoutMs);
+      const { body } = await stream.receive(["welcome"], connectTimeoutMs);
+      stream.admitAll();
+      return { stream, token: new Uint8Array(decodeWelcome(body, channel).token) };
+    } catch (error) {
+      stream.close(); // A lost channel is sought again and again.
+      throw error;
+    }
   }
 
   /** Finds another connection for a main channel that lost its own, or gives it up. */

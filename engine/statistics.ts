@@ -41,6 +41,7 @@ export interface PageFigures {
 export interface ChannelFigures {
   readonly id: number;
   readonly lane: Lane;
+  readonly losses: number;
   readonly sentBytes: number;
   readonly waitMs: number;
   readonly busyMs: number;
@@ -246,6 +247,11 @@ export const STATISTICS = {
     "channels[].lane": {
       unit: "name",
       meaning: "What the channel is for: main, bulk or priority.",
+    },
+    "channels[].losses": {
+      unit: "count",
+      meaning:
+        "How often its connection was lost, or given up because nothing moved; others sent its pages then, until it had another connection.",
     },
     "channels[].sentBytes": {
       unit: "bytes",

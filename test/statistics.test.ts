@@ -14,6 +14,7 @@ const REPORT: Required<Report> = {
     {
       id: 1,
       lane: "bulk",
+      losses: 1,
       sentBytes: 1,
       waitMs: 1,
       busyMs: 1,

@@ -76,10 +76,10 @@ export class FrameWriter {
   }
 
   #send(frame: Uint8Array, rest: Uint8Array): WriteFigures {
-    const { pacing, stop } = this.#control;
+    const { pacing } = this.#control;
     const bytes = frame.length + rest.length;
     const startMs = nowMs();
-    const pacedMs = waitForPace(pacing, stop, bytes);
+    const pacedMs = waitForPace(pacing, this.#output.stop, bytes);
     const waitedMs = pacedMs + writeAll(this.#output, frame, rest);
     const elapsedMs = nowMs() - startMs;
     this.#counters.add("movedBytes", bytes);

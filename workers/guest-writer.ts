@@ -62,11 +62,26 @@ export class GuestWriter {
   write(firstPage: number, pages: number, source: Uint8Array): void {
     const { ram, pageBytes } = this.#block;
     assert(source.length === pages * pageBytes, "a run has whole pages");
+    this.begin(firstPage, pages);
     ram.write(firstPage * pageBytes, source);
     this.markReceived(firstPage, pages);
   }
 
-  /** Where the pages of a run can be received without a copy, else null. Then `markReceived`. */
+  /**
+   * Pages are about to be written. Should that break off with the channel, nobody may hold them to
+   * be untouched, or to be the version that they were.
+   */
+  begin(firstPage: number, pages: number): void {
+    const { received, generations } = this.#block;
+    const end = firstPage + pages;
+    generations.fill(0, firstPage, end);
+    for (let index = firstPage >>> 5; index * PAGES_PER_WORD < end; index += 1) {
+      const base = index * PAGES_PER_WORD;
+      Atomics.or(received, index, bitsBetween(firstPage - base, end - base));
+    }
+  }
+
+  /** Where the pages of a run can be received without a copy, else null: `begin`, `markReceived`. */
   view(firstPage: number, pages: number): Uint8Array | null {
     const { ram, pageBytes } = this.#block;
     return ram.view(firstPage * pageBytes, pages * pageBytes);
@@ -123,14 +138,9 @@ export class GuestWriter {
     this.write(firstPage, pages, target);
   }
 
+  /** The pages that were begun are there. */
   markReceived(firstPage: number, pages: number): void {
     this.#block.generations.fill(this.#generation, firstPage, firstPage + pages);
-    const { received } = this.#block;
-    const end = firstPage + pages;
-    for (let index = firstPage >>> 5; index * PAGES_PER_WORD < end; index += 1) {
-      const base = index * PAGES_PER_WORD;
-      Atomics.or(received, index, bitsBetween(firstPage - base, end - base));
-    }
   }
 
   /** Told word by word: the usual case, for most of a guest's zero pages come in its first round. */

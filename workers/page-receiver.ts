@@ -22,7 +22,7 @@ import { decodeFailure, decodeFence, encodeFence } from "../channels/messages.ts
 import type { Codec } from "./codecs/codec.ts";
 import { letGo } from "./codecs/let-go.ts";
 import { codecOf } from "./codecs/list.ts";
-import { CounterRow } from "./control.ts";
+import { CounterRow, stopOf } from "./control.ts";
 import type { PageEncoding, Run } from "./encodings/encoding.ts";
 import { encodingOf } from "./encodings/list.ts";
 import { raw } from "./encodings/raw.ts";
@@ -81,7 +81,7 @@ export class PageReceiver {
   constructor(setup: ReceiveSetup, place: ChannelPlace, checksum: Checksum) {
     const { control, channelTimeoutMs } = setup;
     const { channel, isDeep = false } = place;
-    const common = { channel, isDeep, stop: control.stop, limitMs: channelTimeoutMs };
+    const common = { channel, isDeep, stop: stopOf(control, channel), limitMs: channelTimeoutMs };
     this.#input = { ...common, fd: place.readFd };
     this.#output = { ...common, fd: place.writeFd };
     this.#hasChecksum = setup.hasChecksum;
@@ -271,6 +271,7 @@ export class PageReceiver {
     const buffered = Math.min(this.#end - this.#start, run.bytes);
     const target = buffered === run.bytes ? null : writer.view(run.firstPage, run.pages);
     if (target === null) return false;
+    writer.begin(run.firstPage, run.pages);
     target.set(this.#buffer.subarray(this.#start, this.#start + buffered));
     this.#start += buffered;
     const rest = target.subarray(buffered);

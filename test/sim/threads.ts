@@ -1,7 +1,7 @@
 import { must } from "../../base/assert.ts";
 import { MigrationError } from "../../base/errors.ts";
 import type { ThreadPool } from "../../engine/surroundings.ts";
-import { CounterRow, isHurried, isStopped } from "../../workers/control.ts";
+import { CounterRow, isStopped, mustLeave, stopOf } from "../../workers/control.ts";
 import { lowestBit, PAGES_PER_WORD, takeWords, undoWords } from "../../workers/dirty-words.ts";
 import type {
   ChannelPlace,
@@ -9,6 +9,7 @@ import type {
   ReceiveTask,
   SendSetup,
   SendTask,
+  TaskDone,
 } from "../../workers/protocol.ts";
 import type { Network, SimulatedSocket } from "./network.ts";
 import type { World } from "./world.ts";
@@ -62,7 +63,7 @@ export class SimulatedThreads implements ThreadPool {
     this.#dead.add(channel);
   }
 
-  async run(channel: number, task: object): Promise<number | null> {
+  async run(channel: number, task: object): Promise<TaskDone | null> {
     const before = this.#tails.get(channel) ?? Promise.resolve();
     const running = before.then(() => this.#perform(channel, task as SendTask | ReceiveTask));
     this.#tails.set(
@@ -83,24 +84,25 @@ export class SimulatedThreads implements ThreadPool {
     return true;
   }
 
-  async #perform(channel: number, task: SendTask | ReceiveTask): Promise<number> {
+  async #perform(channel: number, task: SendTask | ReceiveTask): Promise<TaskDone> {
     await this.#pause(channel, HAND_OVER_MS);
     switch (task.kind) {
       case "start":
-        return 0;
+        return { pages: 0 };
       case "open":
         this.#open(task.place);
-        return 0;
+        return { pages: 0 };
       case "send":
         return await this.#send(channel, task);
       case "fence":
-        return await this.#fence(channel, task.number);
+        await this.#fence(channel, task.number);
+        return { pages: 0 };
       case "end":
         await this.#post(channel, { kind: "end" }, HEADER_BYTES);
-        return 0;
+        return { pages: 0 };
       case "receive":
         this.#open(task.place);
-        return await this.#receive(channel);
+        return { pages: await this.#receive(channel) };
       default:
         throw new Error(`no simulated thread does "${task.kind}"`);
     }
@@ -110,20 +112,24 @@ export class SimulatedThreads implements ThreadPool {
     this.#sockets.set(place.channel, this.#network.socketOf(place.readFd));
   }
 
-  async #send(channel: number, task: SendTask & { kind: "send" }): Promise<number> {
+  async #send(channel: number, task: SendTask & { kind: "send" }): Promise<TaskDone> {
     const block = must((this.#setup as SendSetup).blocks[task.block], "a task names a block");
     const wordsPerChunk = block.pagesPerChunk / PAGES_PER_WORD;
     const counters = this.#counters(channel);
     let sent = 0;
+    let left = 0;
     for (const chunk of task.chunks) {
       const first = chunk * wordsPerChunk;
       const words = Math.min(wordsPerChunk, block.dirty.words.length - first);
       const taken = new Int32Array(words);
-      if (isHurried(this.#setup.control)) {
+      if (left > 0 || mustLeave(stopOf(this.#setup.control, channel))) {
+        left += 1;
         if (this.#flaws.dropsBits === true) takeWords(block.dirty, first, taken);
         continue;
       }
+      block.senders[chunk] = channel;
       takeWords(block.dirty, first, taken);
+      block.sent.set(taken, first);
       const startMs = this.#world.nowMs();
       try {
         sent += await this.#sendTaken(channel, task, first, taken);
@@ -134,7 +140,7 @@ export class SimulatedThreads implements ThreadPool {
         counters.add("sendMs", this.#world.nowMs() - startMs);
       }
     }
-    return sent;
+    return { pages: sent, left };
   }
 
   async #sendTaken(
@@ -169,14 +175,13 @@ export class SimulatedThreads implements ThreadPool {
     return count;
   }
 
-  async #fence(channel: number, number: number): Promise<number> {
+  async #fence(channel: number, number: number): Promise<void> {
     await this.#post(channel, { kind: "fence", number }, HEADER_BYTES);
     const limitMs = (this.#setup as SendSetup).fenceTimeoutMs;
     const answer = await this.#next(channel, limitMs);
     if (answer.kind !== "applied" || answer.number !== number) {
       throw new Error("a fence is answered by its own number");
     }
-    return 0;
   }
 
   async #receive(channel: number): Promise<number> {
@@ -258,7 +263,7 @@ export class SimulatedThreads implements ThreadPool {
     if (this.#dead.has(channel)) {
       throw new MigrationError("WORKER_DIED", { channel, reason: "the simulation ended it" });
     }
-    if (isStopped(this.#setup.control)) throw new Stopped();
+    if (isStopped(stopOf(this.#setup.control, channel))) throw new Stopped();
   }
 
   #socket(channel: number): SimulatedSocket {
