@@ -118,6 +118,7 @@ export class SimulatedThreads implements ThreadPool {
     const counters = this.#counters(channel);
     let sent = 0;
     let left = 0;
+    const begun: { first: number; taken: Int32Array }[] = [];
     for (const chunk of task.chunks) {
       const first = chunk * wordsPerChunk;
       const words = Math.min(wordsPerChunk, block.dirty.words.length - first);
@@ -128,13 +129,15 @@ export class SimulatedThreads implements ThreadPool {
         continue;
       }
       block.senders[chunk] = channel;
+      begun.push({ first, taken });
       takeWords(block.dirty, first, taken);
       block.sent.set(taken, first);
       const startMs = this.#world.nowMs();
       try {
         sent += await this.#sendTaken(channel, task, first, taken);
       } catch (error) {
-        undoWords(block.dirty, first, taken);
+        // Nobody knows what of the task arrived.
+        for (const each of begun) undoWords(block.dirty, each.first, each.taken);
         throw error;
       } finally {
         counters.add("sendMs", this.#world.nowMs() - startMs);
