@@ -405,6 +405,7 @@ export class DestinationMigration {
       expectedDowntimeMs: null,
       throttlePercent: 0,
       deviceBytes: this.#deviceBytes,
+      workingChannels: this.#ofReceiver.workingChannels,
       elapsedMs: now - this.#startMs,
     };
   }

@@ -1,10 +1,18 @@
 import { must } from "../base/assert.ts";
-import { nowMs } from "../base/clock.ts";
+import { every, nowMs } from "../base/clock.ts";
 import { MigrationError } from "../base/errors.ts";
 import { askBack, type Control, isHurried } from "../workers/control.ts";
 import type { SendTask } from "../workers/protocol.ts";
+import { Flow } from "./flow.ts";
 import { isLoss } from "./loss.ts";
-import { type ChannelLoad, type ChannelPace, type Help, helpFor } from "./rebalance.ts";
+import {
+  type ChannelDelay,
+  type ChannelLoad,
+  type ChannelPace,
+  type Help,
+  helpFor,
+  tooLate,
+} from "./rebalance.ts";
 import type { SendChannel } from "./send-channel.ts";
 import { type Batch, bytesOf, type Work } from "./work.ts";
 
@@ -17,6 +25,8 @@ import { type Batch, bytesOf, type Work } from "./work.ts";
 const TASK_BYTES = 64 * 2 ** 20;
 /** An almost clean guest: so many chunks with a page or two each go in one task. */
 const TASK_CHUNKS_MAX = 256;
+/** How often a pass looks at how fast its channels are. */
+const LOOK_MS = 50;
 /** One task runs while the next one is on its way to the thread. */
 const TASKS_IN_FLIGHT = 2;
 
@@ -41,6 +51,9 @@ interface Lane {
   readonly inFlight: Set<Promise<unknown>>;
   /** Who waits for what its thread has not begun. */
   readonly claims: { readonly lane: Lane; readonly settle: () => void }[];
+  readonly flow: Flow;
+  /** It begins nothing more, for it would be the last: see `tooLate`. */
+  isLate: boolean;
   bytes: number;
   startMs: number;
   endMs: number;
@@ -67,14 +80,19 @@ export class Pass {
 
   /** Throws what ended it otherwise than by the loss of a channel. */
   async run(): Promise<void> {
-    let isFirst = true;
-    do {
-      const live = await this.#terms.live();
-      const wasFirst = isFirst;
-      isFirst = false;
-      const ends = await Promise.allSettled(live.map((each) => this.#serve(each, wasFirst)));
-      for (const end of ends) if (end.status === "rejected") throw end.reason;
-    } while (!this.#work.isEmpty && !isHurried(this.#terms.control));
+    const endLooks = every(LOOK_MS, () => this.#look());
+    try {
+      let isFirst = true;
+      do {
+        const live = await this.#terms.live();
+        const wasFirst = isFirst;
+        isFirst = false;
+        const ends = await Promise.allSettled(live.map((each) => this.#serve(each, wasFirst)));
+        for (const end of ends) if (end.status === "rejected") throw end.reason;
+      } while (!this.#work.isEmpty && !isHurried(this.#terms.control));
+    } finally {
+      endLooks();
+    }
   }
 
   get paces(): ChannelPace[] {
@@ -86,6 +104,7 @@ export class Pass {
   /** Keeps one channel's thread busy, then fences. A channel that is lost is given up. */
   async #serve(channel: SendChannel, mustFence: boolean): Promise<void> {
     const lane = this.#laneOf(channel);
+    lane.isLate = false;
     try {
       await this.#feed(lane);
       if (mustFence || channel.unfenced.length > 0) {
@@ -112,8 +131,9 @@ export class Pass {
 
   async #feed(lane: Lane): Promise<void> {
     while (!this.#isOver && !isHurried(this.#terms.control)) {
-      const isAskedBack = lane.claims.length > 0;
+      const isAskedBack = lane.claims.length > 0 || lane.isLate;
       if (isAskedBack && lane.inFlight.size === 0) this.#settle(lane);
+      if (lane.isLate && lane.inFlight.size === 0) break;
       const batch = isAskedBack && lane.inFlight.size > 0 ? null : this.#next(lane);
       if (batch !== null) this.#give(lane, batch);
       const isFull = batch === null || lane.inFlight.size >= TASKS_IN_FLIGHT;
@@ -122,6 +142,50 @@ export class Pass {
     }
     await Promise.all(lane.inFlight);
     this.#settle(lane);
+    if (lane.isLate) {
+      askBack(this.#terms.control, lane.channel.number, false);
+      this.#leave(lane);
+    }
+    lane.flow.end();
+  }
+
+  /** What waits for a late channel is the others'. */
+  #leave(lane: Lane): void {
+    const heirs = [...this.#lanes.values()].filter((each) => {
+      return each.channel.doom === null && !each.isLate;
+    });
+    this.#work.drain(lane.channel.number, (chunk) => {
+      return (heirs[chunk % heirs.length] ?? lane).channel.number;
+    });
+  }
+
+  /** Now and then: who is too slow to begin anything more? */
+  #look(): void {
+    const now = nowMs();
+    const lanes = [...this.#lanes.values()].filter((lane) => {
+      return lane.startMs > 0 && lane.channel.doom === null;
+    });
+    for (const { flow, channel } of lanes) flow.note(now, channel.movedBytes);
+    const delays = lanes.flatMap((lane) => this.#delayOf(lane, now) ?? []);
+    if (delays.length < 2 || delays.length < lanes.length) return;
+    for (const number of tooLate(delays)) {
+      const lane = must(this.#lanes.get(number), "who is late has a lane");
+      if (lane.isLate || lane.flow.hasEnded) continue;
+      lane.isLate = true;
+      askBack(this.#terms.control, number, true);
+      this.#leave(lane);
+    }
+  }
+
+  #delayOf(lane: Lane, now: number): ChannelDelay | null {
+    const pace = lane.flow.paceAt(now);
+    if (pace === null) return null;
+    const { queuedBytes, givenBytes } = this.#loadOf(lane, now);
+    const { begunBytes } = lane.channel.progress;
+    const bytes = pace.movedBytes > 0 ? (lane.bytes + begunBytes) / pace.movedBytes : 0;
+    const bytesPerMs = bytes * pace.movedBytesPerMs;
+    const leftBytes = queuedBytes + givenBytes;
+    return { channel: lane.channel.number, leftBytes, bytesPerMs, backlogMs: pace.backlogMs };
   }
 
   #next({ channel: { number } }: Lane): Batch | null {
@@ -130,7 +194,10 @@ export class Pass {
 
   #give(lane: Lane, batch: Batch): void {
     const { channel } = lane;
-    if (lane.startMs === 0) lane.startMs = nowMs();
+    if (lane.startMs === 0) {
+      lane.startMs = nowMs();
+      lane.flow.begin(lane.startMs, channel.movedBytes);
+    }
     const sending = channel.send(batch, this.#terms.taskOf(batch)).then((left) => {
       lane.bytes += bytesOf(batch) - bytesOf(left);
       this.#work.putBack(channel.number, left);
@@ -208,6 +275,8 @@ export class Pass {
       channel,
       inFlight: new Set(),
       claims: [],
+      flow: new Flow(),
+      isLate: false,
       bytes: 0,
       startMs: 0,
       endMs: 0,

@@ -147,6 +147,33 @@ function leftMsOf({ queuedBytes, givenBytes, bytesPerMs }: ChannelLoad): number 
   return bytes === 0 ? 0 : bytes / bytesPerMs;
 }
 
+/** A channel in the middle of a pass, and what of it is on its way. */
+export interface ChannelDelay {
+  readonly channel: number;
+  /** Guest memory that waits for it or that its thread has not begun. */
+  readonly leftBytes: number;
+  /** As it goes now, the first burst into empty buffers not counted. */
+  readonly bytesPerMs: number;
+  /** How long what it has written takes until it has arrived. */
+  readonly backlogMs: number;
+}
+
+/**
+ * Slow channels that should begin nothing more in this pass: what they have written already, and what
+ * the system keeps for them, arrives no sooner than the others could be done with all that is left.
+ */
+export function tooLate(delays: readonly ChannelDelay[]): number[] {
+  const rateSum = delays.reduce((sum, { bytesPerMs }) => sum + bytesPerMs, 0);
+  const leftBytes = delays.reduce((sum, each) => sum + each.leftBytes, 0);
+  return delays.flatMap(({ channel, bytesPerMs, backlogMs }) => {
+    if (bytesPerMs * delays.length >= SLOW * rateSum) return [];
+    const others = delays.filter((each) => each.channel !== channel);
+    const restMs = leftBytes / (rateSum - bytesPerMs);
+    const theirsMs = Math.min(...others.map((each) => each.backlogMs));
+    return backlogMs >= restMs + theirsMs ? [channel] : [];
+  });
+}
+
 /**
  * Channels that get nothing to do in a pass of so few chunks: slow ones of which each would still
  * be at its first chunk when the others are done. A pause of the guest would wait for it.

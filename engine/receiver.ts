@@ -121,6 +121,11 @@ export class Receiver {
     }
   }
 
+  /** Those with a connection that was not let go. */
+  get workingChannels(): number {
+    return this.#tasks.size;
+  }
+
   get channels(): number {
     return this.#channels;
   }

@@ -73,6 +73,11 @@ export class SendChannel {
     return partOf(batch, begun);
   }
 
+  /** Bytes that its thread has written, ever. */
+  get movedBytes(): number {
+    return this.#counters.read("movedBytes");
+  }
+
   /** Guest memory that its thread was given: what it has begun of that, and what not. */
   get progress(): { begunBytes: number; givenBytes: number } {
     let begun = this.#counters.read("chunks") - this.#chunksBefore;

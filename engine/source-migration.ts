@@ -302,7 +302,7 @@ export class SourceMigration {
 
   /** The destination lost it. While channels are opened that ends the attempt; later, others go on. */
   #losesChannel(channel: number): void {
-    const reason = "the other end lost it";
+    const reason = "the other end lost it, or got nothing more of it";
     const error = new MigrationError("CHANNEL_LOST", { channel, reason });
     if (this.attempt.phase === "agree") this.attempt.fail(error);
     else this.#ofSender.lose(channel, error);
@@ -417,6 +417,7 @@ export class SourceMigration {
       expectedDowntimeMs: this.#judgement?.expectedDowntimeMs ?? null,
       throttlePercent: this.#throttlePercent,
       deviceBytes: this.#deviceBytes,
+      workingChannels: sender.liveChannels,
       elapsedMs: now - this.#startMs,
     };
   }

@@ -114,6 +114,7 @@ export interface Progress {
   readonly expectedDowntimeMs: number | null;
   readonly throttlePercent: number;
   readonly deviceBytes: number;
+  readonly workingChannels: number;
   readonly elapsedMs: number;
 }
 
@@ -354,6 +355,10 @@ export const STATISTICS = {
       unit: "bytes",
       meaning:
         "Device state that the source's host has saved, or that the destination has, so far.",
+    },
+    workingChannels: {
+      unit: "count",
+      meaning: "Bulk channels that work; others were lost and have no other connection so far.",
     },
     elapsedMs: { unit: "milliseconds", meaning: "Time since the migration began." },
   } satisfies Record<PathsOf<Progress>, StatisticRow>,

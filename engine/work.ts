@@ -1,7 +1,7 @@
 import { must } from "../base/assert.ts";
 import type { ScanPart } from "../workers/protocol.ts";
 
-/** Chunks of one block, in order, and how much of each there is to do. */
+/** Chunks of one block, in rising order, and how much of each there is to do. */
 export interface Batch {
   readonly block: number;
   readonly part: ScanPart;
@@ -74,8 +74,13 @@ export class Work {
     const { block, part } = lot;
     if (lot.head === lot.chunks.length) lots.shift();
     this.#count(channel, -bytes);
-    const chunks = lot.chunks.slice(first, lot.head);
-    return { block, part, chunks, bytes: lot.bytes.slice(first, lot.head) };
+    const taken = lot.chunks.slice(first, lot.head).map((chunk, index) => {
+      return { chunk, bytes: must(lot.bytes[first + index], "every chunk has bytes") };
+    });
+    // What was given back or moved came in any order. Threads put pages together as they rise.
+    taken.sort((a, b) => a.chunk - b.chunk);
+    const chunks = taken.map(({ chunk }) => chunk);
+    return { block, part, chunks, bytes: taken.map((each) => each.bytes) };
   }
 
   /** Moves chunks from the end of one channel's queue to another's, `bytes` or a chunk more. */

@@ -78,7 +78,7 @@ for (const [way, options] of Object.entries(WAYS)) {
   test(`one of four is cut at random moments: ${way} (SEED=${seed})`, async () => {
     const random = new Prng(seed);
     const leaks = new LeakCheck();
-    for (let run = 0; run < 4; run += 1) {
+    for (let run = 0; run < 2; run += 1) {
       await using relay = await Relay.start();
       strike(relay, random, 1 + random.below(CHANNELS));
       await migratesBusily(relay, options);
@@ -89,12 +89,12 @@ for (const [way, options] of Object.entries(WAYS)) {
   test(`channels are cut and come back, again and again: ${way} (SEED=${seed})`, async () => {
     const random = new Prng(seed);
     const leaks = new LeakCheck();
-    for (let run = 0; run < 2; run += 1) {
-      await using relay = await Relay.start();
-      relay.isMended = true;
-      for (let times = 0; times < 6; times += 1) strike(relay, random, 1 + random.below(CHANNELS));
-      await migratesBusily(relay, options);
-    }
+    await using relay = await Relay.start();
+    relay.isMended = true;
+    for (let times = 0; times < 8; times += 1) strike(relay, random, 1 + random.below(CHANNELS));
+    const { pages } = await migratesBusily(relay, options);
+    if (options.xbzrle === true) expect(pages.delta).toBeGreaterThan(0);
+    await relay[Symbol.asyncDispose]();
     await leaks.settled();
   });
 }
@@ -102,7 +102,7 @@ for (const [way, options] of Object.entries(WAYS)) {
 test(`three of four are cut at random moments (SEED=${seed})`, async () => {
   const random = new Prng(seed);
   const leaks = new LeakCheck();
-  for (let run = 0; run < 3; run += 1) {
+  for (let run = 0; run < 2; run += 1) {
     await using relay = await Relay.start();
     const spared = 1 + random.below(CHANNELS);
     for (let channel = 1; channel <= CHANNELS; channel += 1) {

@@ -40,6 +40,7 @@ const PROGRESS: Required<Progress> = {
   expectedDowntimeMs: null,
   throttlePercent: 1,
   deviceBytes: 1,
+  workingChannels: 1,
   elapsedMs: 1,
 };
 

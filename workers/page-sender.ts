@@ -1,4 +1,4 @@
-import { must } from "../base/assert.ts";
+import { assert, must } from "../base/assert.ts";
 import { nowMs } from "../base/clock.ts";
 import { MigrationError } from "../base/errors.ts";
 import { sameBytes } from "../base/same-bytes.ts";
@@ -149,6 +149,7 @@ export class PageSender {
     const tables = this.#tables.get(blockIndex);
     const taken: TakenWords[] = [];
     let pages = 0;
+    let before = -1;
     this.#round = round;
     this.#compressor.begin();
     this.left = chunks.length;
@@ -156,6 +157,8 @@ export class PageSender {
       for (const chunk of chunks) {
         if (isStopped(this.#stop)) throw new Stopped();
         if (mustLeave(this.#stop)) break;
+        assert(chunk > before, "chunks rise, and so do the pages of a piece");
+        before = chunk;
         this.left -= 1;
         this.#counters.add("chunks", 1);
         this.#own(block, chunk);

@@ -104,7 +104,7 @@ export type SendTask =
       readonly firstWord: number;
       readonly words: number;
     }
-  /** Sends the dirty pages of the chunks. Bits whose pages did not go are put back. */
+  /** Sends the dirty pages of the chunks, which rise. Bits whose pages did not go are put back. */
   | {
       readonly kind: "send";
       readonly block: number;

@@ -88,24 +88,25 @@ export class SimulatedThreads implements ThreadPool {
     await this.#pause(channel, HAND_OVER_MS);
     switch (task.kind) {
       case "start":
-        return { pages: 0 };
+        break;
       case "open":
         this.#open(task.place);
-        return { pages: 0 };
+        break;
       case "send":
         return await this.#send(channel, task);
       case "fence":
         await this.#fence(channel, task.number);
-        return { pages: 0 };
+        break;
       case "end":
         await this.#post(channel, { kind: "end" }, HEADER_BYTES);
-        return { pages: 0 };
+        break;
       case "receive":
         this.#open(task.place);
         return { pages: await this.#receive(channel) };
       default:
         throw new Error(`no simulated thread does "${task.kind}"`);
     }
+    return { pages: 0 };
   }
 
   #open(place: ChannelPlace): void {
@@ -116,34 +117,34 @@ export class SimulatedThreads implements ThreadPool {
     const block = must((this.#setup as SendSetup).blocks[task.block], "a task names a block");
     const wordsPerChunk = block.pagesPerChunk / PAGES_PER_WORD;
     const counters = this.#counters(channel);
-    let sent = 0;
-    let left = 0;
-    const begun: { first: number; taken: Int32Array }[] = [];
+    const taken: { first: number; words: Int32Array }[] = [];
+    let left = task.chunks.length;
+    let pages = 0;
     for (const chunk of task.chunks) {
       const first = chunk * wordsPerChunk;
-      const words = Math.min(wordsPerChunk, block.dirty.words.length - first);
-      const taken = new Int32Array(words);
-      if (left > 0 || mustLeave(stopOf(this.#setup.control, channel))) {
-        left += 1;
-        if (this.#flaws.dropsBits === true) takeWords(block.dirty, first, taken);
+      const size = Math.min(wordsPerChunk, block.dirty.words.length - first);
+      const words = new Int32Array(size);
+      if (mustLeave(stopOf(this.#setup.control, channel))) {
+        if (this.#flaws.dropsBits === true) takeWords(block.dirty, first, words);
         continue;
       }
+      left -= 1;
+      counters.add("chunks", 1);
       block.senders[chunk] = channel;
-      begun.push({ first, taken });
-      takeWords(block.dirty, first, taken);
-      block.sent.set(taken, first);
+      takeWords(block.dirty, first, words);
+      taken.push({ first, words });
       const startMs = this.#world.nowMs();
       try {
-        sent += await this.#sendTaken(channel, task, first, taken);
+        pages += await this.#sendTaken(channel, task, first, words);
       } catch (error) {
-        // Nobody knows what of the task arrived.
-        for (const each of begun) undoWords(block.dirty, each.first, each.taken);
+        for (const each of taken) undoWords(block.dirty, each.first, each.words);
         throw error;
       } finally {
         counters.add("sendMs", this.#world.nowMs() - startMs);
       }
+      block.sent.set(words, first);
     }
-    return { pages: sent, left };
+    return { pages, left };
   }
 
   async #sendTaken(
