@@ -36,6 +36,9 @@ const QUEUE_MAX = 32;
 
 const NOTHING = new Uint8Array(0);
 
+/** A peer that loses its connection again and again must not keep us for ever. */
+const INTERRUPTIONS_MAX = 16;
+
 /** A frame that is sent again should the peer not have it when it rejoins. */
 interface LastingFrame {
   readonly name: FrameName;
@@ -72,6 +75,10 @@ export class FrameStream {
   #onInterruption: ((reason: MigrationError) => void) | null = null;
   /** Why there is no connection just now. */
   #interruption: MigrationError | null = null;
+  #interruptions = 0;
+  /** When another connection last took the place of a lost one, and who waits for that. */
+  #joinedAtMs = Number.NEGATIVE_INFINITY;
+  #joined = Promise.withResolvers<void>();
   /** All there were, in order: they are few and small, or their bytes are the host's own. */
   readonly #lasting: LastingFrame[] = [];
   #lastingReceived = 0;
@@ -136,7 +143,8 @@ export class FrameStream {
   interrupt(reason: MigrationError): void {
     if (this.#failure !== null || this.#interruption !== null) return;
     const told = this.#onInterruption;
-    if (told === null) {
+    this.#interruptions += 1;
+    if (told === null || this.#interruptions > INTERRUPTIONS_MAX) {
       this.#fail(reason);
       return;
     }
@@ -175,6 +183,32 @@ export class FrameStream {
     for (const frame of this.#lasting.slice(peerReceived)) this.#transmitLasting(frame);
     for (const frame of other.#queue.splice(0)) this.#accept(frame);
     this.#takeFrames();
+    this.#joinedAtMs = nowMs();
+    this.#joined.resolve();
+    this.#joined = Promise.withResolvers<void>();
+  }
+
+  /**
+   * Settles as `work` does, which waits for the peer, or throws what `late` makes when that takes
+   * `limitMs`. Where the stream may rejoin, the limit is the peer's alone: time without a connection
+   * is no part of it, and one over which nothing came all that time is given up as lost.
+   */
+  async within<T>(limitMs: number, work: Promise<T>, late: () => MigrationError): Promise<T> {
+    let sinceMs = nowMs();
+    for (;;) {
+      let lateness: MigrationError | null = null;
+      try {
+        return await within(sinceMs + limitMs - nowMs(), work, () => (lateness = late()));
+      } catch (error) {
+        if (lateness === null || error !== lateness || this.#onInterruption === null) throw error;
+        if (this.#interruption === null && this.#joinedAtMs <= sinceMs) {
+          if (this.heardAtMs > sinceMs) throw error;
+          this.interrupt(lateness);
+        }
+        if (this.#interruption !== null) await Promise.race([this.#joined.promise, this.failed]);
+        sinceMs = this.#joinedAtMs;
+      }
+    }
   }
 
   #attach(): void {
@@ -224,7 +258,7 @@ export class FrameStream {
     lasting.sent.promise.catch(() => {}); // Whoever sent it may have gone.
     this.#lasting.push(lasting);
     if (this.#interruption === null) this.#transmitLasting(lasting);
-    await within(limitMs, lasting.sent.promise, late);
+    await this.within(limitMs, lasting.sent.promise, late);
   }
 
   #transmitLasting({ name, body, sent }: LastingFrame): void {
@@ -260,7 +294,7 @@ export class FrameStream {
       new MigrationError("PEER_SILENT", { waitingFor: wanted.join(" or "), limitMs });
     let frame: Frame;
     try {
-      frame = await within(limitMs, this.#next(), late);
+      frame = await this.within(limitMs, this.#next(), late);
     } finally {
       this.#taker = null;
     }

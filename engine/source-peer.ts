@@ -135,7 +135,7 @@ export class SourcePeer {
     await this.main.send("lost", encodeChannel(channel), channelTimeoutMs);
     const facts = { waitingFor: `end of channel ${channel}`, limitMs: stepTimeoutMs };
     const late = () => new MigrationError("PEER_SILENT", facts);
-    await within(stepTimeoutMs, Promise.race([gone, this.main.failed]), late);
+    await this.main.within(stepTimeoutMs, Promise.race([gone, this.main.failed]), late);
   }
 
   /** Closes a channel that no thread uses. */
