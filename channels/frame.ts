@@ -230,6 +230,15 @@ export const FRAMES = {
     meaning:
       "Nothing that came on that bulk channel will be applied any more. Another connection may join with its number.",
   },
+  rejoin: {
+    kind: 32,
+    lane: "main",
+    from: "both",
+    bodyBytesMax: 4,
+    layout: "u32 received",
+    meaning:
+      "On a connection that takes the place of a lost main channel: frames received on the main channel so far, without HELLO, WELCOME, PING and REJOIN. Those after them are sent again.",
+  },
 } as const satisfies Record<string, FrameRow>;
 
 export type FrameName = keyof typeof FRAMES;

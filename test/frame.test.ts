@@ -60,6 +60,7 @@ const KINDS: { readonly [name in FrameName]: number } = {
   ping: 18,
   lost: 19,
   gone: 20,
+  rejoin: 32,
 };
 
 /** What a peer may make us allocate for a frame. */
@@ -84,6 +85,7 @@ const BODY_BYTES_MAX: { readonly [name in FrameName]: number } = {
   ping: 0,
   lost: 4,
   gone: 4,
+  rejoin: 4,
 };
 
 for (const name of NAMES) {

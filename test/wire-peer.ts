@@ -152,6 +152,7 @@ export const KIND = {
   ping: 18,
   lost: 19,
   gone: 20,
+  rejoin: 32,
 } as const;
 
 export const LANE = { main: 1, bulk: 2 } as const;
@@ -179,6 +180,7 @@ const BODY_BYTES_MAX = new Map<number, number>([
   [KIND.ping, 0],
   [KIND.lost, 4],
   [KIND.gone, 4],
+  [KIND.rejoin, 4],
 ]);
 
 const NOTHING = new Uint8Array(0);
