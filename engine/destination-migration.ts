@@ -302,6 +302,13 @@ export class DestinationMigration {
     this.attempt.end();
     const areThreadsGone = await this.#endThreads();
     this.#doorman?.close({ areThreadsGone });
+    if (!areThreadsGone) void this.#closeLate();
+  }
+
+  /** Frees what a thread that hangs still holds, whenever it ends. */
+  async #closeLate(): Promise<void> {
+    const areThreadsGone = (await this.#receiver?.close(Number.POSITIVE_INFINITY)) ?? true;
+    this.#doorman?.close({ areThreadsGone });
   }
 
   /** A main channel that is lost may be joined again, for a while. */

@@ -21,6 +21,8 @@ export class ChannelPool {
   readonly #piscina: Piscina;
   /** Channel to worker id; a channel gets a thread with its first task. */
   readonly #threads = new Map<number, number>();
+  /** Settles when all threads have ended, from the first call of `close` on. */
+  #ended: Promise<void> | null = null;
 
   constructor(options: { module: URL; setup: object; channels: number }) {
     this.#piscina = new Piscina({
@@ -72,11 +74,13 @@ export class ChannelPool {
 
   /**
    * Ends every thread. Descriptors may be closed after that, not before. A thread that hangs in the
-   * kernel (a file on a disk that does not answer) is left behind after a while: false.
+   * kernel (a file on a disk that does not answer) is left behind after `limitMs`: false. It ends
+   * when the kernel lets it go; another call waits for that.
    */
-  async close(): Promise<boolean> {
+  async close(limitMs = THREAD_END_MS): Promise<boolean> {
+    this.#ended ??= this.#piscina.destroy();
     try {
-      await within(THREAD_END_MS, this.#piscina.destroy(), () => new Error("a thread hangs"));
+      await within(limitMs, this.#ended, () => new Error("a thread hangs"));
       return true;
     } catch {
       return false;

@@ -139,7 +139,7 @@ export class Receiver {
   }
 
   /** False when a thread hangs and still holds its descriptors; see `ChannelPool.close`. */
-  async close(): Promise<boolean> {
-    return await this.#pool.close();
+  async close(limitMs?: number): Promise<boolean> {
+    return await this.#pool.close(limitMs);
   }
 }

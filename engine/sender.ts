@@ -297,8 +297,8 @@ export class Sender {
   }
 
   /** False when a thread hangs and still holds its descriptors; see `ChannelPool.close`. */
-  async close(): Promise<boolean> {
-    return await this.#pool.close();
+  async close(limitMs?: number): Promise<boolean> {
+    return await this.#pool.close(limitMs);
   }
 
   /**

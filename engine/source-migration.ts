@@ -25,6 +25,12 @@ import { Throughput } from "./throughput.ts";
 /** Several looks per second: smooth to the eye, nothing to the machine. */
 const PROGRESS_MS = 100;
 
+/**
+ * A source that failed waits this long for its threads, which read guest memory and no more: one that
+ * hangs on a disk must not hold up the answer to a cancel.
+ */
+const PATIENCE_MS = 30;
+
 /** The steps behind the phases of `migrateOut`, and what they share. */
 export class SourceMigration {
   readonly attempt: Attempt<SourcePhase>;
@@ -295,8 +301,17 @@ export class SourceMigration {
     this.#options.live?.detach();
     this.attempt.end();
     this.#replacing.end();
-    if (this.#sender !== null) stopWorkers(this.#sender.control);
-    const areThreadsGone = (await this.#sender?.close()) ?? true;
+    const sender = this.#sender;
+    if (sender !== null) stopWorkers(sender.control);
+    const limitMs = this.attempt.failure === null ? undefined : PATIENCE_MS;
+    const areThreadsGone = (await sender?.close(limitMs)) ?? true;
+    this.#peer.close({ areThreadsGone });
+    if (!areThreadsGone) void this.#closeLate();
+  }
+
+  /** Frees what a thread that hangs still holds, whenever it ends. */
+  async #closeLate(): Promise<void> {
+    const areThreadsGone = (await this.#sender?.close(Number.POSITIVE_INFINITY)) ?? true;
     this.#peer.close({ areThreadsGone });
   }
 

@@ -4,6 +4,7 @@ import type { FailureCode } from "../../base/errors.ts";
 import type { MigrateInOptions } from "../../engine/destination.ts";
 import type { DeviceSection } from "../../engine/host.ts";
 import type { MigrateOutOptions } from "../../engine/source.ts";
+import type { Surroundings } from "../../engine/surroundings.ts";
 import { difference } from "./guest-memory.ts";
 import { LeakCheck } from "./leaks.ts";
 import { migratePair, type Outcome, type PairOutcome } from "./pair.ts";
@@ -21,6 +22,8 @@ export interface AttemptOptions {
   readonly out?: MigrateOutOptions;
   readonly in?: MigrateInOptions;
   readonly relay?: Relay;
+  readonly sourceSurroundings?: Surroundings;
+  readonly destinationSurroundings?: Surroundings;
   readonly kind?: "tcp" | "unix";
   readonly onSourceEnd?: () => void;
 }

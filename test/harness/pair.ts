@@ -10,6 +10,7 @@ import {
 import type { DestinationHost, SourceHost } from "../../engine/host.ts";
 import { type MigrateOutOptions, migrateOut } from "../../engine/source.ts";
 import type { Report } from "../../engine/statistics.ts";
+import type { Surroundings } from "../../engine/surroundings.ts";
 import type { Relay } from "./relay.ts";
 
 /** Threads start twice as fast when what they import was compiled before. */
@@ -27,6 +28,8 @@ export interface PairOptions {
   readonly in?: MigrateInOptions;
   readonly kind?: "tcp" | "unix";
   readonly relay?: Relay;
+  readonly sourceSurroundings?: Surroundings;
+  readonly destinationSurroundings?: Surroundings;
   /** Called when the source has its outcome, whatever the destination still does. */
   readonly onSourceEnd?: () => void;
 }
@@ -46,24 +49,34 @@ export async function migratePair(pair: PairOptions): Promise<PairOutcome> {
   const listening = Promise.withResolvers<string>();
   let phase: DestinationPhase = "listen";
   const arriving = outcomeOf(
-    migrateIn(pair.destination, folder === null ? "tcp:127.0.0.1:0" : `unix:${folder}/socket`, {
-      ...pair.in,
-      signal: AbortSignal.any([abort.signal, ...(pair.in?.signal ? [pair.in.signal] : [])]),
-      onListening: (address) => {
-        pair.in?.onListening?.(address);
-        listening.resolve(address);
+    migrateIn(
+      pair.destination,
+      folder === null ? "tcp:127.0.0.1:0" : `unix:${folder}/socket`,
+      {
+        ...pair.in,
+        signal: AbortSignal.any([abort.signal, ...(pair.in?.signal ? [pair.in.signal] : [])]),
+        onListening: (address) => {
+          pair.in?.onListening?.(address);
+          listening.resolve(address);
+        },
+        onPhase: (next) => {
+          phase = next;
+          pair.in?.onPhase?.(next);
+        },
       },
-      onPhase: (next) => {
-        phase = next;
-        pair.in?.onPhase?.(next);
-      },
-    }),
+      pair.destinationSurroundings,
+    ),
   );
   const address = await Promise.race([listening.promise, arriving.then(() => null)]);
   // Nobody listens where the destination failed before it did; the source shall find that out.
   const target = address ?? "tcp:127.0.0.1:1";
   const source = await outcomeOf(
-    migrateOut(pair.source, pair.relay?.before(target) ?? target, { channels: 2, ...pair.out }),
+    migrateOut(
+      pair.source,
+      pair.relay?.before(target) ?? target,
+      { channels: 2, ...pair.out },
+      pair.sourceSurroundings,
+    ),
   );
   pair.onSourceEnd?.();
   if (source.failure !== null && phase === "listen") abort.abort();
