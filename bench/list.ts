@@ -7,6 +7,7 @@ import { deltaLink } from "./delta-link.bench.ts";
 import { dispatch } from "./dispatch.bench.ts";
 import { eventLoop } from "./event-loop.bench.ts";
 import { frames } from "./frames.bench.ts";
+import { hang } from "./hang.bench.ts";
 import { kernels } from "./kernels.bench.ts";
 import type { Benchmark } from "./measure.ts";
 import { memory } from "./memory.bench.ts";
@@ -25,6 +26,7 @@ export const BENCHMARKS: readonly Benchmark[] = [
   uneven,
   memory,
   eventLoop,
+  hang,
   deltaLink,
   auto,
   qemu,

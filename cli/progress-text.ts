@@ -59,7 +59,8 @@ function partsOf(progress: Progress, side: Origin | undefined): string[] {
  */
 function shareOf(progress: Progress, side: Origin | undefined): number {
   const { dirtyBytes, sentBytes, totalBytes } = progress;
-  if (totalBytes === 0) return 1;
+  // A destination does not know yet how large the guest is.
+  if (totalBytes === 0) return side === "destination" ? 0 : 1;
   return side === "destination" ? sentBytes / totalBytes : 1 - dirtyBytes / totalBytes;
 }
 

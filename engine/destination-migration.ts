@@ -36,7 +36,8 @@ import type { Surroundings } from "./surroundings.ts";
 import { Throughput } from "./throughput.ts";
 
 const NOTHING = new Uint8Array(0);
-const PROGRESS_MS = 100;
+/** As at the source. */
+const PROGRESS_MS = 50;
 const FAREWELL_MS = 200;
 
 /** The source's figures are welcome but not worth waiting for. */
@@ -73,6 +74,7 @@ export class DestinationMigration {
   #doorman: Doorman | null = null;
   #main: FrameStream | null = null;
   #receiver: Receiver | null = null;
+  #threadsEnd: Promise<boolean> | null = null;
   #blocks: readonly Block[] = [];
   #announcement: Uint8Array = NOTHING;
   #sections: readonly DeviceSection[] = [];
@@ -148,6 +150,7 @@ export class DestinationMigration {
       else this.#lose(error);
     };
     this.#stops.push(startHeartbeat(main, channelTimeoutMs, onSilence));
+    this.#startProgress();
   }
 
   /** Agrees on parameters and blocks, has the host prepare memory, and lets the channels in. */
@@ -189,7 +192,6 @@ export class DestinationMigration {
 
   /** Pages arrive in the channels' threads; here, rounds are told, until devices come. */
   async receive(): Promise<void> {
-    this.#startProgress();
     for (;;) {
       // How long a guest takes is the source's business; the heartbeat watches that it lives.
       const wanted = ["round", "devices", "lost"] as const;
@@ -325,10 +327,12 @@ export class DestinationMigration {
     if (!this.attempt.isCommitted) this.attempt.fail(error);
   }
 
-  async #endThreads(): Promise<boolean> {
-    if (this.#receiver === null) return true;
+  /** Once: a thread that hangs is waited for before memory is given up, and not again after. */
+  #endThreads(): Promise<boolean> {
+    if (this.#receiver === null) return Promise.resolve(true);
     stopWorkers(this.#receiver.control);
-    return await this.#receiver.close();
+    this.#threadsEnd ??= this.#receiver.close();
+    return this.#threadsEnd;
   }
 
   async #admitChannels(channels: number): Promise<void> {
@@ -398,7 +402,7 @@ export class DestinationMigration {
 
   #progress(): Progress {
     const now = nowMs();
-    const sentBytes = this.#ofReceiver.counters().movedBytes;
+    const sentBytes = this.#receiver?.counters().movedBytes ?? 0;
     const last = this.#rounds.at(-1);
     return {
       phase: this.attempt.phase,
@@ -412,7 +416,7 @@ export class DestinationMigration {
       expectedDowntimeMs: null,
       throttlePercent: 0,
       deviceBytes: this.#deviceBytes,
-      workingChannels: this.#ofReceiver.workingChannels,
+      workingChannels: this.#receiver?.workingChannels ?? 0,
       elapsedMs: now - this.#startMs,
     };
   }

@@ -5,7 +5,7 @@ import { MigrationError, reasonOf } from "../base/errors.ts";
 import type { TaskDone, TaskReport } from "../workers/protocol.ts";
 
 /** Threads look at the stop word every millisecond or so; what takes this long is stuck. */
-const THREAD_END_MS = 5000;
+const THREAD_END_MS = 2000;
 
 /** What Piscina's balancer sees of a task: not the payload, only this. */
 interface Owned {

@@ -7,6 +7,9 @@ import type { ChannelPlace, SendTask, TaskDone } from "../workers/protocol.ts";
 import type { ThreadPool } from "./surroundings.ts";
 import { type Batch, bytesOf, partOf } from "./work.ts";
 
+/** What a thread counts as it goes on: one that reads and finds nothing to send moves no bytes. */
+const SIGNS = ["movedBytes", "pages", "chunks", "scannedBytes"] as const;
+
 /** One bulk channel at the source: its thread, and what is not known to have arrived. */
 export class SendChannel {
   readonly number: number;
@@ -23,6 +26,10 @@ export class SendChannel {
   /** What it sent since its last fence: lost with its connection. */
   readonly unfenced: Batch[] = [];
   losses = 0;
+  #tasks = 0;
+  /** What its thread had counted when it was last seen to have counted more, and when that was. */
+  #seen = 0;
+  #seenAtMs = 0;
 
   constructor(number: number, pool: ThreadPool, control: Control) {
     this.number = number;
@@ -57,7 +64,15 @@ export class SendChannel {
   /** Throws what the task met, why the channel is lost, or Stopped when everything was stopped. */
   async run(task: SendTask): Promise<TaskDone> {
     if (this.#doom !== null) throw this.#doom;
-    const done = await this.#pool.run(this.number, task);
+    if (this.#tasks === 0) this.#seenAtMs = nowMs();
+    this.#tasks += 1;
+    let done: TaskDone | null;
+    try {
+      done = await this.#pool.run(this.number, task);
+    } finally {
+      this.#tasks -= 1;
+      this.#seenAtMs = nowMs();
+    }
     if (done === null) throw this.#doom ?? new Stopped();
     return done;
   }
@@ -71,6 +86,16 @@ export class SendChannel {
     this.given.delete(batch);
     if (begun > 0) this.unfenced.push(partOf(batch, 0, begun));
     return partOf(batch, begun);
+  }
+
+  /** For how long its thread has had something to do and was not seen to do anything. */
+  get stuckMs(): number {
+    if (this.#tasks === 0) return 0;
+    const seen = SIGNS.reduce((sum, counter) => sum + this.#counters.read(counter), 0);
+    const isPaced = Atomics.load(this.#control.pacing, 0) > process.hrtime.bigint();
+    if (seen !== this.#seen || isPaced) this.#seenAtMs = nowMs();
+    this.#seen = seen;
+    return nowMs() - this.#seenAtMs;
   }
 
   /** Bytes that its thread has written, ever. */

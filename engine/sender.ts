@@ -278,6 +278,11 @@ export class Sender {
     this.#replacements.clear();
   }
 
+  /** A channel whose thread has had something to do for `limitMs` and did nothing. */
+  stuckChannel(limitMs: number): number | null {
+    return this.#channels.find(({ stuckMs }) => stuckMs > limitMs)?.number ?? null;
+  }
+
   /** Channels that work, as far as is known. */
   get liveChannels(): number {
     return this.#channels.filter(({ doom }) => doom === null).length;

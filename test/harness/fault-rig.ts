@@ -26,6 +26,7 @@ export interface AttemptOptions {
   readonly destinationSurroundings?: Surroundings;
   readonly kind?: "tcp" | "unix";
   readonly onSourceEnd?: () => void;
+  readonly onDestinationEnd?: () => void;
 }
 
 /** "HOST_FAILED at source", or "completed". */

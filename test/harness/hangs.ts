@@ -31,10 +31,8 @@ function nothingReturns(
 async function stalled(channel: number, frame: "section" | "ready" | "fence" | "fenced", nth = 1) {
   const relay = await Relay.start();
   const begun = Promise.withResolvers<void>();
-  relay.at({ channel, frame, nth, where: "before" }, () => {
-    relay.do("stall");
-    begun.resolve();
-  });
+  relay.onDeed = begun.resolve;
+  relay.at({ channel, frame, nth, where: "before" }, "stall link");
   return {
     options: { relay },
     begun: begun.promise,
@@ -80,14 +78,5 @@ function stuck(disk: StuckDisk, end: "sourceSurroundings" | "destinationSurround
     async [Symbol.asyncDispose]() {
       disk[Symbol.dispose]();
     },
-  };
-}
-
-/** Runs an embedder's patience: `call` after so many reports of progress, whatever else happens. */
-export function afterReports(reports: number, call: () => void): () => void {
-  let left = reports;
-  return () => {
-    left -= 1;
-    if (left === 0) call();
   };
 }

@@ -32,6 +32,8 @@ export interface PairOptions {
   readonly destinationSurroundings?: Surroundings;
   /** Called when the source has its outcome, whatever the destination still does. */
   readonly onSourceEnd?: () => void;
+  /** The same of the destination. */
+  readonly onDestinationEnd?: () => void;
 }
 
 export interface PairOutcome {
@@ -67,6 +69,7 @@ export async function migratePair(pair: PairOptions): Promise<PairOutcome> {
       pair.destinationSurroundings,
     ),
   );
+  void arriving.then(() => pair.onDestinationEnd?.());
   const address = await Promise.race([listening.promise, arriving.then(() => null)]);
   // Nobody listens where the destination failed before it did; the source shall find that out.
   const target = address ?? "tcp:127.0.0.1:1";

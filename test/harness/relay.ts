@@ -31,6 +31,8 @@ export class Relay implements AsyncDisposable {
   #target = "";
   /** Whether a channel that was cut may come back by another connection. */
   isMended = false;
+  /** Called when a planned deed was done. */
+  onDeed: () => void = () => {};
 
   private constructor(server: Server) {
     this.#server = server;
@@ -102,6 +104,7 @@ export class Relay implements AsyncDisposable {
       const size = { before: 0, middle: length >> 1, after: length }[incident.point.where];
       if (size > 0) pass(frame.bytes.subarray(0, size));
       this.#perform(incident.deed, channel);
+      this.onDeed();
       if (typeof incident.deed === "function") pass(frame.bytes.subarray(size));
     }
   }

@@ -16,6 +16,7 @@ export class StuckDisk implements Disposable {
   readonly #pipe = join(this.#folder, "pipe");
   readonly #words = new Int32Array(new SharedArrayBuffer(8));
   readonly surroundings: Surroundings;
+  #isOver = false;
 
   constructor(task: StuckSetup["task"]) {
     const { status, stderr } = spawnSync("mkfifo", [this.#pipe], { encoding: "utf8" });
@@ -51,6 +52,8 @@ export class StuckDisk implements Disposable {
 
   /** Answers again, also those who wait. */
   [Symbol.dispose](): void {
+    if (this.#isOver) return;
+    this.#isOver = true;
     Atomics.store(this.#words, 0, 0);
     // Reading and writing: whoever opens it to read goes on, and who comes later does not wait.
     const fd = openSync(this.#pipe, constants.O_RDWR);
