@@ -5,6 +5,7 @@ import { DEMO, demo } from "./demo.ts";
 import { type Command, parseFlags } from "./flags.ts";
 import { HANDOVER, handover } from "./handover.ts";
 import { helpText, overviewText } from "./help.ts";
+import { leave } from "./leave.ts";
 import { checkLegality, isCheck, LEGALITY_CHECK } from "./legality.ts";
 import { chooseOutput } from "./output.ts";
 import { RECEIVE, receive } from "./receive.ts";
@@ -39,10 +40,10 @@ const COMMANDS: readonly Entry[] = [
 ];
 
 /**
- * Runs one command line, without the program's name. Returns the exit status when everything that
- * was said has been taken.
+ * Runs one command line, without the program's name, and ends the process when everything that was
+ * said has been taken.
  */
-export async function main(argv: readonly string[]): Promise<number> {
+export async function main(argv: readonly string[]): Promise<never> {
   process.on("uncaughtException", (error) => void endWith(error, argv));
   const status = await dispatch(argv);
   endOnInterrupt(status);
@@ -51,7 +52,7 @@ export async function main(argv: readonly string[]): Promise<number> {
     complain(`Some output was lost: ${lost}\n`);
     await flushed();
   }
-  return status;
+  return await leave(status);
 }
 
 async function dispatch(argv: readonly string[]): Promise<number> {
@@ -127,7 +128,7 @@ async function endWith(error: unknown, argv: readonly string[]): Promise<never> 
   const json = argv.includes("--json");
   const status = tellFailure(chooseOutput({ json }), asMigrationError(error));
   await flushed();
-  process.exit(status);
+  return await leave(status);
 }
 
 function overview(): string {

@@ -18,4 +18,4 @@ if (cache !== undefined) process.env["NODE_COMPILE_CACHE"] ??= cache;
 const source = new URL("./main.ts", import.meta.url);
 const built = new URL("../dist/cli/main.js", import.meta.url);
 const { main } = await import((existsSync(source) ? source : built).href);
-process.exit(await main(process.argv.slice(2)));
+await main(process.argv.slice(2));

@@ -1,5 +1,6 @@
 import { asMigrationError, MigrationError } from "../base/errors.ts";
 import type { Report } from "../engine/statistics.ts";
+import { leave } from "./leave.ts";
 import type { Output } from "./output.ts";
 
 export const EXIT = { completed: 0, failed: 1, usage: 2 } as const;
@@ -27,7 +28,7 @@ export async function runMigration(
 
 /** Lets an interrupt end this process with `status`: nothing is left that could be cancelled. */
 export function endOnInterrupt(status: number): void {
-  for (const interrupt of INTERRUPTS) process.on(interrupt, () => process.exit(status));
+  for (const interrupt of INTERRUPTS) process.on(interrupt, () => void leave(status));
 }
 
 /** Tells how a command failed. A configuration that cannot be used is wrong usage. */
