@@ -67,7 +67,8 @@ const CHECKS: readonly Check[] = [
   {
     states: "exports have names, but where Piscina or a tool wants a default",
     looksAt: (path) =>
-      isCode(path) && !/^(?:workers|bench|test\/harness)\/[\w-]+-worker\.ts$|^vitest\.config\.ts$/.test(path),
+      isCode(path) &&
+      !/^(?:workers|bench|test\/harness)\/[\w-]+-worker\.ts$|^vitest\.config\.ts$/.test(path),
     problems: inCode(/^\s*export default\b/),
     sample: { path: "engine/a.ts", text: "export default function run(): void {}" },
   },
