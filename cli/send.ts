@@ -1,5 +1,6 @@
 import type { SourceHost } from "../engine/host.ts";
 import type { ParameterOptions } from "../engine/parameters.ts";
+import { PostcopySwitch } from "../engine/postcopy-switch.ts";
 import { migrateOut } from "../engine/source.ts";
 import { type FileGuestOptions, fileGuest } from "../hosts/file-guest.ts";
 import { QemuSource } from "../hosts/qemu.ts";
@@ -49,10 +50,12 @@ export async function send(argv: readonly string[]): Promise<number> {
     await using host = await openSource(guest, { writer, options });
     for (const note of host.notes ?? []) output.note(note);
     const possible = withoutThrottle(host, options, output);
+    using postcopy = switchOnSignal();
     return await runMigration(output, (signal) =>
       migrateOut(host, address, {
         ...possible,
         signal,
+        postcopySwitch: postcopy.postcopySwitch,
         onPhase: (phase) => output.phase(phase),
         onProgress: (progress) => output.progress(progress),
       }),
@@ -60,6 +63,14 @@ export async function send(argv: readonly string[]): Promise<number> {
   } catch (error) {
     return tellFailure(output, error);
   }
+}
+
+/** SIGUSR1 begins post-copy, where the parameter allows it. */
+function switchOnSignal(): Disposable & { readonly postcopySwitch: PostcopySwitch } {
+  const postcopySwitch = new PostcopySwitch();
+  const start = (): void => postcopySwitch.start();
+  process.on("SIGUSR1", start);
+  return { postcopySwitch, [Symbol.dispose]: () => void process.off("SIGUSR1", start) };
 }
 
 interface OpenSource extends SourceHost, AsyncDisposable {

@@ -4,17 +4,23 @@ import { asMigrationError, MigrationError } from "../base/errors.ts";
 import type { Address } from "../channels/address.ts";
 import { type Checksum, loadChecksum } from "../channels/checksum.ts";
 import { listen } from "../channels/connection.ts";
-import type { FrameStream } from "../channels/frame-stream.ts";
+import { corrupt } from "../channels/frame.ts";
+import type { Frame, FrameStream } from "../channels/frame-stream.ts";
 import {
   type DoneMessage,
   decodeAgreement,
+  decodeDiscard,
   decodeDone,
+  decodeLanes,
   decodeRound,
+  decodeSwitch,
   encodeFailure,
   encodeRunning,
 } from "../channels/messages.ts";
 import { stopWorkers } from "../workers/control.ts";
-import { checkParameters, matchBlocks } from "./agreement.ts";
+import { ARMED, BROKEN, discardPages, faultTimes, MISSING } from "../workers/fault-door.ts";
+import { beginPostcopy } from "../workers/gate.ts";
+import { checkParameters, checkPostcopy, matchBlocks } from "./agreement.ts";
 import { Attempt, callHost } from "./attempt.ts";
 import { type Block, blockProblems } from "./block.ts";
 import { configure } from "./configuration.ts";
@@ -69,6 +75,7 @@ export class DestinationMigration {
   #announcement: Uint8Array = NOTHING;
   #sections: readonly DeviceSection[] = [];
   #deviceBytes = 0;
+  #isPostcopy = false;
   #startMs = 0;
   #endMs = 0;
   #cpuBefore = process.cpuUsage();
@@ -136,8 +143,14 @@ export class DestinationMigration {
   /** Agrees on parameters and blocks, has the host prepare memory, and lets the channels in. */
   async agree(): Promise<void> {
     const { stepTimeoutMs, channelTimeoutMs } = this.#parameters;
-    const { body } = await this.#ofMain.receive(["agree"], stepTimeoutMs);
-    const agreement = decodeAgreement(body, 0);
+    let lanes = 0;
+    let frame = await this.#ofMain.receive(["lanes", "agree"], stepTimeoutMs);
+    if (frame.name === "lanes") {
+      lanes = decodeLanes(frame.body, 0);
+      frame = await this.#ofMain.receive(["agree"], stepTimeoutMs);
+    }
+    const agreement = decodeAgreement(frame.body, 0);
+    checkPostcopy(this.#host, lanes);
     checkParameters(agreement, agreedParameters(this.#parameters), this.#checksum);
     const prepared = await this.attempt.askHost({
       action: "prepare memory",
@@ -152,17 +165,18 @@ export class DestinationMigration {
       ...block,
       pageBytes: agreement.blocks[index]?.pageBytes ?? block.pageBytes,
     }));
-    const receiver = new Receiver(this.#blocks, agreement.channels, this.#parameters);
+    const { channels } = agreement;
+    const receiver = new Receiver(this.#blocks, { channels, lanes }, this.#parameters);
     this.#receiver = receiver;
     this.attempt.onFailure(() => stopWorkers(receiver.control));
     const started = receiver.start();
     started.catch(() => {}); // It is awaited below, unless something else fails before.
     const doorman = this.#ofDoorman;
-    doorman.expectChannels(agreement.channels);
+    doorman.expectChannels({ channels, lanes });
     await this.#ofMain.send("accept", NOTHING, channelTimeoutMs);
     // A thread that has got its channel answers nothing more before the channel ends.
     await this.attempt.guard(started);
-    await this.#admitChannels(agreement.channels);
+    await this.#admitChannels();
   }
 
   /** Pages arrive in the channels' threads; here, rounds are told, until devices come. */
@@ -170,7 +184,12 @@ export class DestinationMigration {
     this.#startProgress();
     for (;;) {
       // How long a guest takes is the source's business; the heartbeat watches that it lives.
-      const frame = await this.#ofMain.receive(["round", "devices"], Number.POSITIVE_INFINITY);
+      const wanted = ["round", "discard", "switch", "devices"] as const;
+      const frame = await this.#ofMain.receive(wanted, Number.POSITIVE_INFINITY);
+      if (frame.name === "discard" || frame.name === "switch") {
+        await this.#receiveSwitch(frame);
+        return;
+      }
       if (frame.name === "devices") {
         this.#announcement = frame.body;
         return;
@@ -178,6 +197,49 @@ export class DestinationMigration {
       const { round: _round, ...figures } = decodeRound(frame.body, 0);
       if (this.#rounds.length < ROUNDS_MAX) this.#rounds.push(figures);
     }
+  }
+
+  /** From the first discarded page on, the guest is paused and everything follows at once. */
+  async #receiveSwitch(first: Frame): Promise<void> {
+    const { channelTimeoutMs } = this.#parameters;
+    const { door } = this.#ofReceiver;
+    const { takeFaults } = this.#host;
+    if (door === null || takeFaults === undefined) {
+      const facts = { channel: 0, frame: first.name, wanted: "round or devices" };
+      throw new MigrationError("FRAME_UNEXPECTED", facts);
+    }
+    let frame = first;
+    for (; frame.name === "discard"; ) {
+      const { block, firstPage, bits } = decodeDiscard(frame.body, 0, door.blocks);
+      for (const [index, word] of bits.entries()) {
+        if (word !== 0) discardPages(door, block, firstPage / 32 + index, word);
+      }
+      frame = await this.#ofMain.receive(["discard", "switch"], channelTimeoutMs);
+    }
+    const pages = decodeSwitch(frame.body, 0);
+    const missing = Atomics.load(door.words, MISSING) >>> 0;
+    if (pages !== missing) throw corrupt(0, "missing pages", pages);
+    Atomics.store(door.words, ARMED, 1);
+    this.#isPostcopy = true;
+    takeFaults.call(this.#host, door);
+    this.#announcement = (await this.#ofMain.receive(["devices"], channelTimeoutMs)).body;
+  }
+
+  /** Whether memory follows the guest. */
+  get isPostcopy(): boolean {
+    return this.#isPostcopy;
+  }
+
+  /** The guest runs; what it misses comes, until nothing is missing. */
+  async receiveMissing(): Promise<void> {
+    const { door } = this.#ofReceiver;
+    assert(door !== null, "post-copy has a door");
+    await this.attempt.guard(this.#ofReceiver.allEnded());
+    const missing = Atomics.load(door.words, MISSING) >>> 0;
+    if (missing !== 0) throw corrupt(0, "pages that never came", missing);
+    await this.#ofMain.send("complete", NOTHING, this.#parameters.channelTimeoutMs).catch(() => {});
+    this.attempt.succeed();
+    this.#endMs = nowMs();
   }
 
   async receiveDevices(): Promise<void> {
@@ -191,7 +253,8 @@ export class DestinationMigration {
   /** All RAM is in place, then the devices: the guest could run. */
   async load(): Promise<void> {
     const { stepTimeoutMs, channelTimeoutMs } = this.#parameters;
-    await this.attempt.guard(this.#ofReceiver.ended());
+    if (this.#isPostcopy) beginPostcopy(this.#ofReceiver.control);
+    else await this.attempt.guard(this.#ofReceiver.ended());
     await this.attempt.askHost({
       action: "load devices",
       limitMs: stepTimeoutMs,
@@ -232,6 +295,7 @@ export class DestinationMigration {
       downtime,
       ...hypervisorReport(downtime, hypervisor),
       rounds: this.#rounds,
+      ...this.#faults(),
       guestBytes: this.#guestBytes,
       sentBytes: channels.reduce((sum, channel) => sum + channel.sentBytes, 0),
       pages: pageFigures(counters, counters.untouched),
@@ -262,10 +326,28 @@ export class DestinationMigration {
 
   async #conclude(first: MigrationError): Promise<MigrationError> {
     const failure = await preferPeersWord(first, this.#main);
+    if (this.#isPostcopy && this.attempt.isCommitted) this.#breakDoor();
     if (this.#main !== null && failure.at !== "source") {
       await this.#main.send("failure", encodeFailure(failure), FAREWELL_MS).catch(() => {});
     }
+    if (this.#isPostcopy && this.attempt.isCommitted) {
+      const facts = { reason: failure.message };
+      return new MigrationError("POSTCOPY_INTERRUPTED", facts, {
+        at: "destination",
+        cause: failure,
+      });
+    }
     return failure.from("destination");
+  }
+
+  #breakDoor(): void {
+    const { door } = this.#ofReceiver;
+    if (door !== null) Atomics.store(door.words, BROKEN, 1);
+  }
+
+  #faults(): Pick<Report, "faults"> {
+    const { door } = this.#ofReceiver;
+    return door === null || !this.#isPostcopy ? {} : { faults: faultTimes(door) };
   }
 
   async close(): Promise<void> {
@@ -275,9 +357,12 @@ export class DestinationMigration {
     this.#doorman?.close({ areThreadsGone });
   }
 
-  /** Losing the source ends the attempt; but once COMMIT is here, nothing more is needed of it. */
+  /**
+   * Losing the source ends the attempt; but once COMMIT is here, nothing more is needed of it, unless
+   * memory follows.
+   */
   #lose(error: MigrationError): void {
-    if (!this.attempt.isCommitted) this.attempt.fail(error);
+    if (!this.attempt.isCommitted || this.#isPostcopy) this.attempt.fail(error);
   }
 
   async #endThreads(): Promise<boolean> {
@@ -286,11 +371,11 @@ export class DestinationMigration {
     return await this.#receiver.close();
   }
 
-  async #admitChannels(channels: number): Promise<void> {
+  async #admitChannels(): Promise<void> {
     const { connectTimeoutMs } = this.#parameters;
-    for await (const place of this.#ofDoorman.admitChannels(channels, connectTimeoutMs)) {
+    for await (const place of this.#ofDoorman.admitChannels(connectTimeoutMs)) {
       if (this.attempt.failure !== null) return;
-      this.#ofReceiver.receive(place, (error) => this.attempt.fail(asMigrationError(error)));
+      this.#ofReceiver.receive(place, (error) => this.#lose(asMigrationError(error)));
     }
   }
 

@@ -12,10 +12,11 @@ export function sumCounters(control: Control, channels: number): Record<Counter,
   return Object.fromEntries(sums) as Record<Counter, number>;
 }
 
-export function channelFigures(control: Control, channels: number): ChannelFigures[] {
-  return rowsOf(control, channels).map((row, index) => ({
+/** Bulk channels first, then `lanes` priority channels. */
+export function channelFigures(control: Control, channels: number, lanes = 0): ChannelFigures[] {
+  return rowsOf(control, channels + lanes).map((row, index) => ({
     id: index + 1,
-    lane: "bulk",
+    lane: index < channels ? "bulk" : "priority",
     sentBytes: row.read("movedBytes"),
     waitMs: row.read("waitMs"),
     busyMs: row.read("busyMs"),

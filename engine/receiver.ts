@@ -3,9 +3,12 @@ import { MigrationError } from "../base/errors.ts";
 import { siblingModule } from "../base/module.ts";
 import { type Control, createControl } from "../workers/control.ts";
 import { wordCountFor } from "../workers/dirty-words.ts";
-import type { ChannelPlace, ReceiveSetup, ReceiveTask } from "../workers/protocol.ts";
+import { createFaultDoor, type FaultDoor } from "../workers/fault-door.ts";
+import { createLaneWords } from "../workers/lane-words.ts";
+import type { ChannelPlace, LaneSetup, ReceiveSetup, ReceiveTask } from "../workers/protocol.ts";
 import { type Block, geometryOf } from "./block.ts";
 import { channelFigures, sumCounters } from "./figures.ts";
+import { Lanes } from "./lanes.ts";
 import type { Parameters } from "./parameters.ts";
 import { ChannelPool } from "./pool.ts";
 import type { ChannelFigures } from "./statistics.ts";
@@ -17,13 +20,27 @@ const THREAD_START_MS = 30_000;
 export class Receiver {
   readonly control: Control;
   readonly #channels: number;
+  /** Where the guest may run before all its pages are there. */
+  readonly door: FaultDoor | null;
+  readonly #laneCount: number;
+  readonly #lanes: Lanes;
   readonly #pool: ChannelPool;
   readonly #tasks: Promise<unknown>[] = [];
 
   /** Starts the threads. `blocks` are in the order of the agreement. */
-  constructor(blocks: readonly Block[], channels: number, parameters: Parameters) {
+  constructor(
+    blocks: readonly Block[],
+    { channels, lanes = 0 }: { channels: number; lanes?: number },
+    parameters: Parameters,
+  ) {
     this.#channels = channels;
-    this.control = createControl(channels);
+    this.#laneCount = lanes;
+    this.control = createControl(channels + lanes);
+    const geometries = blocks.map((block) => ({
+      name: block.name,
+      ...geometryOf(block, parameters.chunkBytes),
+    }));
+    this.door = lanes === 0 ? null : createFaultDoor(geometries);
     const setup: ReceiveSetup = {
       control: this.control,
       blocks: blocks.map((block) => {
@@ -44,7 +61,14 @@ export class Receiver {
       }),
       hasChecksum: parameters.checksum,
       channelTimeoutMs: parameters.channelTimeoutMs,
+      ...(this.door === null ? {} : { door: this.door }),
     };
+    const words = createLaneWords();
+    this.#lanes = new Lanes(
+      Array.from({ length: lanes }, (_, lane): LaneSetup => {
+        return { side: "destination", receive: setup, words, lane, lanes };
+      }),
+    );
     const module = siblingModule("../workers/receive-worker", import.meta.url);
     this.#pool = new ChannelPool({ module, setup, channels });
   }
@@ -53,7 +77,8 @@ export class Receiver {
   async start(): Promise<void> {
     const task: ReceiveTask = { kind: "start" };
     const channels = Array.from({ length: this.#channels }, (_, index) => index + 1);
-    const started = Promise.all(channels.map((channel) => this.#pool.run(channel, task)));
+    const pooled = channels.map((channel) => this.#pool.run(channel, task));
+    const started = Promise.all([...pooled, this.#lanes.start()]);
     const reason = `its thread did not start within ${THREAD_START_MS} ms`;
     const late = () => new MigrationError("WORKER_DIED", { channel: 1, reason });
     await within(THREAD_START_MS, started, late);
@@ -61,6 +86,10 @@ export class Receiver {
 
   /** Receives one channel in the background; `onFailure` is told what went wrong there. */
   receive(place: ChannelPlace, onFailure: (error: unknown) => void): void {
+    if (place.channel > this.#channels) {
+      this.#lanes.serve(place.channel - this.#channels - 1, place, onFailure);
+      return;
+    }
     const task: ReceiveTask = { kind: "receive", place };
     const receiving = this.#pool.run(place.channel, task);
     receiving.catch(onFailure);
@@ -72,16 +101,22 @@ export class Receiver {
     await Promise.all(this.#tasks);
   }
 
+  /** Returns when the priority channels have ended as well. */
+  async allEnded(): Promise<void> {
+    await Promise.all([this.ended(), this.#lanes.ended()]);
+  }
+
   counters(): ReturnType<typeof sumCounters> {
-    return sumCounters(this.control, this.#channels);
+    return sumCounters(this.control, this.#channels + this.#laneCount);
   }
 
   channelFigures(): ChannelFigures[] {
-    return channelFigures(this.control, this.#channels);
+    return channelFigures(this.control, this.#channels, this.#laneCount);
   }
 
   /** False when a thread hangs and still holds its descriptors; see `ChannelPool.close`. */
   async close(): Promise<boolean> {
-    return await this.#pool.close();
+    const ends = await Promise.all([this.#pool.close(), this.#lanes.close()]);
+    return ends.every((isGone) => isGone);
   }
 }

@@ -17,6 +17,7 @@ import type { ScanFacts } from "./convergence.ts";
 import { DirtyBitmap } from "./dirty-bitmap.ts";
 import type { DirtyLog, ScanLog } from "./dirty-log.ts";
 import { channelFigures, sumCounters } from "./figures.ts";
+import { laneCountOf } from "./lanes.ts";
 import { applySettings, cacheBytesOf } from "./live-settings.ts";
 import type { Parameters } from "./parameters.ts";
 import { ChannelPool } from "./pool.ts";
@@ -52,6 +53,9 @@ interface SentBlock extends Geometry {
 /** The source's pages: what is dirty, who sends it, and what was sent. */
 export class Sender {
   readonly control: Control;
+  /** What its threads know, for those of the priority lanes. */
+  readonly setup: SendSetup;
+  readonly #lanes: number;
   readonly #blocks: readonly SentBlock[];
   readonly #channels: number;
   readonly #pool: ChannelPool;
@@ -67,7 +71,8 @@ export class Sender {
   /** Starts the threads. Everything is dirty. */
   constructor(blocks: readonly Block[], parameters: Parameters) {
     this.#channels = parameters.channels;
-    this.control = createControl(parameters.channels);
+    this.#lanes = laneCountOf(parameters);
+    this.control = createControl(parameters.channels + this.#lanes);
     applySettings(this.control, parameters);
     this.#blocks = blocks.map((block) => {
       const geometry = geometryOf(block, parameters.chunkBytes);
@@ -75,7 +80,7 @@ export class Sender {
       bitmap.fill();
       return { block, bitmap, ...geometry };
     });
-    const setup: SendSetup = {
+    this.setup = {
       control: this.control,
       blocks: this.#sendBlocks(),
       channels: parameters.channels,
@@ -85,7 +90,7 @@ export class Sender {
       fenceTimeoutMs: parameters.stepTimeoutMs,
     };
     const module = siblingModule("../workers/send-worker", import.meta.url);
-    this.#pool = new ChannelPool({ module, setup, channels: parameters.channels });
+    this.#pool = new ChannelPool({ module, setup: this.setup, channels: parameters.channels });
   }
 
   /** Takes parameters over that changed while it runs. */
@@ -129,6 +134,13 @@ export class Sender {
   /** Pages that are known to be dirty: of those that are scanned, what was not sent yet. */
   get dirtyPages(): number {
     return this.#blocks.reduce((sum, { bitmap }) => sum + bitmap.dirtyCount(), 0);
+  }
+
+  /** The pages that are dirty, block by block, for the destination to miss. */
+  *dirtyWords(): Generator<{ block: number; words: Int32Array }> {
+    for (const [block, { bitmap }] of this.#blocks.entries()) {
+      yield { block, words: bitmap.words.words };
+    }
   }
 
   get dirtyBytes(): number {
@@ -223,7 +235,7 @@ export class Sender {
   }
 
   channelFigures(): ChannelFigures[] {
-    return channelFigures(this.control, this.#channels);
+    return channelFigures(this.control, this.#channels, this.#lanes);
   }
 
   counters(): ReturnType<typeof sumCounters> {
@@ -348,6 +360,6 @@ export class Sender {
   }
 
   #totals(): ReturnType<typeof sumCounters> {
-    return sumCounters(this.control, this.#channels);
+    return sumCounters(this.control, this.#channels + this.#lanes);
   }
 }

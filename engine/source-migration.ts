@@ -3,6 +3,8 @@ import { nowMs } from "../base/clock.ts";
 import { asMigrationError, MigrationError, reasonOf } from "../base/errors.ts";
 import { loadChecksum } from "../channels/checksum.ts";
 import { stopWorkers } from "../workers/control.ts";
+import { beginPostcopy } from "../workers/gate.ts";
+import { createLaneWords, FINISH, OPEN, tellLanes } from "../workers/lane-words.ts";
 import { Attempt, callHost } from "./attempt.ts";
 import { configure } from "./configuration.ts";
 import { Convergence, type Judgement, type Verdict } from "./convergence.ts";
@@ -12,8 +14,10 @@ import { startHeartbeat } from "./heartbeat.ts";
 import { Hold } from "./hold.ts";
 import type { DeviceSection, DeviceTerms, SourceHost } from "./host.ts";
 import { HypervisorView } from "./hypervisor-view.ts";
+import { Lanes, laneCountOf } from "./lanes.ts";
 import { agreedParameters, type Parameters } from "./parameters.ts";
 import { preferPeersWord } from "./peers-word.ts";
+import { goesOver } from "./postcopy-policy.ts";
 import { Sender, type SentRound } from "./sender.ts";
 import type { MigrateOutOptions, SourcePhase } from "./source.ts";
 import { SourcePeer } from "./source-peer.ts";
@@ -42,6 +46,11 @@ export class SourceMigration {
   readonly #notUndone: { action: string; reason: string }[] = [];
   #parameters: Parameters;
   #sender: Sender | null = null;
+  #lanes: Lanes | null = null;
+  readonly #laneWords = createLaneWords();
+  /** The guest goes over before its memory; decided after a round. */
+  #isPostcopy = false;
+  #runsThere = false;
   #logs: readonly DirtyLog[] = [];
   #judgement: Judgement | null = null;
   #throttlePercent = 0;
@@ -91,6 +100,7 @@ export class SourceMigration {
       onPhase: _onPhase,
       onProgress: _onProgress,
       live: _live,
+      postcopySwitch: _postcopySwitch,
       ...given
     } = options;
     const { parameters, address: parsed } = configure(given, address, {
@@ -121,6 +131,13 @@ export class SourceMigration {
     // First of all: its threads start while the hosts agree, as the destination's do.
     const sender = new Sender(this.#host.blocks, this.#parameters);
     this.#sender = sender;
+    const laneCount = laneCountOf(this.#parameters);
+    const lanes = new Lanes(
+      Array.from({ length: laneCount }, () => {
+        return { side: "source", send: sender.setup, words: this.#laneWords };
+      }),
+    );
+    this.#lanes = lanes;
     this.attempt.onFailure(() => stopWorkers(sender.control));
     const blocks = this.#host.blocks.map(({ name, sizeBytes, pageBytes }) => ({
       name,
@@ -136,6 +153,12 @@ export class SourceMigration {
     await Promise.all(
       channels.map(async (channel) => sender.open(await this.#peer.openChannel(channel))),
     );
+    await this.attempt.guard(lanes.start());
+    for (let lane = 0; lane < laneCount; lane += 1) {
+      const channel = this.#parameters.channels + 1 + lane;
+      const place = await this.#peer.openChannel(channel, "priority");
+      lanes.serve(lane, place, (error) => this.attempt.fail(asMigrationError(error)));
+    }
   }
 
   /** Sends round after round while the guest runs, until it may be paused. */
@@ -151,10 +174,27 @@ export class SourceMigration {
     await this.attempt.guard(this.#ofSender.scan(logs.filter((log) => log.kind === "scan")));
     this.#startTimeout();
     this.#startProgress();
+    const { postcopySwitch } = this.#options;
+    if (this.#parameters.postcopy !== "never") {
+      postcopySwitch?.attach(() => {
+        if (this.#pausedAtMs === 0) this.#ofSender.hurry();
+      });
+      this.#stops.push(() => postcopySwitch?.detach());
+    }
     for (;;) {
       const round = await this.#sendRound();
       this.#ofSender.sync(this.#logs);
       const verdict = this.#judge(round);
+      this.#isPostcopy = goesOver(
+        {
+          rounds: this.#rounds.length,
+          verdict: verdict.kind,
+          isRequested: postcopySwitch?.isRequested === true,
+          isOutOfTime: this.#isOutOfTime,
+        },
+        this.#parameters,
+      );
+      if (this.#isPostcopy) break;
       if (verdict.kind === "switch-over" || this.#isOutOfTime) break;
       if (verdict.kind === "give-up") throw this.#notConverging();
       await this.#throttle(verdict.throttlePercent);
@@ -175,12 +215,20 @@ export class SourceMigration {
     this.#hypervisor.paused(this.#host.stoppedAtMs, this.#lapStartMs);
   }
 
-  /** Sends the rest over all channels, until all of it is applied at the destination. */
+  /**
+   * Sends the rest over all channels, until all of it is applied at the destination; in post-copy,
+   * says what the rest is.
+   */
   async sendRest(): Promise<void> {
     const sender = this.#ofSender;
     sender.resumeRounds();
     sender.sync(this.#logs);
     this.#downtime.syncMs = this.#lap();
+    if (this.#isPostcopy) {
+      await this.attempt.guard(this.#peer.discard(sender.dirtyWords()));
+      this.#downtime.pagesMs = this.#lap();
+      return;
+    }
     await this.#sendRound();
     await sender.end();
     assert(sender.dirtyPages === 0, "nothing is dirty when all was sent and nobody writes");
@@ -207,15 +255,45 @@ export class SourceMigration {
 
   /** After this was called, the guest is not ours any more, whatever happens. */
   async handOver(): Promise<void> {
+    if (this.#isPostcopy) {
+      beginPostcopy(this.#ofSender.control);
+      tellLanes(this.#laneWords, OPEN);
+    }
     const running = await this.#peer.commit();
-    this.attempt.succeed();
+    this.#runsThere = true;
+    if (!this.#isPostcopy) this.attempt.succeed();
     this.#untouchedPages = running.untouchedPages;
     this.#downtime.handoverMs = this.#lap();
     this.#hypervisor.runs(running, this.#downtime.handoverMs);
     this.#totalMs = this.#lapStartMs - this.#startMs;
+    if (!this.#isPostcopy) await this.#tellDone();
+  }
+
+  async #tellDone(): Promise<void> {
     const hypervisor = this.#hypervisor.laps;
     const done = { totalMs: this.#totalMs, ...this.#downtime, hypervisor };
     await this.#peer.tellDone(done).catch(() => {}); // The guest runs there; the rest is figures.
+  }
+
+  /** Whether memory follows the guest. */
+  get isPostcopy(): boolean {
+    return this.#isPostcopy;
+  }
+
+  /** Sends what the guest misses over all bulk channels, while the lanes send what it waits for. */
+  async sendMissing(): Promise<void> {
+    const sender = this.#ofSender;
+    const { attempt } = this;
+    const round = await attempt.guard(sender.sendRound());
+    const { dirtyPages, sentPages, sentBytes, elapsedMs } = round;
+    this.#rounds.push({ dirtyPages, sentPages, sentBytes, elapsedMs });
+    await attempt.guard(sender.end());
+    assert(sender.dirtyPages === 0, "nothing is dirty when all was sent and nobody writes");
+    tellLanes(this.#laneWords, FINISH);
+    await attempt.guard(this.#peer.awaitComplete());
+    attempt.succeed();
+    this.#totalMs = nowMs() - this.#startMs;
+    await this.#tellDone();
   }
 
   report(): Report {
@@ -257,6 +335,12 @@ export class SourceMigration {
     const first = this.attempt.failure ?? asMigrationError(thrown);
     const main = this.#peer.isConnected ? this.#peer.main : null;
     const failure = await preferPeersWord(first, main);
+    if (this.#runsThere) {
+      // The destination must not wait for pages that will not come.
+      await this.#peer.tellFailure(failure);
+      const facts = { reason: failure.message };
+      return new MigrationError("POSTCOPY_INTERRUPTED", facts, { at: "source", cause: failure });
+    }
     if (this.attempt.isCommitted) {
       return new MigrationError(
         "HANDOVER_UNKNOWN",
@@ -274,7 +358,8 @@ export class SourceMigration {
     this.#options.live?.detach();
     this.attempt.end();
     if (this.#sender !== null) stopWorkers(this.#sender.control);
-    const areThreadsGone = (await this.#sender?.close()) ?? true;
+    const ends = await Promise.all([this.#sender?.close(), this.#lanes?.close()]);
+    const areThreadsGone = !ends.includes(false);
     this.#peer.close({ areThreadsGone });
   }
 
@@ -350,9 +435,9 @@ export class SourceMigration {
 
   #startTimeout(): void {
     const check = (): void => {
-      const { timeoutMs, nonConvergence } = this.#parameters;
+      const { timeoutMs, nonConvergence, postcopy } = this.#parameters;
       if (this.#pausedAtMs !== 0 || nowMs() - this.#startMs < timeoutMs) return;
-      if (nonConvergence === "switch-over") {
+      if (nonConvergence === "switch-over" || postcopy === "not-converging") {
         this.#isOutOfTime = true;
         this.#ofSender.hurry();
       } else {

@@ -3,6 +3,7 @@ import { MigrationError } from "../base/errors.ts";
 import { type Address, formatAddress } from "../channels/address.ts";
 import type { Checksum } from "../channels/checksum.ts";
 import { type Connector, connector } from "../channels/connection.ts";
+import { DISCARD_BITS_BYTES_MAX } from "../channels/frame.ts";
 import { FrameStream } from "../channels/frame-stream.ts";
 import {
   type Agreement,
@@ -10,10 +11,13 @@ import {
   decodeRunning,
   decodeWelcome,
   encodeAgreement,
+  encodeDiscard,
   encodeDone,
   encodeFailure,
   encodeHello,
+  encodeLanes,
   encodeRound,
+  encodeSwitch,
   type Lane,
   MIGRATION_ID_BYTES,
   type RoundMessage,
@@ -21,11 +25,15 @@ import {
   TOKEN_BYTES,
   VERSION,
 } from "../channels/messages.ts";
+import { popcount } from "../workers/dirty-words.ts";
 import type { ChannelPlace } from "../workers/protocol.ts";
 import { fingerprintOf } from "./agreement.ts";
 import { sendDevices } from "./device-state.ts";
 import type { DeviceSection } from "./host.ts";
+import { laneCountOf } from "./lanes.ts";
 import type { Parameters } from "./parameters.ts";
+
+type SourceFrame = "lanes" | "agree" | "round" | "discard" | "switch" | "commit" | "done";
 
 const NOTHING = new Uint8Array(0);
 
@@ -75,14 +83,16 @@ export class SourcePeer {
   /** Throws PARAMETER_MISMATCH, BLOCK_MISMATCH or what the destination's host says. */
   async agree(terms: Omit<Agreement, "fingerprint" | "channels">): Promise<void> {
     const { channels, stepTimeoutMs } = this.#parameters;
+    const lanes = laneCountOf(this.#parameters);
+    if (lanes > 0) await this.#send("lanes", encodeLanes(lanes));
     const fingerprint = fingerprintOf(terms.parameters, this.#checksum);
     await this.#send("agree", encodeAgreement({ ...terms, fingerprint, channels }));
     await this.main.receive(["accept"], stepTimeoutMs);
   }
 
-  /** Opens one bulk channel, ready for a thread. */
-  async openChannel(channel: number): Promise<ChannelPlace> {
-    const { stream } = await this.#join(channel, "bulk");
+  /** Opens one channel, ready for a thread. */
+  async openChannel(channel: number, lane: Lane = "bulk"): Promise<ChannelPlace> {
+    const { stream } = await this.#join(channel, lane);
     return { channel, ...stream.release() };
   }
 
@@ -106,6 +116,27 @@ export class SourcePeer {
     return decodeRunning(body, 0);
   }
 
+  /** Names the pages that are missing at the destination. Stretches without any are left out. */
+  async discard(blocks: Iterable<{ block: number; words: Int32Array }>): Promise<void> {
+    const piece = DISCARD_BITS_BYTES_MAX / 4;
+    let pages = 0;
+    for (const { block, words } of blocks) {
+      for (let at = 0; at < words.length; at += piece) {
+        const bits = words.slice(at, at + piece);
+        const count = bits.reduce((sum, word) => sum + popcount(word), 0);
+        pages += count;
+        const body = encodeDiscard({ block, firstPage: at * 32, bits });
+        if (count > 0) await this.#send("discard", body);
+      }
+    }
+    await this.#send("switch", encodeSwitch(pages));
+  }
+
+  /** Returns when the destination has all pages. */
+  async awaitComplete(): Promise<void> {
+    await this.main.receive(["complete"], this.#parameters.stepTimeoutMs);
+  }
+
   async tellDone(done: DoneMessage): Promise<void> {
     await this.#send("done", encodeDone(done));
   }
@@ -124,7 +155,7 @@ export class SourcePeer {
     }
   }
 
-  async #send(name: "agree" | "round" | "commit" | "done", body: Uint8Array): Promise<void> {
+  async #send(name: SourceFrame, body: Uint8Array): Promise<void> {
     await this.main.send(name, body, this.#parameters.channelTimeoutMs);
   }
 

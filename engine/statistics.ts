@@ -77,8 +77,12 @@ export interface ScanFigures {
 export interface FaultFigures {
   readonly count: number;
   readonly p50Us: number;
+  readonly p90Us: number;
   readonly p99Us: number;
+  readonly p999Us: number;
   readonly maxUs: number;
+  readonly blockedMs: number;
+  readonly blockedMsBySeat: readonly number[];
 }
 
 /** What a migration came to, the same at both ends. Every field has its row in `STATISTICS`. */
@@ -306,15 +310,35 @@ export const STATISTICS = {
       optional: true,
       meaning: "Half of the faults were answered in this time or less.",
     },
+    "faults.p90Us": {
+      unit: "microseconds",
+      optional: true,
+      meaning: "9 of 10 faults were answered in this time or less.",
+    },
     "faults.p99Us": {
       unit: "microseconds",
       optional: true,
       meaning: "99 of 100 faults were answered in this time or less.",
     },
+    "faults.p999Us": {
+      unit: "microseconds",
+      optional: true,
+      meaning: "999 of 1000 faults were answered in this time or less.",
+    },
     "faults.maxUs": {
       unit: "microseconds",
       optional: true,
-      meaning: "The slowest answer to a fault.",
+      meaning: "The slowest answer to a fault; as the others, rounded up by at most 9 %.",
+    },
+    "faults.blockedMs": {
+      unit: "milliseconds",
+      optional: true,
+      meaning: "Time that vCPUs waited for pages, all of them together.",
+    },
+    "faults.blockedMsBySeat[]": {
+      unit: "milliseconds",
+      optional: true,
+      meaning: "The same for each vCPU, by its seat at the door.",
     },
     verified: {
       unit: "boolean",

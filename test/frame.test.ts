@@ -58,6 +58,11 @@ const KINDS: { readonly [name in FrameName]: number } = {
   running: 16,
   done: 17,
   ping: 18,
+  lanes: 24,
+  discard: 25,
+  switch: 26,
+  request: 27,
+  complete: 28,
 };
 
 /** What a peer may make us allocate for a frame. */
@@ -80,6 +85,11 @@ const BODY_BYTES_MAX: { readonly [name in FrameName]: number } = {
   running: 24,
   done: 80,
   ping: 0,
+  lanes: 4,
+  discard: 65_544,
+  switch: 8,
+  request: 12,
+  complete: 0,
 };
 
 for (const name of NAMES) {

@@ -42,6 +42,9 @@ const VALUES: { readonly [K in ParameterKey]: readonly Parameters[K][] } = {
   maxRounds: [1, 2, 100],
   timeoutMs: [60_000],
   nonConvergence: ["cancel", "switch-over"],
+  postcopy: ["never", "manual", "after-rounds", "not-converging"],
+  postcopyRounds: [2],
+  priorityChannels: [2],
   autoConverge: [false, true],
   throttleInitialPercent: [30],
   throttleIncrementPercent: [5],
@@ -129,13 +132,15 @@ function brokenBy(configuration: Configuration) {
 const CONTEXTS: readonly Configuration[] = VALUES.compression.flatMap((compression) =>
   VALUES.xbzrle.flatMap((xbzrle) =>
     VALUES.autoConverge.flatMap((autoConverge) =>
-      VALUES.channels.map((channels) => {
-        const context = { compression, xbzrle, autoConverge, channels };
-        return Object.entries(context).map(([name, value]) => ({
-          name: name as keyof typeof context,
-          value,
-        }));
-      }),
+      VALUES.channels.flatMap((channels) =>
+        (["never", "after-rounds"] as const).map((postcopy) => {
+          const context = { compression, xbzrle, autoConverge, channels, postcopy };
+          return Object.entries(context).map(([name, value]) => ({
+            name: name as keyof typeof context,
+            value,
+          }));
+        }),
+      ),
     ),
   ),
 );

@@ -23,7 +23,16 @@ const REPORT: Required<Report> = {
     },
   ],
   cpuMs: 1,
-  faults: { count: 1, p50Us: 1, p99Us: 1, maxUs: 1 },
+  faults: {
+    count: 1,
+    p50Us: 1,
+    p90Us: 1,
+    p99Us: 1,
+    p999Us: 1,
+    maxUs: 1,
+    blockedMs: 1,
+    blockedMsBySeat: [1],
+  },
   verified: true,
 };
 

@@ -150,6 +150,11 @@ export const KIND = {
   running: 16,
   done: 17,
   ping: 18,
+  lanes: 24,
+  discard: 25,
+  switch: 26,
+  request: 27,
+  complete: 28,
 } as const;
 
 export const LANE = { main: 1, bulk: 2 } as const;

@@ -8,6 +8,8 @@ import { assert } from "../base/assert.ts";
  *   pace      workers       when the next byte may go, see `workers/pace.ts`
  *   limit     coordinator   bytes per second over all channels, 0 for no limit
  *   codec     coordinator   how payloads are compressed, see setCodecSettings
+ *   gate      lanes         word 0: how many lanes have a page to bring that a guest waits for, see
+ *                           `workers/gate.ts`. Word 1, by the coordinator: 1 in post-copy
  *   counters  one channel   a row per channel, see COUNTERS; others only read
  */
 export interface Control {
@@ -15,6 +17,7 @@ export interface Control {
   /** Word 0: pace in ns, word 1: limit. */
   readonly pacing: BigInt64Array;
   readonly codec: Int32Array;
+  readonly gate: Int32Array;
   readonly counters: Float64Array;
 }
 
@@ -101,6 +104,7 @@ export function createControl(channels: number): Control {
     stop: new Int32Array(new SharedArrayBuffer(64)),
     pacing: new BigInt64Array(new SharedArrayBuffer(64)),
     codec: new Int32Array(new SharedArrayBuffer(64)),
+    gate: new Int32Array(new SharedArrayBuffer(64)),
     counters: new Float64Array(new SharedArrayBuffer(channels * ROW * 8)),
   };
 }

@@ -1,0 +1,79 @@
+import { must } from "../base/assert.ts";
+import type { Checksum } from "../channels/checksum.ts";
+import { ARMED, BELL, type FaultDoor, isPresent, SEATS_MAX, takeQuestion } from "./fault-door.ts";
+import { closeGate, openGate } from "./gate.ts";
+import { Idleness } from "./lane-idle.ts";
+import { PageReceiver } from "./page-receiver.ts";
+import type { ChannelPlace, ReceiveSetup } from "./protocol.ts";
+
+/** The destination's end of a priority lane: asks for what vCPUs wait for, and places what comes. */
+export class LaneReceiver {
+  readonly #setup: ReceiveSetup;
+  readonly #door: FaultDoor;
+  readonly #pages: PageReceiver;
+  readonly #share: { lane: number; lanes: number };
+  /** Asked for and not there yet. */
+  #waited: { block: number; page: number }[] = [];
+  #requests = 0;
+
+  constructor(
+    setup: ReceiveSetup,
+    place: ChannelPlace,
+    { checksum, ...share }: { checksum: Checksum; lane: number; lanes: number },
+  ) {
+    this.#setup = setup;
+    this.#door = must(setup.door, "a lane serves a door");
+    this.#pages = new PageReceiver(setup, place, checksum);
+    this.#share = share;
+  }
+
+  /** Serves until the source says that nothing follows. */
+  serve(): void {
+    const { words } = this.#door;
+    const idleness = new Idleness();
+    let from = 0;
+    for (;;) {
+      const bell = Atomics.load(words, BELL);
+      let isBusy = false;
+      const question = takeQuestion(this.#door, { from, ...this.#share });
+      if (question !== null) {
+        isBusy = true;
+        from = (question.seat + 1) % SEATS_MAX;
+        this.#ask(question);
+      }
+      const found = this.#pages.poll();
+      if (found === "end") return;
+      if (found === "pages") this.#arrived();
+      if (isBusy || found === "pages") {
+        idleness.wake();
+        continue;
+      }
+      if (this.#waited.length > 0) this.#arrived();
+      const isAsleep = Atomics.load(words, ARMED) === 0;
+      const on = { words, index: BELL, value: bell };
+      idleness.rest(this.#setup.control.stop, on, { isAsleep });
+    }
+  }
+
+  close(): void {
+    for (const _ of this.#waited) openGate(this.#setup.control);
+    this.#waited = [];
+    this.#pages.close();
+  }
+
+  #ask({ block, page }: { block: number; page: number }): void {
+    closeGate(this.#setup.control);
+    this.#waited.push({ block, page });
+    this.#pages.request({ block, page, number: this.#requests });
+    this.#requests += 1;
+  }
+
+  /** A page may also come with the others: what is there is waited for no more. */
+  #arrived(): void {
+    this.#waited = this.#waited.filter(({ block, page }) => {
+      const isWaited = !isPresent(this.#door, block, page);
+      if (!isWaited) openGate(this.#setup.control);
+      return isWaited;
+    });
+  }
+}
