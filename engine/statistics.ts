@@ -82,7 +82,8 @@ export interface FaultFigures {
   readonly p999Us: number;
   readonly maxUs: number;
   readonly blockedMs: number;
-  readonly blockedMsBySeat: readonly number[];
+  /** By seat at the door. */
+  readonly vcpus: readonly { readonly blockedMs: number }[];
 }
 
 /** What a migration came to, the same at both ends. Every field has its row in `STATISTICS`. */
@@ -335,7 +336,7 @@ export const STATISTICS = {
       optional: true,
       meaning: "Time that vCPUs waited for pages, all of them together.",
     },
-    "faults.blockedMsBySeat[]": {
+    "faults.vcpus[].blockedMs": {
       unit: "milliseconds",
       optional: true,
       meaning: "The same for each vCPU, by its seat at the door.",

@@ -31,7 +31,7 @@ const REPORT: Required<Report> = {
     p999Us: 1,
     maxUs: 1,
     blockedMs: 1,
-    blockedMsBySeat: [1],
+    vcpus: [{ blockedMs: 1 }],
   },
   verified: true,
 };

@@ -198,7 +198,7 @@ export interface FaultTimes {
   readonly p999Us: number;
   readonly maxUs: number;
   readonly blockedMs: number;
-  readonly blockedMsBySeat: readonly number[];
+  readonly vcpus: readonly { readonly blockedMs: number }[];
 }
 
 /** How long pages were waited for so far, each figure the upper end of its bucket. */
@@ -224,6 +224,6 @@ export function faultTimes(door: FaultDoor): FaultTimes {
     p999Us: at(0.999),
     maxUs: at(1),
     blockedMs: bySeat.reduce((sum, each) => sum + each, 0),
-    blockedMsBySeat: bySeat,
+    vcpus: bySeat.map((each) => ({ blockedMs: each })),
   };
 }

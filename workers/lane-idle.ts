@@ -31,17 +31,19 @@ export class Idleness {
     this.#busyUntilMs = nowMs() + HOT_FOR_MS;
   }
 
-  /** Waits on a word that had this value. Throws Stopped when the migration is over. */
+  /** Waits on a word that had this value. Returns the milliseconds slept; throws Stopped when all is over. */
   rest(
     stop: Int32Array,
     on: { words: Int32Array; index: number; value: number },
     { isAsleep = false }: { isAsleep?: boolean } = {},
-  ): void {
+  ): number {
     if (Atomics.load(stop, 0) !== 0) throw new Stopped();
     this.#looks += 1;
-    if (!isAsleep && this.#looks <= SPINS) return;
+    if (!isAsleep && this.#looks <= SPINS) return 0;
     const ms = isAsleep ? ASLEEP_MS : nowMs() < this.#busyUntilMs ? HOT_MS : COLD_MS;
+    const startMs = nowMs();
     Atomics.wait(on.words, on.index, on.value, ms);
+    return nowMs() - startMs;
   }
 }
 

@@ -98,7 +98,8 @@ export class LaneSender {
       } else {
         const isAsleep = Atomics.load(this.#words, OPEN) === 0;
         const on = { words: this.#words, index: isAsleep ? OPEN : FINISH, value: 0 };
-        idleness.rest(this.#control.stop, on, { isAsleep });
+        const sleptMs = idleness.rest(this.#control.stop, on, { isAsleep });
+        this.#counters.add("waitMs", sleptMs);
       }
     }
   }
