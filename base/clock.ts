@@ -1,6 +1,48 @@
+/** Where time comes from. Everything here goes by it: a simulation puts its own in place. */
+export interface Clock {
+  /** Only goes forward. */
+  nowMs(): number;
+  /** Calls once, after `ms`. Returns what prevents it. */
+  after(ms: number, call: () => void): () => void;
+  /** Calls every `ms`. Returns what ends it. */
+  every(ms: number, call: () => void): () => void;
+}
+
+const REAL_CLOCK: Clock = {
+  nowMs: () => Number(process.hrtime.bigint() / 1000n) / 1000,
+  after(ms, call) {
+    const timer = setTimeout(call, ms);
+    return () => clearTimeout(timer);
+  },
+  every(ms, call) {
+    const timer = setInterval(call, ms);
+    return () => clearInterval(timer);
+  },
+};
+
+let clock = REAL_CLOCK;
+
+/** Goes by another clock in this thread, until what it returns is called. Before anything waits. */
+export function useClock(other: Clock): () => void {
+  clock = other;
+  return () => {
+    clock = REAL_CLOCK;
+  };
+}
+
 /** Milliseconds of a clock that only goes forward, the same in every thread of this machine. */
 export function nowMs(): number {
-  return Number(process.hrtime.bigint() / 1000n) / 1000;
+  return clock.nowMs();
+}
+
+/** Calls once, after `ms`. Returns what prevents it. */
+export function after(ms: number, call: () => void): () => void {
+  return clock.after(ms, call);
+}
+
+/** Calls every `ms`. Returns what ends it. */
+export function every(ms: number, call: () => void): () => void {
+  return clock.every(ms, call);
 }
 
 /** A moment that a wait must not pass. */
@@ -41,7 +83,7 @@ export async function within<T>(
     isLate = true;
     reject(late());
   };
-  const timer = limitMs > TIMER_MS_MAX ? undefined : setTimeout(expire, limitMs);
+  const prevent = limitMs > TIMER_MS_MAX ? undefined : after(limitMs, expire);
   work.then(
     (value) => isLate && onLate({ status: "fulfilled", value }),
     (reason) => isLate && onLate({ status: "rejected", reason }),
@@ -49,6 +91,6 @@ export async function within<T>(
   try {
     return await Promise.race([work, promise]);
   } finally {
-    clearTimeout(timer);
+    prevent?.();
   }
 }

@@ -48,7 +48,7 @@ export const auto: Benchmark<typeof SMOKE> = {
   name: "auto",
   about: "compression auto against each fixed choice, over links of four speeds",
   smoke: SMOKE,
-  real: { ...SMOKE, memoryBytes: 1024 * MIB, rawMs: 4000, runs: 3, channels: 4, linkMegabits: 0 },
+  real: { ...SMOKE, memoryBytes: 1024 * MIB, rawMs: 8000, runs: 3, channels: 4, linkMegabits: 0 },
 
   async run(report, parameters) {
     const { memoryBytes: bytes, linkMegabits } = parameters;

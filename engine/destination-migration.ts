@@ -1,9 +1,8 @@
 import { assert, must } from "../base/assert.ts";
-import { nowMs } from "../base/clock.ts";
+import { every, nowMs } from "../base/clock.ts";
 import { asMigrationError, MigrationError } from "../base/errors.ts";
 import type { Address } from "../channels/address.ts";
 import { type Checksum, loadChecksum } from "../channels/checksum.ts";
-import { listen } from "../channels/connection.ts";
 import { corrupt } from "../channels/frame.ts";
 import type { Frame, FrameStream } from "../channels/frame-stream.ts";
 import {
@@ -35,6 +34,7 @@ import { agreedParameters, type Parameters } from "./parameters.ts";
 import { preferPeersWord } from "./peers-word.ts";
 import { Receiver } from "./receiver.ts";
 import type { DowntimeFigures, Progress, Report, RoundFigures } from "./statistics.ts";
+import type { Surroundings } from "./surroundings.ts";
 import { Throughput } from "./throughput.ts";
 
 const NOTHING = new Uint8Array(0);
@@ -60,6 +60,7 @@ export class DestinationMigration {
   readonly attempt: Attempt<DestinationPhase>;
   readonly #host: DestinationHost;
   readonly #options: MigrateInOptions;
+  readonly #surroundings: Surroundings;
   readonly #address: Address;
   readonly #parameters: Parameters;
   readonly #checksum: Checksum;
@@ -84,8 +85,10 @@ export class DestinationMigration {
     host: DestinationHost,
     options: MigrateInOptions,
     configuration: { address: Address; parameters: Parameters; checksum: Checksum },
+    surroundings: Surroundings,
   ) {
     this.#host = host;
+    this.#surroundings = surroundings;
     this.#preparing = new Hold(host, "memory");
     this.#options = options;
     this.#address = configuration.address;
@@ -104,6 +107,7 @@ export class DestinationMigration {
     host: DestinationHost,
     address: string,
     options: MigrateInOptions,
+    surroundings: Surroundings,
   ): Promise<DestinationMigration> {
     const {
       signal: _signal,
@@ -113,16 +117,14 @@ export class DestinationMigration {
       ...given
     } = options;
     const configuration = configure(given, address, { side: "destination" });
-    return new DestinationMigration(host, options, {
-      ...configuration,
-      checksum: await loadChecksum(),
-    });
+    const checksum = await loadChecksum();
+    return new DestinationMigration(host, options, { ...configuration, checksum }, surroundings);
   }
 
   /** Waits for the source's main channel. */
   async listen(): Promise<void> {
     const { acceptTimeoutMs, connectTimeoutMs, channelTimeoutMs } = this.#parameters;
-    const listener = await listen(this.#address);
+    const listener = await this.#surroundings.listen(this.#address);
     const doorman = new Doorman(listener, {
       checksum: this.#checksum,
       helloTimeoutMs: connectTimeoutMs,
@@ -166,7 +168,12 @@ export class DestinationMigration {
       pageBytes: agreement.blocks[index]?.pageBytes ?? block.pageBytes,
     }));
     const { channels } = agreement;
-    const receiver = new Receiver(this.#blocks, { channels, lanes }, this.#parameters);
+    const receiver = new Receiver(
+      this.#blocks,
+      { channels, lanes },
+      this.#parameters,
+      this.#surroundings,
+    );
     this.#receiver = receiver;
     this.attempt.onFailure(() => stopWorkers(receiver.control));
     const started = receiver.start();
@@ -400,8 +407,7 @@ export class DestinationMigration {
     const { onProgress } = this.#options;
     if (onProgress === undefined) return;
     const tell = (): void => this.attempt.callBack(() => onProgress(this.#progress()));
-    const timer = setInterval(tell, PROGRESS_MS);
-    this.#stops.push(() => clearInterval(timer));
+    this.#stops.push(every(PROGRESS_MS, tell));
   }
 
   #progress(): Progress {

@@ -2,6 +2,7 @@ import { DestinationMigration } from "./destination-migration.ts";
 import type { DestinationHost } from "./host.ts";
 import type { ParameterOptions } from "./parameters.ts";
 import type { Progress, Report } from "./statistics.ts";
+import { REAL_SURROUNDINGS, type Surroundings } from "./surroundings.ts";
 
 /** The phases of a migration at the destination, in order. */
 export const DESTINATION_PHASES = [
@@ -34,14 +35,16 @@ export interface MigrateInOptions extends ParameterOptions {
  * cannot resume it) memory is kept, for the guest belongs here and nowhere else. In post-copy it may
  * miss pages then, and waits for them: POSTCOPY_INTERRUPTED.
  *
- * Throws MigrationError only; CONFIGURATION_INVALID before anything is touched.
+ * Throws MigrationError only; CONFIGURATION_INVALID before anything is touched. `surroundings` are
+ * for simulations.
  */
 export async function migrateIn(
   host: DestinationHost,
   address: string,
   options: MigrateInOptions = {},
+  surroundings: Surroundings = REAL_SURROUNDINGS,
 ): Promise<Report> {
-  const migration = await DestinationMigration.prepare(host, address, options);
+  const migration = await DestinationMigration.prepare(host, address, options, surroundings);
   const { attempt } = migration;
   try {
     await using undo = new AsyncDisposableStack();

@@ -1,4 +1,4 @@
-import { nowMs } from "../base/clock.ts";
+import { every, nowMs } from "../base/clock.ts";
 import { MigrationError } from "../base/errors.ts";
 import type { FrameStream } from "../channels/frame-stream.ts";
 
@@ -21,7 +21,7 @@ export function startHeartbeat(
 ): () => void {
   const beatMs = Math.min(limitMs / BEATS_PER_LIMIT, BEAT_MS_MAX);
   let beatAtMs = nowMs();
-  const timer = setInterval(() => {
+  return every(beatMs, () => {
     const now = nowMs();
     const wasAsleep = now - beatAtMs > 2 * beatMs;
     beatAtMs = now;
@@ -32,6 +32,5 @@ export function startHeartbeat(
     if (!wasAsleep && now - stream.heardAtMs > limitMs) {
       onSilence(new MigrationError("PEER_SILENT", { waitingFor: "sign of life", limitMs }));
     }
-  }, beatMs);
-  return () => clearInterval(timer);
+  });
 }

@@ -1,3 +1,4 @@
+import { after } from "../base/clock.ts";
 import { MigrationError } from "../base/errors.ts";
 import type { FrameStream } from "../channels/frame-stream.ts";
 
@@ -14,13 +15,13 @@ export async function preferPeersWord(
 ): Promise<MigrationError> {
   if (main === null || noticed.at !== undefined || !SYMPTOMS.has(noticed.code)) return noticed;
   const { promise: late, resolve } = Promise.withResolvers<null>();
-  const timer = setTimeout(() => resolve(null), GRACE_MS);
+  const prevent = after(GRACE_MS, () => resolve(null));
   try {
     await Promise.race([main.failed, late]);
     return noticed;
   } catch (word) {
     return word instanceof MigrationError && word.at !== undefined ? word : noticed;
   } finally {
-    clearTimeout(timer);
+    prevent();
   }
 }

@@ -10,8 +10,8 @@ import { type Block, geometryOf } from "./block.ts";
 import { channelFigures, sumCounters } from "./figures.ts";
 import { Lanes } from "./lanes.ts";
 import type { Parameters } from "./parameters.ts";
-import { ChannelPool } from "./pool.ts";
 import type { ChannelFigures } from "./statistics.ts";
+import type { Surroundings, ThreadPool } from "./surroundings.ts";
 
 /** Threads start within half a second; on a machine that is busy with 64 of them, in several. */
 const THREAD_START_MS = 30_000;
@@ -24,7 +24,7 @@ export class Receiver {
   readonly door: FaultDoor | null;
   readonly #laneCount: number;
   readonly #lanes: Lanes;
-  readonly #pool: ChannelPool;
+  readonly #pool: ThreadPool;
   readonly #tasks: Promise<unknown>[] = [];
 
   /** Starts the threads. `blocks` are in the order of the agreement. */
@@ -32,6 +32,7 @@ export class Receiver {
     blocks: readonly Block[],
     { channels, lanes = 0 }: { channels: number; lanes?: number },
     parameters: Parameters,
+    surroundings: Surroundings,
   ) {
     this.#channels = channels;
     this.#laneCount = lanes;
@@ -70,7 +71,7 @@ export class Receiver {
       }),
     );
     const module = siblingModule("../workers/receive-worker", import.meta.url);
-    this.#pool = new ChannelPool({ module, setup, channels });
+    this.#pool = surroundings.startThreads({ module, setup, channels });
   }
 
   /** Returns when every thread runs: what they load and compile takes no time from pages then. */

@@ -20,10 +20,10 @@ import { channelFigures, sumCounters } from "./figures.ts";
 import { laneCountOf } from "./lanes.ts";
 import { applySettings, cacheBytesOf } from "./live-settings.ts";
 import type { Parameters } from "./parameters.ts";
-import { ChannelPool } from "./pool.ts";
 import { ScannedBlock } from "./scanned-block.ts";
 import { ownerOf } from "./shards.ts";
 import type { ChannelFigures, RoundFigures } from "./statistics.ts";
+import type { Surroundings, ThreadPool } from "./surroundings.ts";
 
 /**
  * A task's worth of dirty pages: enough to make the hand-over to the thread cheap (some 100 us of
@@ -58,7 +58,7 @@ export class Sender {
   readonly #lanes: number;
   readonly #blocks: readonly SentBlock[];
   readonly #channels: number;
-  readonly #pool: ChannelPool;
+  readonly #pool: ThreadPool;
   /** By their place among the blocks. */
   #scanned: ReadonlyMap<number, ScannedBlock> = new Map();
   /** Of these, those of which the round has not looked at every page that may have changed. */
@@ -69,7 +69,7 @@ export class Sender {
   #roundTripMs = Number.POSITIVE_INFINITY;
 
   /** Starts the threads. Everything is dirty. */
-  constructor(blocks: readonly Block[], parameters: Parameters) {
+  constructor(blocks: readonly Block[], parameters: Parameters, surroundings: Surroundings) {
     this.#channels = parameters.channels;
     this.#lanes = laneCountOf(parameters);
     this.control = createControl(parameters.channels + this.#lanes);
@@ -90,7 +90,8 @@ export class Sender {
       fenceTimeoutMs: parameters.stepTimeoutMs,
     };
     const module = siblingModule("../workers/send-worker", import.meta.url);
-    this.#pool = new ChannelPool({ module, setup: this.setup, channels: parameters.channels });
+    const { channels } = parameters;
+    this.#pool = surroundings.startThreads({ module, setup: this.setup, channels });
   }
 
   /** Takes parameters over that changed while it runs. */

@@ -1,5 +1,5 @@
 import { assert } from "../base/assert.ts";
-import { nowMs } from "../base/clock.ts";
+import { every, nowMs } from "../base/clock.ts";
 import { asMigrationError, MigrationError, reasonOf } from "../base/errors.ts";
 import { loadChecksum } from "../channels/checksum.ts";
 import { stopWorkers } from "../workers/control.ts";
@@ -22,6 +22,7 @@ import { Sender, type SentRound } from "./sender.ts";
 import type { MigrateOutOptions, SourcePhase } from "./source.ts";
 import { SourcePeer } from "./source-peer.ts";
 import type { DowntimeFigures, Progress, Report, RoundFigures } from "./statistics.ts";
+import type { Surroundings } from "./surroundings.ts";
 import { Throughput } from "./throughput.ts";
 
 /** Several looks per second: smooth to the eye, nothing to the machine. */
@@ -33,6 +34,7 @@ export class SourceMigration {
   readonly #host: SourceHost;
   readonly #options: MigrateOutOptions;
   readonly #peer: SourcePeer;
+  readonly #surroundings: Surroundings;
   readonly #convergence = new Convergence();
   readonly #startMs = nowMs();
   readonly #cpuBefore = process.cpuUsage();
@@ -73,8 +75,10 @@ export class SourceMigration {
     peer: SourcePeer,
     options: MigrateOutOptions,
     parameters: Parameters,
+    surroundings: Surroundings,
   ) {
     this.#host = host;
+    this.#surroundings = surroundings;
     this.#tracking = new Hold(host, "dirty log");
     this.#throttling = new Hold(host, "throttle");
     this.#pausing = new Hold(host, "pause");
@@ -94,6 +98,7 @@ export class SourceMigration {
     host: SourceHost,
     address: string,
     options: MigrateOutOptions,
+    surroundings: Surroundings,
   ): Promise<SourceMigration> {
     const {
       signal: _signal,
@@ -110,8 +115,8 @@ export class SourceMigration {
       throttle: host.throttle !== undefined,
       dirtyLog: host.dirtyLog,
     });
-    const peer = new SourcePeer(parsed, parameters, await loadChecksum());
-    return new SourceMigration(host, peer, options, parameters);
+    const peer = new SourcePeer(parsed, parameters, await loadChecksum(), surroundings);
+    return new SourceMigration(host, peer, options, parameters, surroundings);
   }
 
   async connect(): Promise<void> {
@@ -129,7 +134,7 @@ export class SourceMigration {
   /** Agrees on parameters and blocks, and opens all channels, each with its thread. */
   async agree(): Promise<void> {
     // First of all: its threads start while the hosts agree, as the destination's do.
-    const sender = new Sender(this.#host.blocks, this.#parameters);
+    const sender = new Sender(this.#host.blocks, this.#parameters, this.#surroundings);
     this.#sender = sender;
     const laneCount = laneCountOf(this.#parameters);
     const lanes = new Lanes(
@@ -447,16 +452,14 @@ export class SourceMigration {
       }
     };
     // Looked at rather than set once: the limit may change while the migration runs.
-    const timer = setInterval(check, Math.min(PROGRESS_MS, this.#parameters.timeoutMs));
-    this.#stops.push(() => clearInterval(timer));
+    this.#stops.push(every(Math.min(PROGRESS_MS, this.#parameters.timeoutMs), check));
   }
 
   #startProgress(): void {
     const { onProgress } = this.#options;
     if (onProgress === undefined) return;
     const tell = (): void => this.attempt.callBack(() => onProgress(this.#progress()));
-    const timer = setInterval(tell, PROGRESS_MS);
-    this.#stops.push(() => clearInterval(timer));
+    this.#stops.push(every(PROGRESS_MS, tell));
   }
 
   #progress(): Progress {

@@ -2,7 +2,7 @@ import { randomBytes } from "node:crypto";
 import { MigrationError } from "../base/errors.ts";
 import { type Address, formatAddress } from "../channels/address.ts";
 import type { Checksum } from "../channels/checksum.ts";
-import { type Connector, connector } from "../channels/connection.ts";
+import type { Connector } from "../channels/connection.ts";
 import { DISCARD_BITS_BYTES_MAX } from "../channels/frame.ts";
 import { FrameStream } from "../channels/frame-stream.ts";
 import {
@@ -32,6 +32,7 @@ import { sendDevices } from "./device-state.ts";
 import type { DeviceSection } from "./host.ts";
 import { laneCountOf } from "./lanes.ts";
 import type { Parameters } from "./parameters.ts";
+import type { Surroundings } from "./surroundings.ts";
 
 type SourceFrame = "lanes" | "agree" | "round" | "discard" | "switch" | "commit" | "done";
 
@@ -52,9 +53,14 @@ export class SourcePeer {
   #isClosed = false;
   #token = new Uint8Array(TOKEN_BYTES);
 
-  constructor(address: Address, parameters: Parameters, checksum: Checksum) {
+  constructor(
+    address: Address,
+    parameters: Parameters,
+    checksum: Checksum,
+    surroundings: Surroundings,
+  ) {
     this.#address = formatAddress(address);
-    this.#connector = connector(address);
+    this.#connector = surroundings.connector(address);
     this.#parameters = parameters;
     this.#checksum = checksum;
   }

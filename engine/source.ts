@@ -4,6 +4,7 @@ import type { ParameterOptions } from "./parameters.ts";
 import type { PostcopySwitch } from "./postcopy-switch.ts";
 import { SourceMigration } from "./source-migration.ts";
 import type { Progress, Report } from "./statistics.ts";
+import { REAL_SURROUNDINGS, type Surroundings } from "./surroundings.ts";
 
 /** The phases of a migration at the source, in order. */
 export const SOURCE_PHASES = [
@@ -40,14 +41,16 @@ export interface MigrateOutOptions extends ParameterOptions {
  * two running copies are the one outcome that cannot be repaired. In post-copy the guest runs there
  * and still needs pages from here: POSTCOPY_INTERRUPTED, and memory here must be kept.
  *
- * Throws MigrationError only; CONFIGURATION_INVALID before anything is touched.
+ * Throws MigrationError only; CONFIGURATION_INVALID before anything is touched. `surroundings` are
+ * for simulations.
  */
 export async function migrateOut(
   host: SourceHost,
   address: string,
   options: MigrateOutOptions = {},
+  surroundings: Surroundings = REAL_SURROUNDINGS,
 ): Promise<Report> {
-  const migration = await SourceMigration.prepare(host, address, options);
+  const migration = await SourceMigration.prepare(host, address, options, surroundings);
   const { attempt } = migration;
   try {
     await using undo = new AsyncDisposableStack();

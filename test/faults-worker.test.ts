@@ -4,6 +4,7 @@ import { must } from "../base/assert.ts";
 import { KIB, MIB } from "../base/units.ts";
 import { type ParameterOptions, resolveParameters } from "../engine/parameters.ts";
 import { Sender } from "../engine/sender.ts";
+import { REAL_SURROUNDINGS } from "../engine/surroundings.ts";
 import { stopWorkers } from "../workers/control.ts";
 import { SocketPairs, shut, threadDescriptorOf } from "./fixtures/wire-pair.ts";
 import { FaultRig, warmUp } from "./harness/fault-rig.ts";
@@ -132,7 +133,11 @@ test(`pages whose dirty bits a thread took along are dirty again (SEED=${seed})`
   fillBlocks(blocks, seed);
   const leaks = new LeakCheck();
   using watch = new ThreadWatch();
-  const sender = new Sender(blocks, resolveParameters({ channels: 1, ...SLOWLY }));
+  const sender = new Sender(
+    blocks,
+    resolveParameters({ channels: 1, ...SLOWLY }),
+    REAL_SURROUNDINGS,
+  );
   const all = sender.dirtyPages;
   const { near, far } = await pairs.make();
   const fd = threadDescriptorOf(near);

@@ -119,6 +119,19 @@ const KINDS: readonly ((page: Uint8Array, random: Prng) => void)[] = [
   (page) => page.fill(0).fill(7, PAGE_BYTES - 1),
 ];
 
+const LONG: ReadonlySet<unknown> = new Set(KINDS.slice(0, 2));
+
+test(`a byte among zeros arrives wherever it is (SEED=${seed})`, async () => {
+  const random = new Prng(seed);
+  const dirty = [...Array(CHUNK_BYTES / PAGE_BYTES).keys()];
+  for (let round = 0; round < 50; round += 1) {
+    const content = new Uint8Array(CHUNK_BYTES);
+    content[random.below(content.length)] = 1 + random.below(255);
+    const { arrived } = await transfer(content, { dirty, hasChecksum: round % 2 === 0 });
+    expect(Buffer.compare(arrived, content), `round ${round}`).toBe(0);
+  }
+});
+
 test(`pages arrive exactly however those that go straight lie among others (SEED=${seed})`, async () => {
   const random = new Prng(seed);
   for (let round = 0; round < 12; round += 1) {
@@ -126,10 +139,10 @@ test(`pages arrive exactly however those that go straight lie among others (SEED
     const content = new Uint8Array(pages * PAGE_BYTES);
     const dirty: number[] = [];
     for (let page = 0; page < pages; ) {
-      // Mostly long runs of what is not zero: those go straight.
+      // Long runs of what is not zero, and of zeros: those go straight.
       const kind = KINDS[Math.max(0, random.below(8) - 4)] ?? KINDS[0];
       const isDirty = random.below(8) > 0;
-      const end = Math.min(pages, page + 1 + random.below(kind === KINDS[0] ? 400 : 3));
+      const end = Math.min(pages, page + 1 + random.below(LONG.has(kind) ? 400 : 3));
       for (; page < end; page += 1) {
         kind?.(content.subarray(page * PAGE_BYTES, (page + 1) * PAGE_BYTES), random);
         if (isDirty) dirty.push(page);

@@ -71,6 +71,7 @@ export class Choice {
   #stayMs = 0;
   #trial: { payloadBytes: number; settleBytes: number } | null = null;
   #changes = 0;
+  #rawTrials = 0;
 
   /** The way that the next frame should go. */
   get way(): Way {
@@ -92,6 +93,21 @@ export class Choice {
     return this.#changes;
   }
 
+  /** Trials of raw memory that it began by itself. */
+  get rawTrials(): number {
+    return this.#rawTrials;
+  }
+
+  /**
+   * Another channel of the same link begins to try raw memory. This one does so, too: one alone would
+   * find the room that the others' compression leaves it, and each of them would find the same.
+   */
+  join(): void {
+    if (this.#trial !== null || this.#way === "raw") return;
+    if (this.#window.payloadBytes > 0) this.#cost.codec = costOf(this.#window);
+    if (this.#cost.codec !== null) this.#begin();
+  }
+
   /** Tells what a frame cost that went `way`. */
   learn(frame: FrameFacts): void {
     assert(frame.elapsedMs >= 0 && frame.payloadBytes >= 0, "a frame costs no less than nothing");
@@ -110,10 +126,16 @@ export class Choice {
     this.#cost[this.#way] = costOf(window);
     this.#window = emptyWindow();
     if (this.#way === "raw" ? this.#isCodecDue(window) : this.#isRawDue(window)) {
-      this.#turn();
-      // What went raw still fills the buffers; what was compressed may have left them empty.
-      this.#trial = { payloadBytes: 0, settleBytes: this.#way === "raw" ? BUFFER_BYTES : 0 };
+      if (this.#way === "codec") this.#rawTrials += 1;
+      this.#begin();
     }
+  }
+
+  /** Tries the other way. */
+  #begin(): void {
+    this.#turn();
+    // What went raw still fills the buffers; what was compressed may have left them empty.
+    this.#trial = { payloadBytes: 0, settleBytes: this.#way === "raw" ? BUFFER_BYTES : 0 };
   }
 
   #isCodecDue(window: Window): boolean {

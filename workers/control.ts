@@ -7,7 +7,8 @@ import { assert } from "../base/assert.ts";
  *                           on it. Word 1: 1 when the round must end soon, see setHurried
  *   pace      workers       when the next byte may go, see `workers/pace.ts`
  *   limit     coordinator   bytes per second over all channels, 0 for no limit
- *   codec     coordinator   how payloads are compressed, see setCodecSettings
+ *   codec     coordinator   how payloads are compressed, see setCodecSettings. Word 2: workers,
+ *                           trials of raw memory that `auto` began in any channel
  *   gate      lanes         word 0: how many lanes have a page to bring that a guest waits for, see
  *                           `workers/gate.ts`. Word 1, by the coordinator: 1 in post-copy
  *   counters  one channel   a row per channel, see COUNTERS; others only read
@@ -52,6 +53,15 @@ export function readCodecSettings({ codec }: Control): CodecSettings {
     isAuto: (word & AUTO_BIT) !== 0,
     cpuShare: Atomics.load(codec, 1) / CPU_SHARE_UNIT,
   };
+}
+
+/** Tells the other channels that this one tries raw memory. */
+export function announceRawTrial({ codec }: Control): void {
+  Atomics.add(codec, 2, 1);
+}
+
+export function readRawTrials({ codec }: Control): number {
+  return Atomics.load(codec, 2);
 }
 
 /**

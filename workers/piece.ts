@@ -46,7 +46,7 @@ export class Piece {
       page = nextPage(taken, { from: page, end, isDirty: true });
       if (page === end) return;
       const runEnd = nextPage(taken, { from: page, end, isDirty: false });
-      const run = { firstPage: page, pages: Math.min(runEnd - page, capacity) };
+      const run = { firstPage: page, pages: runEnd - page };
       // Less than a frame at the end of a chunk may go on in the next one.
       const mayGrow = runEnd === end && run.pages < capacity;
       const sent = mayGrow ? 0 : sendStraight(run);

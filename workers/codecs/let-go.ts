@@ -1,3 +1,8 @@
+import { KIB } from "../../base/units.ts";
+
+/** Where Node serves small pieces of memory from, many of them share one of at most this. */
+const POOL_BYTES_MAX = 64 * KIB;
+
 /**
  * Gives the memory of what a codec made back at once; `bytes` must not be used any more. Left to the
  * garbage collector, dozens of MiB of results pile up, each of them new memory that the kernel has to
@@ -6,6 +11,5 @@
  */
 export function letGo(bytes: Uint8Array): void {
   const { buffer } = bytes;
-  // A small Buffer may share its memory with others.
-  if (buffer instanceof ArrayBuffer && buffer.byteLength > Buffer.poolSize) buffer.transfer(0);
+  if (buffer instanceof ArrayBuffer && buffer.byteLength > POOL_BYTES_MAX) buffer.transfer(0);
 }

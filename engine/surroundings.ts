@@ -1,0 +1,23 @@
+import type { Address } from "../channels/address.ts";
+import { type Connector, connector, type Listener, listen } from "../channels/connection.ts";
+import { ChannelPool } from "./pool.ts";
+
+/** A thread per channel, with the tasks of each done in order. See `ChannelPool`. */
+export type ThreadPool = Pick<ChannelPool, "run" | "close">;
+
+/**
+ * What a migration has around it: other machines and threads. With the clock (see base/clock.ts)
+ * that is all that decides in which order things happen, so a simulation that stands in for these
+ * can run the coordinator and repeat what it saw.
+ */
+export interface Surroundings {
+  connector(address: Address): Connector;
+  listen(address: Address): Promise<Listener>;
+  startThreads(options: { module: URL; setup: object; channels: number }): ThreadPool;
+}
+
+export const REAL_SURROUNDINGS: Surroundings = {
+  connector,
+  listen,
+  startThreads: (options) => new ChannelPool(options),
+};
