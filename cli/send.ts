@@ -1,6 +1,5 @@
 import type { SourceHost } from "../engine/host.ts";
 import type { ParameterOptions } from "../engine/parameters.ts";
-import { PostcopySwitch } from "../engine/postcopy-switch.ts";
 import { migrateOut } from "../engine/source.ts";
 import { type FileGuestOptions, fileGuest } from "../hosts/file-guest.ts";
 import { QemuSource } from "../hosts/qemu.ts";
@@ -14,6 +13,7 @@ import {
   WRITER_FLAGS,
 } from "./guest-flags.ts";
 import { chooseOutput, type Output } from "./output.ts";
+import { switchOnSignal } from "./postcopy-signal.ts";
 import { checkUsage, runMigration, tellFailure } from "./run.ts";
 import { HELP_FLAG, JSON_FLAG } from "./shared-flags.ts";
 
@@ -63,14 +63,6 @@ export async function send(argv: readonly string[]): Promise<number> {
   } catch (error) {
     return tellFailure(output, error);
   }
-}
-
-/** SIGUSR1 begins post-copy, where the parameter allows it. */
-function switchOnSignal(): Disposable & { readonly postcopySwitch: PostcopySwitch } {
-  const postcopySwitch = new PostcopySwitch();
-  const start = (): void => postcopySwitch.start();
-  process.on("SIGUSR1", start);
-  return { postcopySwitch, [Symbol.dispose]: () => void process.off("SIGUSR1", start) };
 }
 
 interface OpenSource extends SourceHost, AsyncDisposable {

@@ -10,6 +10,8 @@ import { MemoryGuestDestination } from "../hosts/memory-guest/destination.ts";
 import { MemoryGuest } from "../hosts/memory-guest/guest.ts";
 import type { GuestShape } from "../hosts/memory-guest/shape.ts";
 import { untilWritten } from "./fixtures/memory-guest-shapes.ts";
+import { outcomeOf } from "./harness/pair.ts";
+import { Relay } from "./harness/relay.ts";
 import { seedFromEnvironment } from "./prng.ts";
 
 const seed = seedFromEnvironment();
@@ -142,4 +144,37 @@ test(`a guest that converges first goes as ever, with its lanes unused (SEED=${s
   );
   expect(phases.at(-1)).toBe("resume");
   expect(destination.faults).toBeUndefined();
+});
+
+test(`17: a link that breaks in post-copy leaves both ends with their memory, and says so (SEED=${seed})`, async () => {
+  const shape = busyShape();
+  const guest = await MemoryGuest.create(shape);
+  onTestFinished(() => guest.stop());
+  const to = new MemoryGuestDestination({ vcpuThreads: 2 });
+  onTestFinished(() => to.discard());
+  await guest.run();
+  const address = Promise.withResolvers<string>();
+  const arriving = outcomeOf(
+    migrateIn(to, "tcp:127.0.0.1:0", { onListening: address.resolve, channelTimeoutMs: 2000 }),
+  );
+  await using relay = await Relay.start();
+  // What is missing has begun to come, and the rest never will.
+  relay.at({ channel: 1, frame: "end", where: "before" }, "cut link");
+  const leaving = outcomeOf(
+    migrateOut(guest, relay.before(await address.promise), {
+      channels: 2,
+      postcopy: "after-rounds",
+      channelTimeoutMs: 2000,
+      stepTimeoutMs: 5000,
+    }),
+  );
+  const outcomes = await Promise.all([leaving, arriving]);
+  expect(outcomes.map(({ failure }) => failure?.code)).toEqual([
+    "POSTCOPY_INTERRUPTED",
+    "POSTCOPY_INTERRUPTED",
+  ]);
+  // The source's guest stays paused, and vCPUs that wait for a page still follow orders.
+  expect([guest.running, to.guest.running]).toEqual([false, true]);
+  await to.guest.pause();
+  expect(to.guest.running).toBe(false);
 });
