@@ -239,7 +239,7 @@ const SOURCES: readonly (readonly [
   ],
   [
     "speaks as a destination",
-    { code: "FRAME_UNEXPECTED", facts: { channel: 0, frame: "ready", wanted: "agree" } },
+    { code: "FRAME_UNEXPECTED", facts: { channel: 0, frame: "ready", wanted: "lanes or agree" } },
     ({ main }) => main.send(KIND.ready),
   ],
   [
@@ -277,7 +277,10 @@ const SOURCES: readonly (readonly [
   ],
   [
     "commits before there is anything",
-    { code: "FRAME_UNEXPECTED", facts: { frame: "commit", wanted: "round or devices" } },
+    {
+      code: "FRAME_UNEXPECTED",
+      facts: { frame: "commit", wanted: "round or discard or switch or devices" },
+    },
     afterAgreement(({ main }) => main.send(KIND.commit)),
   ],
   [
@@ -433,7 +436,7 @@ test("a source that falls silent is PEER_SILENT, whether it agreed or not", asyn
   second.source.main.startPings(50);
   expect((await second.destination.ended).failure).toMatchObject({
     code: "PEER_SILENT",
-    facts: { waitingFor: "agree", limitMs: 300 },
+    facts: { waitingFor: "lanes or agree", limitMs: 300 },
   });
   const third = await connectSource({ stepTimeoutMs: 300 });
   await third.source.agree({ blocks: third.guest, channels: 1 });
