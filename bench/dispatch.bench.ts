@@ -22,7 +22,8 @@ export const dispatch: Benchmark<typeof SMOKE> = {
     const module = new URL("./dispatch-worker.ts", import.meta.url);
     const pool = new ChannelPool({ module, setup, channels });
     const run = async (channel: number): Promise<void> => {
-      assert((await pool.run(channel, { channel })) === channel, "a task comes back");
+      const done = await pool.run(channel, { channel });
+      assert(done?.pages === channel, "a task comes back");
     };
     const pipeline = async (channel: number): Promise<void> => {
       let left = batch;

@@ -16,7 +16,7 @@ import { geometryOf } from "../engine/block.ts";
 import { DirtyBitmap } from "../engine/dirty-bitmap.ts";
 import { agreedParameters, resolveParameters } from "../engine/parameters.ts";
 import { createControl } from "../workers/control.ts";
-import { wordCountFor } from "../workers/dirty-words.ts";
+import { createSentRecord, wordCountFor } from "../workers/dirty-words.ts";
 import { PageReceiver } from "../workers/page-receiver.ts";
 import { PageSender } from "../workers/page-sender.ts";
 import type { ChannelPlace, SendBlock, SendSetup } from "../workers/protocol.ts";
@@ -161,7 +161,8 @@ function guestOf(
   const geometry = geometryOf(announced, CHUNK_BYTES);
   const dirty = new DirtyBitmap(geometry);
   const place = { kind: "shared", buffer } as const;
-  const block: SendBlock = { ...announced, ...geometry, place, dirty: dirty.words, firstKey: 0 };
+  const record = { dirty: dirty.words, ...createSentRecord(geometry) };
+  const block: SendBlock = { ...announced, ...geometry, place, ...record, firstKey: 0 };
   const setup: SendSetup = {
     control: createControl(1),
     blocks: [block],

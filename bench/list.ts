@@ -10,8 +10,11 @@ import { frames } from "./frames.bench.ts";
 import { kernels } from "./kernels.bench.ts";
 import type { Benchmark } from "./measure.ts";
 import { memory } from "./memory.bench.ts";
+import { qemu } from "./qemu.bench.ts";
+import { qemuLive } from "./qemu-live.bench.ts";
 import { scan } from "./scan.bench.ts";
 import { throughput } from "./throughput.bench.ts";
+import { uneven } from "./uneven.bench.ts";
 import { zero } from "./zero.bench.ts";
 
 /** Every benchmark there is: whole migrations first, then what they are made of. */
@@ -19,10 +22,13 @@ export const BENCHMARKS: readonly Benchmark[] = [
   throughput,
   zero,
   scan,
+  uneven,
   memory,
   eventLoop,
   deltaLink,
   auto,
+  qemu,
+  qemuLive,
   frames,
   dispatch,
   bitmap,

@@ -28,6 +28,8 @@ export type Parameters = Readonly<Record<string, number>>;
 export interface Benchmark<P extends Parameters = Parameters> {
   readonly name: string;
   readonly about: string;
+  /** Which of the test suites runs it small; "real" has what only a machine with QEMU can do. */
+  readonly suite?: "fast" | "real";
   readonly smoke: P;
   readonly real: P;
   /** Throws when the work that is measured was not really done. */

@@ -51,6 +51,7 @@ export class FrameStream {
   #writeSequence = 0;
   #unread: Uint8Array = NOTHING;
   readonly #queue: Frame[] = [];
+  readonly #notices = new Map<FrameName, (body: Uint8Array) => void>();
   #taker: { resolve(frame: Frame): void; reject(error: MigrationError): void } | null = null;
   #failure: MigrationError | null = null;
   #failed = Promise.withResolvers<never>();
@@ -88,6 +89,11 @@ export class FrameStream {
   /** The peer is known now: from here on every frame of its lane is let in. */
   admitAll(): void {
     this.#admitted = null;
+  }
+
+  /** Frames of that name are told as they come, whoever waits for others. What it throws ends the stream. */
+  onNotice(name: FrameName, tell: (body: Uint8Array) => void): void {
+    this.#notices.set(name, tell);
   }
 
   /** Rejects with what ended the stream. */
@@ -250,7 +256,10 @@ export class FrameStream {
 
   #accept(frame: Frame): void {
     if (frame.name === "ping") return;
-    if (frame.name === "failure") {
+    const notice = this.#notices.get(frame.name);
+    if (notice !== undefined) {
+      notice(frame.body);
+    } else if (frame.name === "failure") {
       this.#fail(decodeFailure(frame.body, this.channel, this.#peer));
     } else if (this.#taker !== null) {
       this.#taker.resolve(frame);

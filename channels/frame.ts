@@ -215,6 +215,24 @@ export const FRAMES = {
     meaning:
       "Still here. Sent whenever nothing else was for a quarter of channel-timeout or 250 ms.",
   },
+  lost: {
+    kind: 19,
+    lane: "main",
+    from: "both",
+    bodyBytesMax: 4,
+    layout: "u16 channel, u16 reserved",
+    meaning:
+      "A bulk channel's connection is given up. From the destination a notice; from the source a demand, answered by GONE: what was sent on it since its last FENCED will be sent on others.",
+  },
+  gone: {
+    kind: 20,
+    lane: "main",
+    from: "destination",
+    bodyBytesMax: 4,
+    layout: "u16 channel, u16 reserved",
+    meaning:
+      "Nothing that came on that bulk channel will be applied any more. Another connection may join with its number.",
+  },
   lanes: {
     kind: 24,
     lane: "main",

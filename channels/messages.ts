@@ -338,6 +338,20 @@ export function decodeFence(body: Uint8Array, channel: number): number {
   return number;
 }
 
+/** The body of LOST and of GONE. */
+export function encodeChannel(number: number): Uint8Array {
+  return new WireWriter().u16(number).u16(0).finish();
+}
+
+export function decodeChannel(body: Uint8Array, channel: number, channels: number): number {
+  const reader = new WireReader(body, channel);
+  const number = reader.u16("channel");
+  reader.zero(2);
+  reader.end();
+  if (number < 1 || number > channels) throw reader.corrupt("channel", number);
+  return number;
+}
+
 export const PRIORITY_CHANNELS_MAX = 4;
 
 export function encodeLanes(priorityChannels: number): Uint8Array {

@@ -8,17 +8,20 @@ import type { Frame, FrameStream } from "../channels/frame-stream.ts";
 import {
   type DoneMessage,
   decodeAgreement,
+  decodeChannel,
   decodeDiscard,
   decodeDone,
   decodeLanes,
   decodeRound,
   decodeSwitch,
+  encodeChannel,
   encodeFailure,
   encodeRunning,
 } from "../channels/messages.ts";
 import { stopWorkers } from "../workers/control.ts";
 import { ARMED, BROKEN, discardPages, faultTimes, MISSING } from "../workers/fault-door.ts";
 import { beginPostcopy } from "../workers/gate.ts";
+import type { ChannelPlace } from "../workers/protocol.ts";
 import { checkParameters, checkPostcopy, matchBlocks } from "./agreement.ts";
 import { Attempt, callHost } from "./attempt.ts";
 import { type Block, blockProblems } from "./block.ts";
@@ -46,6 +49,9 @@ const DONE_MS = 1000;
 
 /** Rounds told by a hostile source must not fill memory. */
 const ROUNDS_MAX = 10_000;
+
+/** Nor must one that gives up channel after channel keep us busy for ever. */
+const LETTINGS_MAX = 4096;
 
 const NO_DOWNTIME: DowntimeFigures = {
   pauseMs: 0,
@@ -77,6 +83,7 @@ export class DestinationMigration {
   #sections: readonly DeviceSection[] = [];
   #deviceBytes = 0;
   #isPostcopy = false;
+  #lettings = 0;
   #startMs = 0;
   #endMs = 0;
   #cpuBefore = process.cpuUsage();
@@ -191,7 +198,7 @@ export class DestinationMigration {
     this.#startProgress();
     for (;;) {
       // How long a guest takes is the source's business; the heartbeat watches that it lives.
-      const wanted = ["round", "discard", "switch", "devices"] as const;
+      const wanted = ["round", "discard", "switch", "devices", "lost"] as const;
       const frame = await this.#ofMain.receive(wanted, Number.POSITIVE_INFINITY);
       if (frame.name === "discard" || frame.name === "switch") {
         await this.#receiveSwitch(frame);
@@ -199,7 +206,12 @@ export class DestinationMigration {
       }
       if (frame.name === "devices") {
         this.#announcement = frame.body;
+        this.#ofDoorman.refuseChannels(); // Nobody may write once the guest could run.
         return;
+      }
+      if (frame.name === "lost") {
+        await this.#letGo(frame.body);
+        continue;
       }
       const { round: _round, ...figures } = decodeRound(frame.body, 0);
       if (this.#rounds.length < ROUNDS_MAX) this.#rounds.push(figures);
@@ -228,6 +240,9 @@ export class DestinationMigration {
     if (pages !== missing) throw corrupt(0, "missing pages", pages);
     Atomics.store(door.words, ARMED, 1);
     this.#isPostcopy = true;
+    this.#ofMain.onNotice("lost", (body) => {
+      this.#letGo(body).catch((error) => this.#lose(asMigrationError(error)));
+    });
     takeFaults.call(this.#host, door);
     this.#announcement = (await this.#ofMain.receive(["devices"], channelTimeoutMs)).body;
   }
@@ -239,12 +254,16 @@ export class DestinationMigration {
 
   /** The guest runs; what it misses comes, until nothing is missing. */
   async receiveMissing(): Promise<void> {
+    const { channelTimeoutMs } = this.#parameters;
     const { door } = this.#ofReceiver;
     assert(door !== null, "post-copy has a door");
-    await this.attempt.guard(this.#ofReceiver.allEnded());
+    // Lanes end when all pages were applied, as the source has it from the answers to its fences.
+    await this.attempt.guard(this.#ofReceiver.lanesEnded());
     const missing = Atomics.load(door.words, MISSING) >>> 0;
     if (missing !== 0) throw corrupt(0, "pages that never came", missing);
-    await this.#ofMain.send("complete", NOTHING, this.#parameters.channelTimeoutMs).catch(() => {});
+    this.#ofDoorman.refuseChannels();
+    await this.attempt.guard(this.#ofReceiver.ended(channelTimeoutMs));
+    await this.#ofMain.send("complete", NOTHING, channelTimeoutMs).catch(() => {});
     this.attempt.succeed();
     this.#endMs = nowMs();
   }
@@ -261,7 +280,7 @@ export class DestinationMigration {
   async load(): Promise<void> {
     const { stepTimeoutMs, channelTimeoutMs } = this.#parameters;
     if (this.#isPostcopy) beginPostcopy(this.#ofReceiver.control);
-    else await this.attempt.guard(this.#ofReceiver.ended());
+    else await this.attempt.guard(this.#ofReceiver.ended(channelTimeoutMs));
     await this.attempt.askHost({
       action: "load devices",
       limitMs: stepTimeoutMs,
@@ -382,8 +401,42 @@ export class DestinationMigration {
     const { connectTimeoutMs } = this.#parameters;
     for await (const place of this.#ofDoorman.admitChannels(connectTimeoutMs)) {
       if (this.attempt.failure !== null) return;
-      this.#ofReceiver.receive(place, (error) => this.#lose(asMigrationError(error)));
+      this.#receiveChannel(place);
     }
+    this.#ofDoorman.onReplacement((place) => {
+      const isWanted = this.attempt.failure === null && this.#isReceiving;
+      if (isWanted) this.#receiveChannel(place);
+      else this.#ofDoorman.letGo(place.channel);
+    });
+  }
+
+  /** While pages may come. */
+  get #isReceiving(): boolean {
+    const { phase } = this.attempt;
+    return phase === "agree" || phase === "receive" || this.#isPostcopy;
+  }
+
+  #receiveChannel(place: ChannelPlace): void {
+    this.#ofReceiver.receive(place, {
+      // The source decides: with other channels, it goes on. When all pages are fenced it is no loss.
+      onLoss: () => {
+        if (!this.#isReceiving) return;
+        const body = encodeChannel(place.channel);
+        this.#ofMain.send("lost", body, this.#parameters.channelTimeoutMs).catch(() => {});
+      },
+      onFailure: (error) => this.#lose(asMigrationError(error)),
+    });
+  }
+
+  /** The source gives a channel up, as often as it likes within reason. It is told when it is gone. */
+  async #letGo(body: Uint8Array): Promise<void> {
+    const { stepTimeoutMs, channelTimeoutMs } = this.#parameters;
+    const channel = decodeChannel(body, 0, this.#ofReceiver.channels);
+    this.#lettings += 1;
+    if (this.#lettings > LETTINGS_MAX) throw corrupt(0, "channels given up", this.#lettings);
+    await this.attempt.guard(this.#ofReceiver.letGo(channel, stepTimeoutMs));
+    this.#ofDoorman.letGo(channel);
+    await this.#ofMain.send("gone", body, channelTimeoutMs);
   }
 
   #checkPrepared(blocks: readonly Block[]): void {
@@ -426,6 +479,7 @@ export class DestinationMigration {
       expectedDowntimeMs: null,
       throttlePercent: 0,
       deviceBytes: this.#deviceBytes,
+      workingChannels: this.#ofReceiver.workingChannels,
       elapsedMs: now - this.#startMs,
     };
   }

@@ -41,7 +41,7 @@ export class Doorman {
   #channels = 0;
   /** Of these, the last ones: they carry the pages that a guest waits for. */
   #lanes = 0;
-  readonly #joined = new Set<number>();
+  readonly #joined = new Map<number, FrameStream>();
   #strangers = 0;
   #isClosed = false;
 
@@ -87,6 +87,28 @@ export class Doorman {
     }
   }
 
+  /** Hands over the connections that join later, each in the place of one that was let go. */
+  onReplacement(take: (place: ChannelPlace) => void): void {
+    this.#onPlace = () => {
+      for (const place of this.#places.splice(0)) take(place);
+    };
+    this.#onPlace();
+  }
+
+  /** No channel joins any more. */
+  refuseChannels(): void {
+    this.#channels = 0;
+  }
+
+  /** Closes a channel's connection, which no thread uses any more; another one may join for it. */
+  letGo(channel: number): void {
+    const stream = this.#joined.get(channel);
+    if (stream === undefined) return;
+    this.#joined.delete(channel);
+    this.#streams.delete(stream);
+    stream.close();
+  }
+
   /** Must be called before the source is told that it may open them. */
   expectChannels({ channels, lanes }: { channels: number; lanes: number }): void {
     this.#channels = channels + lanes;
@@ -100,7 +122,7 @@ export class Doorman {
     this.#onPlace();
     this.#listener.close();
     for (const stream of this.#streams) {
-      if (areThreadsGone || !this.#joined.has(stream.channel)) stream.close();
+      if (areThreadsGone || this.#joined.get(stream.channel) !== stream) stream.close();
     }
   }
 
@@ -174,10 +196,15 @@ export class Doorman {
       channel <= this.#channels &&
       !this.#joined.has(channel);
     if (!isOurs) throw new MigrationError("TOKEN_REFUSED", { channel });
-    this.#joined.add(channel);
+    this.#joined.set(channel, stream);
     const token = new Uint8Array(TOKEN_BYTES);
-    await stream.send("welcome", encodeWelcome({ version, token }), this.#helloTimeoutMs);
-    this.#places.push({ channel, ...stream.release() });
+    try {
+      await stream.send("welcome", encodeWelcome({ version, token }), this.#helloTimeoutMs);
+      this.#places.push({ channel, ...stream.release() });
+    } catch (error) {
+      this.#joined.delete(channel); // It may come again.
+      throw error;
+    }
     this.#onPlace();
   }
 }

@@ -12,11 +12,16 @@ export function sumCounters(control: Control, channels: number): Record<Counter,
   return Object.fromEntries(sums) as Record<Counter, number>;
 }
 
-/** Bulk channels first, then `lanes` priority channels. */
-export function channelFigures(control: Control, channels: number, lanes = 0): ChannelFigures[] {
-  return rowsOf(control, channels + lanes).map((row, index) => ({
+/** Bulk channels first, then priority channels. `losses` says how often each connection was lost. */
+export function channelFigures(
+  control: Control,
+  losses: readonly number[],
+  lanes = 0,
+): ChannelFigures[] {
+  return rowsOf(control, losses.length + lanes).map((row, index) => ({
     id: index + 1,
-    lane: index < channels ? "bulk" : "priority",
+    lane: index < losses.length ? "bulk" : "priority",
+    losses: losses[index] ?? 0,
     sentBytes: row.read("movedBytes"),
     waitMs: row.read("waitMs"),
     busyMs: row.read("busyMs"),
@@ -43,6 +48,7 @@ export function mainChannelFigures(sentBytes: number): ChannelFigures {
   return {
     id: 0,
     lane: "main",
+    losses: 0,
     sentBytes,
     waitMs: 0,
     busyMs: 0,

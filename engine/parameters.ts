@@ -288,7 +288,8 @@ export const PARAMETERS = {
     agreed: false,
     live: false,
     side: "both",
-    meaning: "Time for a connection to be made, and for all channels to have joined.",
+    meaning:
+      "Time for a connection to be made, for all channels to have joined, and for another connection to be found for one that is lost.",
     why: "Covers three lost SYN packets (1, 3 and 7 s) and no more.",
   },
   channelTimeoutMs: {

@@ -2,7 +2,7 @@ import { Piscina } from "piscina";
 import { must } from "../base/assert.ts";
 import { within } from "../base/clock.ts";
 import { MigrationError, reasonOf } from "../base/errors.ts";
-import type { TaskReport } from "../workers/protocol.ts";
+import type { TaskDone, TaskReport } from "../workers/protocol.ts";
 
 /** Threads look at the stop word every millisecond or so; what takes this long is stuck. */
 const THREAD_END_MS = 5000;
@@ -47,10 +47,10 @@ export class ChannelPool {
   }
 
   /**
-   * Runs a task in the channel's thread. Returns the pages it moved, or null when the migration was
-   * stopped meanwhile. Throws the failure that it met, WORKER_DIED when the thread is gone.
+   * Runs a task in the channel's thread. Returns what it did, or null when it was stopped meanwhile.
+   * Throws the failure that it met, WORKER_DIED when the thread is gone.
    */
-  async run(channel: number, task: object): Promise<number | null> {
+  async run(channel: number, task: object): Promise<TaskDone | null> {
     const owned: Owned = { channel };
     let report: TaskReport;
     try {
@@ -67,7 +67,7 @@ export class ChannelPool {
       const { code, facts, at } = must(report.failure, "a failed task says why");
       throw new MigrationError(code, facts, at === undefined ? {} : { at });
     }
-    return report.state === "done" ? report.pages : null;
+    return report.state === "done" ? report : null;
   }
 
   /**

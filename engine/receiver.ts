@@ -1,7 +1,8 @@
+import { assert } from "../base/assert.ts";
 import { within } from "../base/clock.ts";
 import { MigrationError } from "../base/errors.ts";
 import { siblingModule } from "../base/module.ts";
-import { type Control, createControl } from "../workers/control.ts";
+import { type Control, createControl, reviveChannel, stopChannel } from "../workers/control.ts";
 import { wordCountFor } from "../workers/dirty-words.ts";
 import { createFaultDoor, type FaultDoor } from "../workers/fault-door.ts";
 import { createLaneWords } from "../workers/lane-words.ts";
@@ -9,6 +10,7 @@ import type { ChannelPlace, LaneSetup, ReceiveSetup, ReceiveTask } from "../work
 import { type Block, geometryOf } from "./block.ts";
 import { channelFigures, sumCounters } from "./figures.ts";
 import { Lanes } from "./lanes.ts";
+import { isLoss } from "./loss.ts";
 import type { Parameters } from "./parameters.ts";
 import type { ChannelFigures } from "./statistics.ts";
 import type { Surroundings, ThreadPool } from "./surroundings.ts";
@@ -25,7 +27,9 @@ export class Receiver {
   readonly #laneCount: number;
   readonly #lanes: Lanes;
   readonly #pool: ThreadPool;
-  readonly #tasks: Promise<unknown>[] = [];
+  /** By channel: settled when its thread has no more to do with its connection. */
+  readonly #tasks = new Map<number, Promise<void>>();
+  readonly #losses: number[];
 
   /** Starts the threads. `blocks` are in the order of the agreement. */
   constructor(
@@ -35,6 +39,7 @@ export class Receiver {
     surroundings: Surroundings,
   ) {
     this.#channels = channels;
+    this.#losses = Array<number>(channels).fill(0);
     this.#laneCount = lanes;
     this.control = createControl(channels + lanes);
     const geometries = blocks.map((block) => ({
@@ -85,26 +90,75 @@ export class Receiver {
     await within(THREAD_START_MS, started, late);
   }
 
-  /** Receives one channel in the background; `onFailure` is told what went wrong there. */
-  receive(place: ChannelPlace, onFailure: (error: unknown) => void): void {
-    if (place.channel > this.#channels) {
-      this.#lanes.serve(place.channel - this.#channels - 1, place, onFailure);
+  /**
+   * Receives one channel in the background. `onLoss` is told when its connection is lost, which need
+   * not be the end, and `onFailure` whatever else went wrong there.
+   */
+  receive(
+    place: ChannelPlace,
+    told: { onLoss(error: MigrationError): void; onFailure(error: unknown): void },
+  ): void {
+    const { channel } = place;
+    assert(!this.#tasks.has(channel), "a channel has one connection at a time");
+    if (channel > this.#channels) {
+      // Nobody takes over from a lane: that it is lost ends the migration, as a failure does.
+      this.#lanes.serve(channel - this.#channels - 1, place, told.onFailure);
       return;
     }
     const task: ReceiveTask = { kind: "receive", place };
-    const receiving = this.#pool.run(place.channel, task);
-    receiving.catch(onFailure);
-    this.#tasks.push(receiving);
+    reviveChannel(this.control, channel);
+    const receiving = this.#pool.run(channel, task).then(
+      () => {},
+      (error) => {
+        if (!isLoss(error)) throw error;
+        told.onLoss(error);
+      },
+    );
+    receiving.catch(told.onFailure);
+    this.#tasks.set(channel, receiving);
   }
 
-  /** Returns when every channel has ended, with all its pages in place. */
-  async ended(): Promise<void> {
-    await Promise.all(this.#tasks);
+  /**
+   * Lets go of a channel: returns when its thread uses the connection no more, and writes nothing
+   * more of it. Throws WORKER_DIED when it hangs for `limitMs`, on a disk say.
+   */
+  async letGo(channel: number, limitMs: number): Promise<void> {
+    const receiving = this.#tasks.get(channel);
+    if (receiving === undefined) return;
+    this.#losses[channel - 1] = (this.#losses[channel - 1] ?? 0) + 1;
+    stopChannel(this.control, channel);
+    const reason = `its thread did not let go of a lost connection within ${limitMs} ms`;
+    await within(limitMs, receiving, () => new MigrationError("WORKER_DIED", { channel, reason }));
+    this.#tasks.delete(channel);
   }
 
-  /** Returns when the priority channels have ended as well. */
-  async allEnded(): Promise<void> {
-    await Promise.all([this.ended(), this.#lanes.ended()]);
+  /**
+   * Returns when every channel has ended, with all its pages in place. The source has fenced all of
+   * them before it says so: a channel whose end does not come within `limitMs` has nothing to bring.
+   */
+  async ended(limitMs: number): Promise<void> {
+    const all = Promise.all(this.#tasks.values());
+    const late = new Error("an end is late");
+    try {
+      await within(limitMs, all, () => late);
+    } catch (error) {
+      if (error !== late) throw error;
+      await Promise.all([...this.#tasks.keys()].map((channel) => this.letGo(channel, limitMs)));
+    }
+  }
+
+  /** Those with a connection that was not let go. */
+  get workingChannels(): number {
+    return this.#tasks.size;
+  }
+
+  get channels(): number {
+    return this.#channels;
+  }
+
+  /** Returns when the source has said on every priority channel that all pages were applied. */
+  async lanesEnded(): Promise<void> {
+    await this.#lanes.ended();
   }
 
   counters(): ReturnType<typeof sumCounters> {
@@ -112,7 +166,7 @@ export class Receiver {
   }
 
   channelFigures(): ChannelFigures[] {
-    return channelFigures(this.control, this.#channels, this.#laneCount);
+    return channelFigures(this.control, this.#losses, this.#laneCount);
   }
 
   /** False when a thread hangs and still holds its descriptors; see `ChannelPool.close`. */

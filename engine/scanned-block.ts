@@ -6,7 +6,7 @@ import type { Block, Geometry } from "./block.ts";
 import type { ScanLog } from "./dirty-log.ts";
 import { type FilePresence, heldPages, presenceOf } from "./presence.ts";
 
-type LookTask = Extract<SendTask, { kind: "look" }>;
+export type LookTask = Extract<SendTask, { kind: "look" }>;
 
 /** A block that is scanned: what was sent of it, and what the kernel says of its use. */
 export class ScannedBlock {

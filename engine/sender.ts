@@ -1,10 +1,10 @@
 import { assert, must } from "../base/assert.ts";
 import { nowMs } from "../base/clock.ts";
-import { MigrationError } from "../base/errors.ts";
+import type { MigrationError } from "../base/errors.ts";
 import { siblingModule } from "../base/module.ts";
-import { Stopped } from "../channels/descriptor.ts";
 import { type Control, createControl, isHurried, setHurried } from "../workers/control.ts";
 import { firstKeys, shardBytes } from "../workers/delta-cache.ts";
+import { createSentRecord, PAGES_PER_WORD, undoWords } from "../workers/dirty-words.ts";
 import type {
   ChannelPlace,
   ScanPart,
@@ -19,22 +19,21 @@ import type { DirtyLog, ScanLog } from "./dirty-log.ts";
 import { channelFigures, sumCounters } from "./figures.ts";
 import { laneCountOf } from "./lanes.ts";
 import { applySettings, cacheBytesOf } from "./live-settings.ts";
+import { isLoss } from "./loss.ts";
 import type { Parameters } from "./parameters.ts";
-import { ScannedBlock } from "./scanned-block.ts";
-import { ownerOf } from "./shards.ts";
+import { Pass } from "./pass.ts";
+import { evenWeights, learn, sharesFor, spared, type Weights, weightsOf } from "./rebalance.ts";
+import { type LookTask, ScannedBlock } from "./scanned-block.ts";
+import { SendChannel } from "./send-channel.ts";
+import { Shards } from "./shards.ts";
 import type { ChannelFigures, RoundFigures } from "./statistics.ts";
 import type { Surroundings, ThreadPool } from "./surroundings.ts";
+import { type Batch, Work } from "./work.ts";
 
-/**
- * A task's worth of dirty pages: enough to make the hand-over to the thread cheap (some 100 us of
- * both threads, and a core that the coordinator takes from a thread that is sending: with 8 MiB it
- * cost the source a tenth of its time). Who wants a round to end soon need not wait for a task.
- */
-const TASK_BYTES = 64 * 2 ** 20;
-/** An almost clean guest: so many chunks with a page or two each go in one task. */
-const TASK_CHUNKS_MAX = 256;
-/** One task runs while the next one is on its way to the thread. */
-const TASKS_IN_FLIGHT = 2;
+/** Channels help each other where a round ends sooner by this at least. */
+const HELP_PAYS_MS = 20;
+/** Where deltas are made, help costs whole pages instead of differences, twice. */
+const HELP_PAYS_DELTA_MS = 500;
 
 /** What a round sent, and what the policy wants to know of it besides; see `RoundFacts`. */
 export interface SentRound extends RoundFigures {
@@ -50,6 +49,23 @@ interface SentBlock extends Geometry {
   readonly bitmap: DirtyBitmap;
 }
 
+/** What becomes of connections that are lost. Both ends know them by their channel's number. */
+export interface ChannelKeeper {
+  /** Lets go of one; returns when nothing that came over it will be applied any more. */
+  giveUp(channel: number): Promise<void>;
+  /** Another one in its place, or null where none can be had. */
+  replace(channel: number): Promise<ChannelPlace | null>;
+  /** Closes a replacement that came too late to be of use. */
+  discard(channel: number): void;
+}
+
+/** Another connection for a channel that was given up. */
+interface Replacement {
+  readonly done: Promise<unknown>;
+  /** Null once it was sought in vain, undefined before. */
+  place: ChannelPlace | null | undefined;
+}
+
 /** The source's pages: what is dirty, who sends it, and what was sent. */
 export class Sender {
   readonly control: Control;
@@ -57,22 +73,41 @@ export class Sender {
   readonly setup: SendSetup;
   readonly #lanes: number;
   readonly #blocks: readonly SentBlock[];
-  readonly #channels: number;
+  /** By block; see `SendBlock`. */
+  readonly #sent: Int32Array[] = [];
+  readonly #channels: readonly SendChannel[];
   readonly #pool: ThreadPool;
+  readonly #keeper: ChannelKeeper | null;
+  readonly #chunkBytes: number;
+  readonly #hasCache: boolean;
+  readonly #shards: Shards;
+  #weights: Weights;
+  /** For channels that are lost and were given up. */
+  readonly #replacements = new Map<number, Replacement>();
+  readonly #givingUp = new Map<number, Promise<void>>();
+  #work = new Work();
+  #parts: ReadonlyMap<number, ScanPart> = new Map();
   /** By their place among the blocks. */
   #scanned: ReadonlyMap<number, ScannedBlock> = new Map();
   /** Of these, those of which the round has not looked at every page that may have changed. */
   #unscanned: ReadonlySet<number> = new Set();
-  #fences = 0;
   #rounds = 0;
   /** The quickest answer to a fence so far: the first one of a channel has nothing to wait for. */
   #roundTripMs = Number.POSITIVE_INFINITY;
 
-  /** Starts the threads. Everything is dirty. */
-  constructor(blocks: readonly Block[], parameters: Parameters, surroundings: Surroundings) {
-    this.#channels = parameters.channels;
+  /** Starts the threads. Everything is dirty. Without a keeper a lost channel is the end. */
+  constructor(
+    blocks: readonly Block[],
+    parameters: Parameters,
+    surroundings: Surroundings,
+    keeper: ChannelKeeper | null = null,
+  ) {
+    const { channels } = parameters;
+    this.#keeper = keeper;
     this.#lanes = laneCountOf(parameters);
-    this.control = createControl(parameters.channels + this.#lanes);
+    this.#chunkBytes = parameters.chunkBytes;
+    this.#shards = new Shards(channels);
+    this.control = createControl(channels + this.#lanes);
     applySettings(this.control, parameters);
     this.#blocks = blocks.map((block) => {
       const geometry = geometryOf(block, parameters.chunkBytes);
@@ -80,18 +115,23 @@ export class Sender {
       bitmap.fill();
       return { block, bitmap, ...geometry };
     });
+    const cacheBytes = cacheBytesOf(parameters, shardBytes(this.#blocks, channels));
+    this.#hasCache = cacheBytes > 0;
     this.setup = {
       control: this.control,
-      blocks: this.#sendBlocks(),
-      channels: parameters.channels,
-      cacheBytes: cacheBytesOf(parameters, shardBytes(this.#blocks, parameters.channels)),
+      blocks: this.#sendBlocks(channels),
+      channels,
+      cacheBytes,
       hasChecksum: parameters.checksum,
       channelTimeoutMs: parameters.channelTimeoutMs,
       fenceTimeoutMs: parameters.stepTimeoutMs,
     };
     const module = siblingModule("../workers/send-worker", import.meta.url);
-    const { channels } = parameters;
-    this.#pool = surroundings.startThreads({ module, setup: this.setup, channels });
+    const pool = surroundings.startThreads({ module, setup: this.setup, channels });
+    this.#pool = pool;
+    const numbers = Array.from({ length: channels }, (_, index) => index + 1);
+    this.#channels = numbers.map((number) => new SendChannel(number, pool, this.control));
+    this.#weights = evenWeights(numbers);
   }
 
   /** Takes parameters over that changed while it runs. */
@@ -100,8 +140,13 @@ export class Sender {
   }
 
   async open(place: ChannelPlace): Promise<void> {
-    await this.#run(place.channel, { kind: "open", place });
-    await this.#fence(place.channel);
+    const roundTripMs = await this.#channel(place.channel).open(place);
+    this.#roundTripMs = Math.min(this.#roundTripMs, roundTripMs);
+  }
+
+  /** The other end says that it lost this channel. */
+  lose(channel: number, error: MigrationError): void {
+    this.#channel(channel).lose(error);
   }
 
   /** Moves what the hosts' logs have into the bitmaps; returns the newly dirty wire pages. */
@@ -123,8 +168,9 @@ export class Sender {
     }
     if (scanned.size === 0) return;
     this.#scanned = scanned;
-    const tables = new Map(Array.from(scanned, ([index, block]) => [index, block.tables]));
-    await this.#onAllChannels((channel) => this.#run(channel, { kind: "scan", tables }));
+    // Whoever is lost by now learns it with its next connection.
+    const working = this.#channels.filter(({ doom }) => doom === null);
+    await Promise.all(working.map((channel) => this.#tellTables(channel)));
   }
 
   /** Whether the last round has looked at all memory that is scanned and may have changed. */
@@ -168,20 +214,23 @@ export class Sender {
   }
 
   /** The blocks as the threads need them. */
-  #sendBlocks(): SendBlock[] {
-    const keys = firstKeys(this.#blocks, this.#channels);
+  #sendBlocks(channels: number): SendBlock[] {
+    const keys = firstKeys(this.#blocks, channels);
     return this.#blocks.map(({ block, bitmap, pageBytes, pageCount, pagesPerChunk }, index) => {
       const { name, sizeBytes, place } = block;
       const geometry = { pageBytes, pageCount, pagesPerChunk };
       const firstKey = must(keys[index], "every block has keys");
-      return { name, sizeBytes, place, ...geometry, dirty: bitmap.words, firstKey };
+      const record = createSentRecord(geometry);
+      this.#sent.push(record.sent);
+      return { name, sizeBytes, place, ...geometry, dirty: bitmap.words, ...record, firstKey };
     });
   }
 
   /**
-   * Sends everything that is dirty, each chunk in the channel that owns it, until the destination
-   * has applied it. Megabytes may be on their way when the last one is written: a round that ended
-   * there would hold the link to be faster than it is, and the guest would wait for them at rest.
+   * Sends everything that is dirty, until the destination has applied it. Megabytes may be on their
+   * way when the last one is written: a round that ended there would hold the link to be faster than
+   * it is, and the guest would wait for them at rest. The others make up for channels that are lost
+   * meanwhile; it throws when none is left.
    */
   async sendRound(): Promise<SentRound> {
     this.#rounds += 1;
@@ -190,15 +239,12 @@ export class Sender {
     const all = { pages: this.dirtyPages, bytes: this.dirtyBytes };
     const logged = this.#logged();
     const before = this.#totals();
-    let fencedMs = 0;
-    const parts = await this.#scanLikely();
-    await this.#onAllChannels(async (channel) => {
-      await this.#sendShard(channel, parts);
-      fencedMs += await this.#fence(channel);
-    });
+    const likely = await this.#scanLikely();
+    const fencedMs = likely.fencedMs + (await this.#pass(likely.parts));
     this.#unscanned = new Set(isHurried(this.control) ? this.#scanned.keys() : []);
     const after = this.#totals();
     const foundBytes = after.foundBytes - before.foundBytes;
+    const channels = Math.max(1, this.liveChannels);
     return {
       dirtyPages: isFirst ? all.pages : logged.pages + after.foundPages - before.foundPages,
       guestBytes: isFirst ? all.bytes : logged.bytes + foundBytes,
@@ -207,12 +253,12 @@ export class Sender {
           ? null
           : {
               scannedBytes: after.scannedBytes - before.scannedBytes,
-              scanMs: (after.scanMs - before.scanMs) / this.#channels,
+              scanMs: (after.scanMs - before.scanMs) / channels,
               foundBytes: isFirst ? null : foundBytes,
             },
       sentPages: after.pages - before.pages,
       sentBytes: after.movedBytes - before.movedBytes,
-      sendMs: (after.sendMs - before.sendMs + fencedMs) / this.#channels,
+      sendMs: (after.sendMs - before.sendMs + fencedMs) / channels,
       roundTripMs: this.#roundTripMs,
       elapsedMs: Math.max(nowMs() - startMs, 0.001),
     };
@@ -227,8 +273,26 @@ export class Sender {
     setHurried(this.control, false);
   }
 
+  /** Says on every channel that nothing follows; one that is lost by now is no loss. */
   async end(): Promise<void> {
-    await this.#onAllChannels((channel) => this.#run(channel, { kind: "end" }));
+    const working = this.#channels.filter(({ doom }) => doom === null);
+    await allOf(working, async (channel) => {
+      try {
+        await channel.run({ kind: "end" });
+      } catch (error) {
+        if (!isLoss(error) || this.#keeper === null) throw error;
+        channel.lose(error);
+      }
+    });
+    for (const [channel, { place }] of this.#replacements) {
+      if (place !== undefined && place !== null) this.#keeper?.discard(channel);
+    }
+    this.#replacements.clear();
+  }
+
+  /** Channels that work, as far as is known. */
+  get liveChannels(): number {
+    return this.#channels.filter(({ doom }) => doom === null).length;
   }
 
   get sentBytes(): number {
@@ -236,7 +300,8 @@ export class Sender {
   }
 
   channelFigures(): ChannelFigures[] {
-    return channelFigures(this.control, this.#channels, this.#lanes);
+    const losses = this.#channels.map((channel) => channel.losses, this.#lanes);
+    return channelFigures(this.control, losses, this.#lanes);
   }
 
   counters(): ReturnType<typeof sumCounters> {
@@ -248,119 +313,257 @@ export class Sender {
     return await this.#pool.close();
   }
 
-  /** Returns, with the time it took, when the destination has applied all that the channel sent. */
-  async #fence(channel: number): Promise<number> {
-    this.#fences += 1;
-    const startMs = nowMs();
-    await this.#run(channel, { kind: "fence", number: this.#fences });
-    const fencedMs = nowMs() - startMs;
-    this.#roundTripMs = Math.min(this.#roundTripMs, fencedMs);
-    return fencedMs;
-  }
-
   /**
    * Scans what is likely to have changed where the kernel tells which memory is in use. Returns what
    * the round has to look at then, by block. In the first round that is everything.
    */
-  async #scanLikely(): Promise<Map<number, ScanPart>> {
+  async #scanLikely(): Promise<{ parts: Map<number, ScanPart>; fencedMs: number }> {
     const parts = new Map<number, ScanPart>(this.#blocks.map((_, index) => [index, "all"]));
     const likely = new Map<number, ScanPart>();
     for (const [index, scanned] of this.#rounds === 1 ? [] : this.#scanned) {
-      const looks = await scanned.looks(index, this.#channels);
+      const looks = await scanned.looks(index, this.#channels.length);
       if (looks === null) continue;
-      const look = (channel: number): Promise<number> =>
-        this.#run(channel, must(looks[channel - 1], "every channel looks"));
-      scanned.looked(await this.#onAllChannels(look));
+      scanned.looked(await allOf(looks, (task, at) => this.#look(task, at)));
       likely.set(index, "likely");
     }
-    if (likely.size === 0) return parts;
-    await this.#onAllChannels((channel) => this.#sendShard(channel, likely));
+    if (likely.size === 0) return { parts, fencedMs: 0 };
+    const fencedMs = await this.#pass(likely);
     for (const index of likely.keys()) {
       const scanned = must(this.#scanned.get(index), "what was looked at is scanned");
       if (await scanned.isRestEmpty()) parts.delete(index);
       else parts.set(index, "rest");
     }
-    return parts;
+    return { parts, fencedMs };
   }
 
-  /** Walks a channel's chunks, in order, and keeps its thread busy. */
-  async #sendShard(channel: number, parts: ReadonlyMap<number, ScanPart>): Promise<void> {
-    const inFlight = new Set<Promise<unknown>>();
-    for (const task of this.#tasksOf(channel, parts)) {
-      if (isHurried(this.control)) break;
-      const running = this.#run(channel, task).finally(() => inFlight.delete(running));
-      inFlight.add(running);
-      // Someone must always look at a rejection, also when another task is awaited.
-      running.catch(() => {});
-      if (inFlight.size >= TASKS_IN_FLIGHT) await Promise.race(inFlight);
-    }
-    await Promise.all(inFlight);
-  }
-
-  *#tasksOf(channel: number, parts: ReadonlyMap<number, ScanPart>): Generator<SendTask> {
-    for (const [index, part] of parts) {
-      const { pageBytes } = must(this.#blocks[index], "a part is of a block");
-      const task = { kind: "send", block: index, round: this.#rounds, part } as const;
-      let chunks: number[] = [];
-      let bytes = 0;
-      for (const { chunk, pages } of this.#workOf(channel, index, part)) {
-        chunks.push(chunk);
-        bytes += pages * pageBytes;
-        if (bytes < TASK_BYTES && chunks.length < TASK_CHUNKS_MAX) continue;
-        yield { ...task, chunks };
-        chunks = [];
-        bytes = 0;
-      }
-      if (chunks.length > 0) yield { ...task, chunks };
-    }
-  }
-
-  /** The chunks of a block that a channel has to look at, and how many of their pages. */
-  *#workOf(
-    channel: number,
-    index: number,
-    part: ScanPart,
-  ): Generator<{ chunk: number; pages: number }> {
-    const { bitmap } = must(this.#blocks[index], "a part is of a block");
-    const scanned = this.#scanned.get(index);
-    for (let chunk = 0; chunk < bitmap.chunkCount; chunk += 1) {
-      if (scanned === undefined) chunk = bitmap.nextDirtyChunk(chunk);
-      if (chunk === -1) return;
-      if (ownerOf(chunk, this.#channels) !== channel) continue;
-      const pages = scanned?.pagesOf(chunk, part) ?? bitmap.dirtyCountOf(chunk);
-      if (pages > 0 || bitmap.isChunkDirty(chunk)) yield { chunk, pages };
-    }
-  }
-
-  async #run(channel: number, task: SendTask): Promise<number> {
-    assert(channel >= 1 && channel <= this.#channels, "a task goes to a bulk channel");
+  /** Any thread may look, also for a channel that is lost. Nothing is known where one is lost then. */
+  async #look(task: LookTask, at: number): Promise<number> {
+    const live = await this.#live();
+    const channel = must(live[at % live.length], "some channel works");
     try {
-      const result = await this.#pool.run(channel, task);
-      if (result === null) throw new Stopped();
-      return result;
+      return (await channel.run(task)).pages;
     } catch (error) {
-      if (error instanceof MigrationError && error.code === "WORKER_DIED") this.#putBack(task);
-      throw error;
+      if (!isLoss(error)) throw error;
+      return await this.#look(task, at);
     }
+  }
+
+  /**
+   * Sends what is dirty of these parts. As it ends with a fence, the next pass may send any chunk in
+   * any channel. Returns the time spent in waiting for fences, all channels together.
+   */
+  async #pass(parts: ReadonlyMap<number, ScanPart>): Promise<number> {
+    this.#work = new Work();
+    await this.#live();
+    this.#shareOut();
+    this.#parts = parts;
+    const chunkBytes = this.#plan(parts);
+    const pass = new Pass(this.#work, {
+      control: this.control,
+      taskOf: (batch) => taskOf(batch, this.#rounds),
+      paysMs: this.#hasCache && this.#rounds > 1 ? HELP_PAYS_DELTA_MS : HELP_PAYS_MS,
+      chunkBytes,
+      live: () => this.#live(),
+      giveUp: (channel) => this.#giveUp(channel),
+      onDeath: (batch) => this.#putBack(batch),
+    });
+    await pass.run();
+    this.#weights = learn(this.#weights, pass.paces);
+    this.#roundTripMs = Math.min(this.#roundTripMs, pass.roundTripMs);
+    return pass.fencedMs;
+  }
+
+  /**
+   * Has every chunk that a pass must look at wait for the channel where it is at home. Returns the
+   * size of an ordinary one.
+   */
+  #plan(parts: ReadonlyMap<number, ScanPart>): number {
+    let chunks = 0;
+    let allBytes = 0;
+    for (const [block, part] of parts) {
+      for (const { chunk, bytes } of this.#workOf(block, part)) {
+        this.#work.add(this.#shards.homeOf(chunk), { block, part }, chunk, bytes);
+        chunks += 1;
+        allBytes += bytes;
+      }
+    }
+    const idle = spared(this.#weights, chunks);
+    const busy = [...this.#weights.keys()].filter((channel) => !idle.has(channel));
+    for (const channel of idle) {
+      this.#work.drain(channel, (chunk) => must(busy[chunk % busy.length], "not all are slow"));
+    }
+    return chunks === 0 ? this.#chunkBytes : allBytes / chunks;
+  }
+
+  /** The chunks of a block that must be looked at, and how much of them. */
+  *#workOf(index: number, part: ScanPart): Generator<{ chunk: number; bytes: number }> {
+    const { bitmap } = must(this.#blocks[index], "a part is of a block");
+    const isScanned = this.#scanned.has(index);
+    for (let chunk = 0; chunk < bitmap.chunkCount; chunk += 1) {
+      if (!isScanned) chunk = bitmap.nextDirtyChunk(chunk);
+      if (chunk === -1) return;
+      const bytes = this.#bytesOf(index, chunk, part);
+      if (bytes > 0 || bitmap.isChunkDirty(chunk)) yield { chunk, bytes };
+    }
+  }
+
+  #bytesOf(index: number, chunk: number, part: ScanPart): number {
+    const { bitmap } = must(this.#blocks[index], "a part is of a block");
+    const pages = this.#scanned.get(index)?.pagesOf(chunk, part) ?? bitmap.dirtyCountOf(chunk);
+    return pages * bitmap.pageBytes;
+  }
+
+  /** Everything is fenced: chunks may change their homes, if that pays. */
+  #shareOut(): void {
+    const live = this.#channels.filter(({ doom }) => doom === null).map(({ number }) => number);
+    this.#weights = weightsOf(this.#weights, live);
+    const wanted = sharesFor(this.#weights, this.#shards.shares, this.#shards.slotCount);
+    if (wanted !== null) this.#shards.share(wanted);
+  }
+
+  /**
+   * The channels that work, with those that have another connection by now; what waits for others is
+   * passed on to them. Throws why the last one was lost when none works, and none will.
+   */
+  async #live(): Promise<readonly SendChannel[]> {
+    for (;;) {
+      const lost = this.#channels.filter(({ doom }) => doom !== null);
+      await allOf(lost, (channel) => this.#takeUp(channel));
+      const live = this.#channels.filter(({ doom }) => doom === null);
+      this.#passOn();
+      if (live.length > 0) return live;
+      const awaited = [...this.#replacements.values()].filter(({ place }) => place === undefined);
+      if (awaited.length === 0) throw must(lost.at(-1)?.doom, "who is lost has a reason");
+      await Promise.race(awaited.map(({ done }) => done));
+    }
+  }
+
+  /** A lost channel that has another connection by now goes on with it. */
+  async #takeUp(channel: SendChannel): Promise<void> {
+    const replacement = this.#replacements.get(channel.number);
+    // It may have been lost while it had nothing to do, and nobody has met its end yet.
+    if (replacement === undefined) return await this.#giveUp(channel);
+    const { place } = replacement;
+    if (place === undefined || place === null) return;
+    this.#replacements.delete(channel.number);
+    try {
+      await channel.open(place);
+      await this.#tellTables(channel);
+    } catch (error) {
+      if (!isLoss(error)) throw error;
+      channel.lose(error);
+      await this.#giveUp(channel);
+    }
+  }
+
+  /** Gives a lost channel up, once, whoever finds that it is lost. */
+  async #giveUp(channel: SendChannel): Promise<void> {
+    const { number } = channel;
+    const known = this.#givingUp.get(number);
+    if (known !== undefined) return await known;
+    const done = this.#recover(channel).finally(() => this.#givingUp.delete(number));
+    this.#givingUp.set(number, done);
+    await done;
+  }
+
+  /**
+   * A channel is lost, and its thread has no task. Once the destination lets go of it, too, what may
+   * not have arrived is dirty again and waits for the others. Another connection is sought meanwhile.
+   */
+  async #recover(channel: SendChannel): Promise<void> {
+    const { number } = channel;
+    const keeper = this.#keeper;
+    if (keeper === null) throw must(channel.doom, "who is lost has a reason");
+    this.#passOn();
+    await keeper.giveUp(number);
+    const again = new Map<number, Set<number>>();
+    const note = ({ block, chunks }: Batch): void => {
+      const known = again.get(block) ?? new Set();
+      for (const chunk of chunks) known.add(chunk);
+      again.set(block, known);
+    };
+    for (const batch of channel.unfenced) this.#unsend(batch);
+    for (const batch of [...channel.unfenced, ...channel.given]) note(batch);
+    channel.unfenced.length = 0;
+    channel.given.clear();
+    for (const [block, chunks] of again) {
+      const part = this.#parts.get(block) ?? "all";
+      for (const chunk of chunks) {
+        this.#work.add(number, { block, part }, chunk, this.#bytesOf(block, chunk, part));
+      }
+    }
+    this.#seek(number, keeper);
+    this.#passOn();
+  }
+
+  #seek(channel: number, keeper: ChannelKeeper): void {
+    const done = keeper.replace(channel).then(
+      (place) => {
+        replacement.place = place;
+      },
+      () => {
+        replacement.place = null;
+      },
+    );
+    const replacement: Replacement = { done, place: undefined };
+    this.#replacements.set(channel, replacement);
+  }
+
+  /** What waits for channels that are lost waits for others from here on, if there are any. */
+  #passOn(): void {
+    const live = this.#channels.filter(({ doom }) => doom === null);
+    if (live.length === 0) return;
+    for (const { number, doom } of this.#channels) {
+      if (doom === null) continue;
+      const heirOf = (chunk: number): number =>
+        must(live[chunk % live.length], "somebody works").number;
+      this.#work.drain(number, heirOf);
+    }
+  }
+
+  /** What was sent of these chunks is dirty again: it may not have arrived. */
+  #unsend({ block, chunks }: Batch): void {
+    const { bitmap, pagesPerChunk } = must(this.#blocks[block], "a task names a block that exists");
+    const sent = must(this.#sent[block], "every block has a record");
+    const words = pagesPerChunk / PAGES_PER_WORD;
+    for (const chunk of chunks) {
+      undoWords(bitmap.words, chunk * words, sent.subarray(chunk * words, (chunk + 1) * words));
+    }
+  }
+
+  async #tellTables(channel: SendChannel): Promise<void> {
+    if (this.#scanned.size === 0) return;
+    const tables = new Map(Array.from(this.#scanned, ([index, block]) => [index, block.tables]));
+    await channel.run({ kind: "scan", tables });
   }
 
   /** A thread that fails puts back the bits that it took. One that died took them along. */
-  #putBack(task: SendTask): void {
-    if (task.kind !== "send") return;
-    const { bitmap } = must(this.#blocks[task.block], "a task names a block that exists");
-    for (const chunk of task.chunks) bitmap.fillChunk(chunk);
+  #putBack({ block, chunks }: Batch): void {
+    const { bitmap } = must(this.#blocks[block], "a task names a block that exists");
+    for (const chunk of chunks) bitmap.fillChunk(chunk);
   }
 
-  async #onAllChannels<T>(work: (channel: number) => Promise<T>): Promise<T[]> {
-    const channels = Array.from({ length: this.#channels }, (_, index) => index + 1);
-    const outcomes = await Promise.allSettled(channels.map(work));
-    return outcomes.map((outcome) => {
-      if (outcome.status === "rejected") throw outcome.reason;
-      return outcome.value;
-    });
+  #channel(number: number): SendChannel {
+    return must(this.#channels[number - 1], "a task goes to a bulk channel");
   }
 
   #totals(): ReturnType<typeof sumCounters> {
-    return sumCounters(this.control, this.#channels + this.#lanes);
+    return sumCounters(this.control, this.#channels.length + this.#lanes);
   }
+}
+
+function taskOf({ block, part, chunks }: Batch, round: number): SendTask {
+  return { kind: "send", block, part, chunks, round };
+}
+
+/** Does it with each, and returns when all have ended; then it throws what the first threw. */
+async function allOf<T, R>(
+  all: readonly T[],
+  work: (each: T, index: number) => Promise<R>,
+): Promise<R[]> {
+  const outcomes = await Promise.allSettled(all.map(work));
+  return outcomes.map((outcome) => {
+    if (outcome.status === "rejected") throw outcome.reason;
+    return outcome.value;
+  });
 }

@@ -18,6 +18,7 @@ import { Lanes, laneCountOf } from "./lanes.ts";
 import { agreedParameters, type Parameters } from "./parameters.ts";
 import { preferPeersWord } from "./peers-word.ts";
 import { goesOver } from "./postcopy-policy.ts";
+import { Replacing } from "./replacing.ts";
 import { Sender, type SentRound } from "./sender.ts";
 import type { MigrateOutOptions, SourcePhase } from "./source.ts";
 import { SourcePeer } from "./source-peer.ts";
@@ -35,6 +36,7 @@ export class SourceMigration {
   readonly #options: MigrateOutOptions;
   readonly #peer: SourcePeer;
   readonly #surroundings: Surroundings;
+  readonly #replacing: Replacing;
   readonly #convergence = new Convergence();
   readonly #startMs = nowMs();
   readonly #cpuBefore = process.cpuUsage();
@@ -73,6 +75,7 @@ export class SourceMigration {
   private constructor(
     host: SourceHost,
     peer: SourcePeer,
+    replacing: Replacing,
     options: MigrateOutOptions,
     parameters: Parameters,
     surroundings: Surroundings,
@@ -83,6 +86,7 @@ export class SourceMigration {
     this.#throttling = new Hold(host, "throttle");
     this.#pausing = new Hold(host, "pause");
     this.#peer = peer;
+    this.#replacing = replacing;
     this.#options = options;
     this.#parameters = parameters;
     this.attempt = new Attempt<SourcePhase>({
@@ -116,7 +120,8 @@ export class SourceMigration {
       dirtyLog: host.dirtyLog,
     });
     const peer = new SourcePeer(parsed, parameters, await loadChecksum(), surroundings);
-    return new SourceMigration(host, peer, options, parameters, surroundings);
+    const replacing = new Replacing(peer, parsed, parameters.connectTimeoutMs);
+    return new SourceMigration(host, peer, replacing, options, parameters, surroundings);
   }
 
   async connect(): Promise<void> {
@@ -134,8 +139,14 @@ export class SourceMigration {
   /** Agrees on parameters and blocks, and opens all channels, each with its thread. */
   async agree(): Promise<void> {
     // First of all: its threads start while the hosts agree, as the destination's do.
-    const sender = new Sender(this.#host.blocks, this.#parameters, this.#surroundings);
+    const sender = new Sender(
+      this.#host.blocks,
+      this.#parameters,
+      this.#surroundings,
+      this.#replacing,
+    );
     this.#sender = sender;
+    this.#peer.onLost((channel) => this.#losesChannel(channel));
     const laneCount = laneCountOf(this.#parameters);
     const lanes = new Lanes(
       Array.from({ length: laneCount }, () => {
@@ -235,7 +246,8 @@ export class SourceMigration {
       return;
     }
     await this.#sendRound();
-    await sender.end();
+    this.#replacing.end();
+    await this.attempt.guard(sender.end());
     assert(sender.dirtyPages === 0, "nothing is dirty when all was sent and nobody writes");
     assert(sender.isScanComplete, "what may have changed was looked at when nobody writes");
     this.#downtime.pagesMs = this.#lap();
@@ -362,10 +374,19 @@ export class SourceMigration {
     for (const stop of this.#stops.splice(0)) stop();
     this.#options.live?.detach();
     this.attempt.end();
+    this.#replacing.end();
     if (this.#sender !== null) stopWorkers(this.#sender.control);
     const ends = await Promise.all([this.#sender?.close(), this.#lanes?.close()]);
     const areThreadsGone = !ends.includes(false);
     this.#peer.close({ areThreadsGone });
+  }
+
+  /** The destination lost it. While channels are opened that ends the attempt; later, others go on. */
+  #losesChannel(channel: number): void {
+    const reason = "the other end lost it, or got nothing more of it";
+    const error = new MigrationError("CHANNEL_LOST", { channel, reason });
+    if (this.attempt.phase === "agree") this.attempt.fail(error);
+    else this.#ofSender.lose(channel, error);
   }
 
   get #ofSender(): Sender {
@@ -477,6 +498,7 @@ export class SourceMigration {
       expectedDowntimeMs: this.#judgement?.expectedDowntimeMs ?? null,
       throttlePercent: this.#throttlePercent,
       deviceBytes: this.#deviceBytes,
+      workingChannels: sender.liveChannels,
       elapsedMs: now - this.#startMs,
     };
   }

@@ -1,16 +1,19 @@
 import { randomBytes } from "node:crypto";
+import { within } from "../base/clock.ts";
 import { MigrationError } from "../base/errors.ts";
 import { type Address, formatAddress } from "../channels/address.ts";
 import type { Checksum } from "../channels/checksum.ts";
 import type { Connector } from "../channels/connection.ts";
-import { DISCARD_BITS_BYTES_MAX } from "../channels/frame.ts";
+import { corrupt, DISCARD_BITS_BYTES_MAX } from "../channels/frame.ts";
 import { FrameStream } from "../channels/frame-stream.ts";
 import {
   type Agreement,
   type DoneMessage,
+  decodeChannel,
   decodeRunning,
   decodeWelcome,
   encodeAgreement,
+  encodeChannel,
   encodeDiscard,
   encodeDone,
   encodeFailure,
@@ -49,6 +52,9 @@ export class SourcePeer {
   readonly #migrationId = new Uint8Array(randomBytes(MIGRATION_ID_BYTES));
   readonly #streams: FrameStream[] = [];
   readonly #address: string;
+  readonly #joined = new Map<number, FrameStream>();
+  /** Channels that were given up and that the destination has not let go of. */
+  readonly #leaving = new Map<number, () => void>();
   #main: FrameStream | null = null;
   #isClosed = false;
   #token = new Uint8Array(TOKEN_BYTES);
@@ -99,7 +105,43 @@ export class SourcePeer {
   /** Opens one channel, ready for a thread. */
   async openChannel(channel: number, lane: Lane = "bulk"): Promise<ChannelPlace> {
     const { stream } = await this.#join(channel, lane);
+    this.closeChannel(channel);
+    this.#joined.set(channel, stream);
     return { channel, ...stream.release() };
+  }
+
+  /** Calls back when the destination says that it lost a channel. */
+  onLost(tell: (channel: number) => void): void {
+    const { channels } = this.#parameters;
+    this.main.onNotice("lost", (body) => tell(decodeChannel(body, 0, channels)));
+    this.main.onNotice("gone", (body) => {
+      const channel = decodeChannel(body, 0, channels);
+      const waiting = this.#leaving.get(channel);
+      if (waiting === undefined) throw corrupt(0, "channel that is gone", channel);
+      this.#leaving.delete(channel);
+      waiting();
+    });
+  }
+
+  /**
+   * Closes a lost channel, which no thread may use any more, and has the destination let go of it.
+   * Returns when nothing of it can arrive any more.
+   */
+  async giveUp(channel: number): Promise<void> {
+    const { stepTimeoutMs, channelTimeoutMs } = this.#parameters;
+    this.closeChannel(channel);
+    const { promise: gone, resolve } = Promise.withResolvers<void>();
+    this.#leaving.set(channel, resolve);
+    await this.main.send("lost", encodeChannel(channel), channelTimeoutMs);
+    const facts = { waitingFor: `end of channel ${channel}`, limitMs: stepTimeoutMs };
+    const late = () => new MigrationError("PEER_SILENT", facts);
+    await within(stepTimeoutMs, Promise.race([gone, this.main.failed]), late);
+  }
+
+  /** Closes a channel that no thread uses. */
+  closeChannel(channel: number): void {
+    this.#joined.get(channel)?.close();
+    this.#joined.delete(channel);
   }
 
   async tellRound(round: RoundMessage): Promise<void> {
@@ -182,17 +224,22 @@ export class SourcePeer {
       admitted: ["welcome", "failure"],
     });
     this.#streams.push(stream);
-    const hello = encodeHello({
-      versionMin: VERSION.min,
-      versionMax: VERSION.max,
-      migrationId: this.#migrationId,
-      channel,
-      lane,
-      token: this.#token,
-    });
-    await stream.send("hello", hello, connectTimeoutMs);
-    const { body } = await stream.receive(["welcome"], connectTimeoutMs);
-    stream.admitAll();
-    return { stream, token: new Uint8Array(decodeWelcome(body, channel).token) };
+    try {
+      const hello = encodeHello({
+        versionMin: VERSION.min,
+        versionMax: VERSION.max,
+        migrationId: this.#migrationId,
+        channel,
+        lane,
+        token: this.#token,
+      });
+      await stream.send("hello", hello, connectTimeoutMs);
+      const { body } = await stream.receive(["welcome"], connectTimeoutMs);
+      stream.admitAll();
+      return { stream, token: new Uint8Array(decodeWelcome(body, channel).token) };
+    } catch (error) {
+      stream.close(); // A lost channel is sought again and again.
+      throw error;
+    }
   }
 }

@@ -41,6 +41,7 @@ export interface PageFigures {
 export interface ChannelFigures {
   readonly id: number;
   readonly lane: Lane;
+  readonly losses: number;
   readonly sentBytes: number;
   readonly waitMs: number;
   readonly busyMs: number;
@@ -118,6 +119,7 @@ export interface Progress {
   readonly expectedDowntimeMs: number | null;
   readonly throttlePercent: number;
   readonly deviceBytes: number;
+  readonly workingChannels: number;
   readonly elapsedMs: number;
 }
 
@@ -252,6 +254,11 @@ export const STATISTICS = {
       unit: "name",
       meaning: "What the channel is for: main, bulk or priority.",
     },
+    "channels[].losses": {
+      unit: "count",
+      meaning:
+        "How often its connection was lost, or given up because nothing moved; others sent its pages then, until it had another connection.",
+    },
     "channels[].sentBytes": {
       unit: "bytes",
       meaning: "Bytes that the source wrote to the channel.",
@@ -373,6 +380,10 @@ export const STATISTICS = {
       unit: "bytes",
       meaning:
         "Device state that the source's host has saved, or that the destination has, so far.",
+    },
+    workingChannels: {
+      unit: "count",
+      meaning: "Bulk channels that work; others were lost and have no other connection so far.",
     },
     elapsedMs: { unit: "milliseconds", meaning: "Time since the migration began." },
   } satisfies Record<PathsOf<Progress>, StatisticRow>,

@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { ownerOf } from "../engine/shards.ts";
+import { Shards } from "../engine/shards.ts";
 import { DeltaCache, firstKeys, shardBytes } from "../workers/delta-cache.ts";
 import { Prng, seedFromEnvironment } from "./prng.ts";
 
@@ -132,11 +132,12 @@ function keysOf(
   { pageBytes, channel, channels }: { pageBytes: number; channel: number; channels: number },
 ): number[] {
   const first = firstKeys(blocks, channels);
+  const shards = new Shards(channels);
   return blocks.flatMap((block, index) => {
     if (block.pageBytes !== pageBytes) return [];
     const pages = Array.from({ length: block.pageCount }, (_, page) => page);
     const isOwn = (page: number) =>
-      ownerOf(Math.floor(page / block.pagesPerChunk), channels) === channel;
+      shards.homeOf(Math.floor(page / block.pagesPerChunk)) === channel;
     return pages.filter(isOwn).map((page) => (first[index] ?? 0) + page);
   });
 }

@@ -11,7 +11,7 @@ const STALL_MS = 1500;
 beforeAll(warmUp);
 
 /** What is noticed depends on who looked first, and that nothing moves is what all of it says. */
-const STALLED = /^(CHANNEL_STALLED|PEER_SILENT|CHANNELS_MISSING) at/;
+const STALLED = /^(CHANNEL_STALLED|CHANNEL_LOST|PEER_SILENT|CHANNELS_MISSING) at/;
 
 for (const [point, deed] of [
   [{ channel: 0, frame: "hello", where: "middle" }, "stall"],

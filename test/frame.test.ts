@@ -58,6 +58,8 @@ const KINDS: { readonly [name in FrameName]: number } = {
   running: 16,
   done: 17,
   ping: 18,
+  lost: 19,
+  gone: 20,
   lanes: 24,
   discard: 25,
   switch: 26,
@@ -85,6 +87,8 @@ const BODY_BYTES_MAX: { readonly [name in FrameName]: number } = {
   running: 24,
   done: 80,
   ping: 0,
+  lost: 4,
+  gone: 4,
   lanes: 4,
   discard: 65_544,
   switch: 8,
@@ -127,7 +131,7 @@ for (const name of NAMES) {
 test("garbage in any checked field is FRAME_CORRUPT and names the field", () => {
   const cases = [
     ["magic", 0, 4, [0, 1, 0x3264_666d, 0x6d66_6431, 0xffff_ffff]],
-    ["kind", 4, 1, [0, 19, 128, 255]],
+    ["kind", 4, 1, [0, 21, 128, 255]],
     ["flags", 5, 1, [2, 3, 128, 255]],
     ["reserved", 6, 2, [1, 0x100, 0xffff]],
     ["sequence", 8, 4, [0, 6, 8, 0xffff_ffff]],

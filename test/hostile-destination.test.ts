@@ -16,7 +16,7 @@ import {
 } from "./fixtures/wire-hostile.ts";
 import { difference } from "./harness/guest-memory.ts";
 import { Prng, seedFromEnvironment } from "./prng.ts";
-import { bodyOf, frameBytes, KIND, str, u32, u64, type WireConnection } from "./wire-peer.ts";
+import { bodyOf, frameBytes, KIND, str, u16, u32, u64, type WireConnection } from "./wire-peer.ts";
 
 const seed = seedFromEnvironment();
 const TOKEN = Buffer.alloc(32, 7);
@@ -248,6 +248,31 @@ const CASES: readonly Case[] = [
     does: "never answers a fence",
     script: atFence(async (bulk) => bulk.closed()),
     failure: { code: "CHANNEL_STALLED", facts: { channel: 1, direction: "read", limitMs: 300 } },
+    options: { stepTimeoutMs: 300 },
+  },
+  ...([0, 2, 65_535] as const).map((channel) => ({
+    does: `lost channel ${channel} of one`,
+    script: atFence(async (_bulk, _fence, main) => {
+      await main.send(KIND.lost, bodyOf(u16(channel), u16(0)));
+    }),
+    failure: { code: "FRAME_CORRUPT", facts: { channel: 0, field: "channel", found: channel } },
+  })),
+  {
+    does: "lets go of a channel that nobody gave up",
+    script: atFence(async (_bulk, _fence, main) => {
+      await main.send(KIND.gone, bodyOf(u16(1), u16(0)));
+    }),
+    failure: { code: "FRAME_CORRUPT", facts: { channel: 0, field: "channel that is gone" } },
+  },
+  {
+    does: "never lets go of a channel that it lost",
+    script: atFence(async (bulk, fence, main) => {
+      await bulk.send(KIND.fenced, u32(fence));
+      await bulk.receive();
+      await main.send(KIND.lost, bodyOf(u16(1), u16(0)));
+      await main.closed();
+    }),
+    failure: { code: "PEER_SILENT", facts: { waitingFor: "end of channel 1", limitMs: 300 } },
     options: { stepTimeoutMs: 300 },
   },
   {

@@ -24,6 +24,7 @@ import {
   KIND,
   LANE,
   str,
+  u16,
   u32,
   u64,
   type WireBlock,
@@ -221,6 +222,51 @@ test(`no channel is admitted before both ends agreed, not even the right one (SE
   await expectArrived(host.blocks, destination);
 });
 
+test(`a lost channel is joined again by who has the token, and only once it was let go (SEED=${seed})`, async () => {
+  const { destination, source, guest, host } = await connectSource();
+  await source.agree({ blocks: guest, channels: 2 });
+  await source.openBulk(1);
+  const lost = await source.openBulk(2);
+  source.bulks.pop();
+  source.channels.pop();
+  const turnedAway = async (changes: object): Promise<void> => {
+    const stranger = await dial(destination.address);
+    await stranger.send(KIND.hello, source.hello(2, changes));
+    expect(await turnedAwayWith(stranger)).toBe("TOKEN_REFUSED");
+  };
+  await turnedAway({}); // It is there.
+  lost.end();
+  expect(await source.main.expect(KIND.lost)).toEqual(lostBody(2));
+  await turnedAway({}); // The source has not given it up.
+  await source.main.send(KIND.lost, lostBody(2));
+  expect(await source.main.expect(KIND.gone)).toEqual(lostBody(2));
+  await turnedAway({ token: Buffer.alloc(32, 1) });
+  await turnedAway({ migrationId: Buffer.alloc(16, 1) });
+  await turnedAway({ channel: 3 });
+  await source.openBulk(2);
+  await turnedAway({}); // Once is enough.
+  await finish(source, guest);
+  await expectArrived(host.blocks, destination);
+});
+
+test(`a channel that is given up in the middle of a frame writes nothing any more (SEED=${seed})`, async () => {
+  const { destination, source, guest, host } = await connectSource();
+  await source.agree({ blocks: guest, channels: 2 });
+  await source.openBulk(1);
+  const stalled = await source.openBulk(2);
+  source.bulks.pop();
+  source.channels.pop();
+  const payload = new Uint8Array(4096).fill(0xee);
+  const body = pagesBody(0, [{ first: 0, pages: 1, encoding: ENCODING.raw, payload }]);
+  const frame = frameBytes({ kind: KIND.pages, sequence: 1, body, hasChecksum: false });
+  await stalled.sendBytes(frame.subarray(0, 2000));
+  await source.main.send(KIND.lost, lostBody(2));
+  await source.main.expect(KIND.gone);
+  await stalled.sendBytes(frame.subarray(2000)).catch(() => {});
+  await finish(source, guest);
+  await expectArrived(host.blocks, destination);
+});
+
 /** What an admitted source does wrong, up to where it is told so, and how that is called. */
 const SOURCES: readonly (readonly [
   what: string,
@@ -279,7 +325,7 @@ const SOURCES: readonly (readonly [
     "commits before there is anything",
     {
       code: "FRAME_UNEXPECTED",
-      facts: { frame: "commit", wanted: "round or discard or switch or devices" },
+      facts: { frame: "commit", wanted: "round or discard or switch or devices or lost" },
     },
     afterAgreement(({ main }) => main.send(KIND.commit)),
   ],
@@ -310,10 +356,44 @@ const SOURCES: readonly (readonly [
     { code: "FRAME_UNEXPECTED", facts: { channel: 1, frame: "commit" } },
     afterAgreement((_source, bulk) => bulk.send(KIND.commit, undefined, false)),
   ],
+  ...([0, 2, 65_535] as const).map((channel): (typeof SOURCES)[number] => [
+    `gives up channel ${channel} of one`,
+    { code: "FRAME_CORRUPT", facts: { channel: 0, field: "channel", found: channel } },
+    afterAgreement(({ main }) => main.send(KIND.lost, lostBody(channel))),
+  ]),
   [
-    "closes a bulk channel without END",
-    { code: "CHANNEL_LOST", facts: { channel: 1, reason: "the other end closed it" } },
-    afterAgreement(async (_source, bulk) => bulk.end()),
+    "gives up a channel with something in reserved bytes",
+    { code: "FRAME_CORRUPT", facts: { channel: 0, field: "reserved" } },
+    afterAgreement(({ main }) => main.send(KIND.lost, bodyOf(u16(1), u16(1)))),
+  ],
+  [
+    "gives up a channel before there is any",
+    { code: "FRAME_UNEXPECTED", facts: { channel: 0, frame: "lost", wanted: "agree" } },
+    ({ main }) => main.send(KIND.lost, lostBody(1)),
+  ],
+  [
+    "gives up a channel after DEVICES",
+    { code: "FRAME_UNEXPECTED", facts: { channel: 0, frame: "lost", wanted: "section" } },
+    afterAgreement(async ({ main }) => {
+      await main.send(KIND.devices, bodyOf(u32(1), u32(0), u64(0)));
+      await main.send(KIND.lost, lostBody(1));
+    }),
+  ],
+  [
+    "says GONE, which is for a destination to say",
+    { code: "FRAME_UNEXPECTED", facts: { channel: 0, frame: "gone" } },
+    afterAgreement(({ main }) => main.send(KIND.gone, lostBody(1))),
+  ],
+  [
+    "gives up the same channel without end",
+    { code: "FRAME_CORRUPT", facts: { channel: 0, field: "channels given up", found: 4097 } },
+    afterAgreement(async ({ main }) => {
+      for (let times = 0; times < 4096; times += 1) {
+        await main.send(KIND.lost, lostBody(1));
+        await main.expect(KIND.gone);
+      }
+      await main.send(KIND.lost, lostBody(1));
+    }),
   ],
   [
     "announces more device state than is allowed",
@@ -371,6 +451,10 @@ function afterAgreement(play: Play): (typeof SOURCES)[number][2] {
     await source.agree({ blocks: guest, channels: 1 });
     await play(source, await source.openBulk(1));
   };
+}
+
+function lostBody(channel: number): Buffer {
+  return bodyOf(u16(channel), u16(0));
 }
 
 function zeroPages(block: number, first: number): Buffer {

@@ -248,6 +248,9 @@ test(`nothing is read or written behind the last byte of the memory (SEED=${seed
     for (let change = random.below(40); change >= 0; change -= 1) {
       flip(page, UNIT - 1 - random.below(50), random);
     }
+    // Two changes of one byte may have undone each other.
+    if (Buffer.compare(page, bytes.subarray(baseAt, baseAt + UNIT)) === 0)
+      flip(page, UNIT - 1, random);
     bytes.set(page, pageAt);
     view.setUint32(tableAt, baseAt, true);
     expect(kernels.classify(pageAt, UNIT, 1, tableAt, flagsAt)).toBe(1);

@@ -14,6 +14,7 @@ const REPORT: Required<Report> = {
     {
       id: 1,
       lane: "bulk",
+      losses: 1,
       sentBytes: 1,
       waitMs: 1,
       busyMs: 1,
@@ -48,6 +49,7 @@ const PROGRESS: Required<Progress> = {
   expectedDowntimeMs: null,
   throttlePercent: 1,
   deviceBytes: 1,
+  workingChannels: 1,
   elapsedMs: 1,
 };
 

@@ -150,6 +150,8 @@ export const KIND = {
   running: 16,
   done: 17,
   ping: 18,
+  lost: 19,
+  gone: 20,
   lanes: 24,
   discard: 25,
   switch: 26,
@@ -180,6 +182,8 @@ const BODY_BYTES_MAX = new Map<number, number>([
   [KIND.running, 24],
   [KIND.done, 80],
   [KIND.ping, 0],
+  [KIND.lost, 4],
+  [KIND.gone, 4],
 ]);
 
 const NOTHING = new Uint8Array(0);

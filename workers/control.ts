@@ -3,8 +3,10 @@ import { assert } from "../base/assert.ts";
 /**
  * The words that the coordinator and its workers share, by who writes them:
  *
- *   stop      coordinator   word 0: 0 while the migration goes on, 1 when it must stop; waits are
- *                           on it. Word 1: 1 when the round must end soon, see setHurried
+ *   stop      coordinator   a row per channel. Word 0: 0 while its thread goes on, 1 when it must
+ *                           stop; waits are on it. Word 1: 1 when the round must end soon. Word 2:
+ *                           1 when the channel's tasks must, see askBack. Word 3: 1 when the
+ *                           migration must stop, for which no channel is taken up again
  *   pace      workers       when the next byte may go, see `workers/pace.ts`
  *   limit     coordinator   bytes per second over all channels, 0 for no limit
  *   codec     coordinator   how payloads are compressed, see setCodecSettings. Word 2: workers,
@@ -75,6 +77,7 @@ export const COUNTERS = [
   "busyMs",
   "cpuMs",
   "pages",
+  "chunks",
   "scannedBytes",
   "scanMs",
   "foundPages",
@@ -111,7 +114,7 @@ assert(COUNTERS.length <= ROW, "a row holds every counter");
 
 export function createControl(channels: number): Control {
   return {
-    stop: new Int32Array(new SharedArrayBuffer(64)),
+    stop: new Int32Array(new SharedArrayBuffer(channels * STOP_ROW * 4)),
     pacing: new BigInt64Array(new SharedArrayBuffer(64)),
     codec: new Int32Array(new SharedArrayBuffer(64)),
     gate: new Int32Array(new SharedArrayBuffer(64)),
@@ -119,23 +122,64 @@ export function createControl(channels: number): Control {
   };
 }
 
-/** Ends every wait of every worker; they return soon after. */
-export function stopWorkers(control: Control): void {
-  Atomics.store(control.stop, 0, 1);
-  Atomics.notify(control.stop, 0);
+/** Words per row of `stop`: a cache line, as waits look at it all the time. */
+const STOP_ROW = 16;
+
+/** One channel's words of `stop`. */
+export function stopOf(control: Control, channel: number): Int32Array {
+  const row = control.stop.subarray((channel - 1) * STOP_ROW, channel * STOP_ROW);
+  assert(row.length === STOP_ROW, "every channel has a row");
+  return row;
 }
 
-export function isStopped(control: Control): boolean {
-  return Atomics.load(control.stop, 0) !== 0;
+function setForAll({ stop }: Control, word: number, value: number): void {
+  for (let at = word; at < stop.length; at += STOP_ROW) Atomics.store(stop, at, value);
+}
+
+/** Ends every wait of every worker; they return soon after, for good. */
+export function stopWorkers(control: Control): void {
+  setForAll(control, 3, 1);
+  setForAll(control, 0, 1);
+  for (let at = 0; at < control.stop.length; at += STOP_ROW) Atomics.notify(control.stop, at);
+}
+
+/** Ends every wait of one channel's worker: its connection is given up. */
+export function stopChannel(control: Control, channel: number): void {
+  const stop = stopOf(control, channel);
+  Atomics.store(stop, 0, 1);
+  Atomics.notify(stop, 0);
+}
+
+/** The channel's worker, which has no task now, may wait again, unless everything was stopped. */
+export function reviveChannel(control: Control, channel: number): void {
+  const stop = stopOf(control, channel);
+  if (Atomics.load(stop, 3) === 0) Atomics.store(stop, 0, 0);
+}
+
+export function isStopped(stop: Int32Array): boolean {
+  return Atomics.load(stop, 0) !== 0;
 }
 
 /** While it is set, a task ends after the chunk that it is at; the other chunks stay dirty. */
 export function setHurried(control: Control, hurried: boolean): void {
-  Atomics.store(control.stop, 1, hurried ? 1 : 0);
+  setForAll(control, 1, hurried ? 1 : 0);
 }
 
-export function isHurried(control: Control): boolean {
-  return Atomics.load(control.stop, 1) !== 0;
+export function isHurried({ stop }: Control): boolean {
+  return Atomics.load(stop, 1) !== 0;
+}
+
+/**
+ * While it is set, the channel's tasks end after the chunk that they are at, so that others can
+ * have the chunks that a slow channel has not begun.
+ */
+export function askBack(control: Control, channel: number, isAsked: boolean): void {
+  Atomics.store(stopOf(control, channel), 2, isAsked ? 1 : 0);
+}
+
+/** Whether a task must leave the chunks that it has not begun. */
+export function mustLeave(stop: Int32Array): boolean {
+  return Atomics.load(stop, 1) !== 0 || Atomics.load(stop, 2) !== 0;
 }
 
 export function setBandwidthLimit(control: Control, bytesPerSecond: number): void {

@@ -47,8 +47,8 @@ export interface CachedVersion {
 
 /**
  * The versions of pages that the destination has, as far as they fit: the bytes that were sent, each
- * with its generation. One worker's, for the shards it owns, so that nobody else ever sends a
- * version that it does not know. Direct-mapped: a page has one slot, and an entry that was used
+ * with its generation. One worker's, for the shard it owns; what of it somebody else has sent
+ * meanwhile is forgotten before it is looked up. Direct-mapped: a page has one slot, and an entry that was used
  * lately keeps it, so that a sweep through cold memory does not wipe out the hot pages.
  *
  * The bytes lie in the worker's wasm memory, where kernels compare them in place.
@@ -132,6 +132,12 @@ export class DeltaCache {
     const chunk = Math.floor(key / (this.#pagesPerChunk * this.#channels));
     const position = chunk * this.#pagesPerChunk + (key % this.#pagesPerChunk);
     return (position + Math.floor(position / this.slots) * LAP_SHIFT) % this.slots;
+  }
+
+  /** Forgets page `key`, of which another channel has sent a version. */
+  forget(key: number): void {
+    const slot = this.#slotOf(key);
+    if (this.#keys[slot] === key) this.#keys[slot] = EMPTY;
   }
 
   /** Forgets everything: versions that were sent may not have arrived. */

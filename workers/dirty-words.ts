@@ -27,6 +27,18 @@ export function wordCountFor(pages: number): number {
   return Math.ceil(pages / PAGES_PER_WORD);
 }
 
+/** What is kept of a block's sending besides what is dirty: see `SendBlock`. Nothing was sent. */
+export function createSentRecord(size: { pageCount: number; pagesPerChunk: number }): {
+  readonly sent: Int32Array;
+  readonly senders: Int32Array;
+} {
+  const chunks = Math.ceil(size.pageCount / size.pagesPerChunk);
+  return {
+    sent: new Int32Array(new SharedArrayBuffer(wordCountFor(size.pageCount) * 4)),
+    senders: new Int32Array(new SharedArrayBuffer(chunks * 4)),
+  };
+}
+
 /** ORs `bits` into word `index` and returns those that were not set before. */
 export function orBits(target: DirtyWords, index: number, bits: number): number {
   // Not even bits that are set already may be left out: this is also the barrier between the write

@@ -160,6 +160,12 @@ export function claimPages(door: FaultDoor, block: number, index: number, bits: 
   return bits & ~Atomics.or(claimed, index, bits);
 }
 
+/** The caller claimed these pages and cannot place them after all. */
+export function unclaimPages(door: FaultDoor, block: number, index: number, bits: number): void {
+  const { claimed } = door.blocks[block] as FaultBlock;
+  Atomics.and(claimed, index, ~bits);
+}
+
 /** The claimed pages are placed: whoever waits for one goes on. */
 export function markPresent(door: FaultDoor, block: number, index: number, bits: number): void {
   const { present } = door.blocks[block] as FaultBlock;

@@ -81,11 +81,11 @@ export class FrameWriter {
   }
 
   #send(frame: Uint8Array, rest: Uint8Array): WriteFigures {
-    const { pacing, stop } = this.#control;
+    const { pacing } = this.#control;
     if (this.#yields) passGate(this.#control);
     const bytes = frame.length + rest.length;
     const startMs = nowMs();
-    const pacedMs = this.#yields ? waitForPace(pacing, stop, bytes) : 0;
+    const pacedMs = this.#yields ? waitForPace(pacing, this.#output.stop, bytes) : 0;
     const waitedMs = pacedMs + writeAll(this.#output, frame, rest);
     const elapsedMs = nowMs() - startMs;
     this.#counters.add("movedBytes", bytes);

@@ -3,7 +3,14 @@ import { corrupt } from "../channels/frame.ts";
 import type { CounterRow } from "./control.ts";
 import { bitsBetween, PAGES_PER_WORD } from "./dirty-words.ts";
 import type { Run } from "./encodings/encoding.ts";
-import { ARMED, claimPages, DROPPED, type FaultDoor, markPresent } from "./fault-door.ts";
+import {
+  ARMED,
+  claimPages,
+  DROPPED,
+  type FaultDoor,
+  markPresent,
+  unclaimPages,
+} from "./fault-door.ts";
 import type { Ram } from "./ram.ts";
 import { PIECE_BYTES, type Workbench } from "./workbench.ts";
 
@@ -36,8 +43,8 @@ export interface RunDeltas {
 
 /**
  * Places pages in one block. In post-copy only pages that are missing, each of them once: what is
- * there already is the guest's, and what comes of it is dropped and counted. Zero pages of memory that was never written are not touched, so that
- * they take no memory; elsewhere they end up zero, and what is zero already is left alone (reading
+ * there already is the guest's, and what comes of it is dropped and counted. Zero pages of memory
+ * that was never written are not touched, so that they take no memory; elsewhere they end up zero, and what is zero already is left alone (reading
  * a hole of a file makes no page, writing would).
  */
 export class GuestWriter {
@@ -70,12 +77,27 @@ export class GuestWriter {
     assert(source.length === pages * pageBytes, "a run has whole pages");
     for (const run of this.#claim(firstPage, pages)) {
       const at = (run.firstPage - firstPage) * pageBytes;
+      this.begin(run.firstPage, run.pages);
       ram.write(run.firstPage * pageBytes, source.subarray(at, at + run.pages * pageBytes));
       this.markReceived(run.firstPage, run.pages);
     }
   }
 
-  /** Where the pages of a run can be received without a copy, else null. Then `markReceived`. */
+  /**
+   * Pages are about to be written. Should that break off with the channel, nobody may hold them to
+   * be untouched, or to be the version that they were.
+   */
+  begin(firstPage: number, pages: number): void {
+    const { received, generations } = this.#block;
+    const end = firstPage + pages;
+    generations.fill(0, firstPage, end);
+    for (let index = firstPage >>> 5; index * PAGES_PER_WORD < end; index += 1) {
+      const base = index * PAGES_PER_WORD;
+      Atomics.or(received, index, bitsBetween(firstPage - base, end - base));
+    }
+  }
+
+  /** Where the pages of a run can be received without a copy, else null: `begin`, `markReceived`. */
   view(firstPage: number, pages: number): Uint8Array | null {
     const { ram, pageBytes } = this.#block;
     const view = ram.view(firstPage * pageBytes, pages * pageBytes);
@@ -84,6 +106,17 @@ export class GuestWriter {
     if (claimed[0]?.pages === pages) return view;
     this.#claimed = claimed;
     return null;
+  }
+
+  /** The channel broke off within a view: in post-copy, another one must place these pages. */
+  abandon(firstPage: number, pages: number): void {
+    const { door } = this.#block;
+    if (door === undefined || !this.#isGuarded) return;
+    const end = firstPage + pages;
+    for (let index = firstPage >>> 5; index * PAGES_PER_WORD < end; index += 1) {
+      const base = index * PAGES_PER_WORD;
+      unclaimPages(door.door, door.block, index, bitsBetween(firstPage - base, end - base));
+    }
   }
 
   clear(firstPage: number, pages: number): void {
@@ -144,14 +177,9 @@ export class GuestWriter {
     this.write(firstPage, pages, target);
   }
 
+  /** The pages that were begun are there. */
   markReceived(firstPage: number, pages: number): void {
     this.#block.generations.fill(this.#generation, firstPage, firstPage + pages);
-    const { received } = this.#block;
-    const end = firstPage + pages;
-    for (let index = firstPage >>> 5; index * PAGES_PER_WORD < end; index += 1) {
-      const base = index * PAGES_PER_WORD;
-      Atomics.or(received, index, bitsBetween(firstPage - base, end - base));
-    }
     this.#markPresent(firstPage, pages);
   }
 

@@ -1,6 +1,6 @@
 import { must } from "../base/assert.ts";
 import type { Checksum } from "../channels/checksum.ts";
-import { CounterRow } from "./control.ts";
+import { CounterRow, stopOf } from "./control.ts";
 import { ARMED, BELL, type FaultDoor, isPresent, SEATS_MAX, takeQuestion } from "./fault-door.ts";
 import { closeGate, openGate } from "./gate.ts";
 import { Idleness } from "./lane-idle.ts";
@@ -12,6 +12,7 @@ export class LaneReceiver {
   readonly #setup: ReceiveSetup;
   readonly #door: FaultDoor;
   readonly #counters: CounterRow;
+  readonly #stop: Int32Array;
   readonly #pages: PageReceiver;
   readonly #share: { lane: number; lanes: number };
   /** Asked for and not there yet. */
@@ -25,6 +26,7 @@ export class LaneReceiver {
   ) {
     this.#setup = setup;
     this.#door = must(setup.door, "a lane serves a door");
+    this.#stop = stopOf(setup.control, place.channel);
     this.#counters = new CounterRow(setup.control, place.channel - 1);
     this.#pages = new PageReceiver(setup, place, checksum);
     this.#share = share;
@@ -54,7 +56,7 @@ export class LaneReceiver {
       if (this.#waited.length > 0) this.#arrived();
       const isAsleep = Atomics.load(words, ARMED) === 0;
       const on = { words, index: BELL, value: bell };
-      const sleptMs = idleness.rest(this.#setup.control.stop, on, { isAsleep });
+      const sleptMs = idleness.rest(this.#stop, on, { isAsleep });
       this.#counters.add("waitMs", sleptMs);
     }
   }

@@ -12,7 +12,7 @@ import {
   RUN_BYTES,
 } from "../channels/frame.ts";
 import { decodeFailure, decodeRequest, type RequestMessage } from "../channels/messages.ts";
-import { type Control, CounterRow } from "./control.ts";
+import { type Control, CounterRow, stopOf } from "./control.ts";
 import { orBits } from "./dirty-words.ts";
 import { raw } from "./encodings/raw.ts";
 import { zero } from "./encodings/zero.ts";
@@ -59,7 +59,7 @@ export class LaneSender {
   ) {
     const { control, channelTimeoutMs } = setup;
     const { channel, isDeep = false } = place;
-    const common = { channel, isDeep, stop: control.stop, limitMs: channelTimeoutMs };
+    const common = { channel, isDeep, stop: stopOf(control, channel), limitMs: channelTimeoutMs };
     this.#control = control;
     this.#words = words;
     this.#checksum = checksum;
@@ -98,7 +98,7 @@ export class LaneSender {
       } else {
         const isAsleep = Atomics.load(this.#words, OPEN) === 0;
         const on = { words: this.#words, index: isAsleep ? OPEN : FINISH, value: 0 };
-        const sleptMs = idleness.rest(this.#control.stop, on, { isAsleep });
+        const sleptMs = idleness.rest(this.#input.stop, on, { isAsleep });
         this.#counters.add("waitMs", sleptMs);
       }
     }

@@ -28,7 +28,7 @@ import {
 import type { Codec } from "./codecs/codec.ts";
 import { letGo } from "./codecs/let-go.ts";
 import { codecOf } from "./codecs/list.ts";
-import { type Control, CounterRow } from "./control.ts";
+import { type Control, CounterRow, stopOf } from "./control.ts";
 import type { PageEncoding, Run } from "./encodings/encoding.ts";
 import { encodingOf } from "./encodings/list.ts";
 import { raw } from "./encodings/raw.ts";
@@ -89,7 +89,7 @@ export class PageReceiver {
   constructor(setup: ReceiveSetup, place: ChannelPlace, checksum: Checksum) {
     const { control, channelTimeoutMs } = setup;
     const { channel, isDeep = false } = place;
-    const common = { channel, isDeep, stop: control.stop, limitMs: channelTimeoutMs };
+    const common = { channel, isDeep, stop: stopOf(control, channel), limitMs: channelTimeoutMs };
     this.#control = control;
     this.#input = { ...common, fd: place.readFd };
     this.#output = { ...common, fd: place.writeFd };
@@ -317,10 +317,16 @@ export class PageReceiver {
     const buffered = Math.min(this.#end - this.#start, run.bytes);
     const target = buffered === run.bytes ? null : writer.view(run.firstPage, run.pages);
     if (target === null) return false;
+    writer.begin(run.firstPage, run.pages);
     target.set(this.#buffer.subarray(this.#start, this.#start + buffered));
     this.#start += buffered;
     const rest = target.subarray(buffered);
-    this.#read(rest, { least: rest.length, isIdle: false });
+    try {
+      this.#read(rest, { least: rest.length, isIdle: false });
+    } catch (error) {
+      writer.abandon(run.firstPage, run.pages);
+      throw error;
+    }
     writer.markReceived(run.firstPage, run.pages);
     return true;
   }

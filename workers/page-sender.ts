@@ -1,4 +1,4 @@
-import { must } from "../base/assert.ts";
+import { assert, must } from "../base/assert.ts";
 import { nowMs } from "../base/clock.ts";
 import { MigrationError } from "../base/errors.ts";
 import { sameBytes } from "../base/same-bytes.ts";
@@ -18,7 +18,7 @@ import {
 import { decodeFailure, decodeFence, encodeFence } from "../channels/messages.ts";
 import { letGo } from "./codecs/let-go.ts";
 import { Compressor, type Memory } from "./compressor.ts";
-import { type Control, CounterRow, isHurried, isStopped } from "./control.ts";
+import { CounterRow, isStopped, mustLeave, stopOf } from "./control.ts";
 import { DeltaCache, shardBytes } from "./delta-cache.ts";
 import { type DescribedRun, Describer, type Description } from "./describer.ts";
 import { takeWords, undoWords } from "./dirty-words.ts";
@@ -61,7 +61,7 @@ interface OpenBlock extends SendBlock {
 
 /** Sends the pages of one channel's shard. Lives in the thread that owns the channel. */
 export class PageSender {
-  readonly #control: Control;
+  readonly #stop: Int32Array;
   readonly #counters: CounterRow;
   readonly #writer: FrameWriter;
   readonly #input: DescriptorOptions;
@@ -79,13 +79,16 @@ export class PageSender {
   readonly #compressor: Compressor;
   #readSequence: number;
   #round = 0;
+  /** Chunks that the last `send` did not begin, at the end of its list. */
+  left = 0;
 
   constructor(setup: SendSetup, place: ChannelPlace, checksum: Checksum | null) {
     const { control, channelTimeoutMs, fenceTimeoutMs, cacheBytes } = setup;
     const { channel, isDeep = false } = place;
-    const common = { channel, isDeep, stop: control.stop };
+    const stop = stopOf(control, channel);
+    const common = { channel, isDeep, stop };
     this.#channel = channel;
-    this.#control = control;
+    this.#stop = stop;
     this.#counters = new CounterRow(control, channel - 1);
     this.#input = { ...common, fd: place.readFd, limitMs: fenceTimeoutMs };
     this.#checksum = checksum;
@@ -146,12 +149,19 @@ export class PageSender {
     const tables = this.#tables.get(blockIndex);
     const taken: TakenWords[] = [];
     let pages = 0;
+    let before = -1;
     this.#round = round;
     this.#compressor.begin();
+    this.left = chunks.length;
     try {
       for (const chunk of chunks) {
-        if (isStopped(this.#control)) throw new Stopped();
-        if (isHurried(this.#control)) break;
+        if (isStopped(this.#stop)) throw new Stopped();
+        if (mustLeave(this.#stop)) break;
+        assert(chunk > before, "chunks rise, and so do the pages of a piece");
+        before = chunk;
+        this.left -= 1;
+        this.#counters.add("chunks", 1);
+        this.#own(block, chunk);
         const words = wordsOfChunk(block, chunk);
         taken.push(words);
         const marked = takeWords(block.dirty, words.first, words.words);
@@ -161,6 +171,7 @@ export class PageSender {
         } else {
           pages += this.#scanner.stage(words, block, { tables, part, flush });
         }
+        block.sent.set(words.words, words.first);
       }
       flush();
     } catch (error) {
@@ -172,6 +183,19 @@ export class PageSender {
     }
     this.#counters.add("pages", pages);
     return pages;
+  }
+
+  /**
+   * What another channel sent last is unknown here: versions that the cache has of it are not those
+   * that the destination has, and a delta against them would be refused.
+   */
+  #own({ senders, cache, firstKey, pagesPerChunk, pageCount }: OpenBlock, chunk: number): void {
+    if (senders[chunk] === this.#channel) return;
+    senders[chunk] = this.#channel;
+    if (cache === null) return;
+    const first = chunk * pagesPerChunk;
+    const end = Math.min(first + pagesPerChunk, pageCount);
+    for (let page = first; page < end; page += 1) cache.forget(firstKey + page);
   }
 
   /** Returns when the destination has applied everything sent before. */

@@ -26,6 +26,13 @@ export interface SendBlock extends RamRegion {
   readonly pageCount: number;
   readonly pagesPerChunk: number;
   readonly dirty: DirtyWords;
+  /**
+   * A bit per page, as in `DirtyWords`: what was sent of a chunk when it was sent last. Until a fence
+   * was answered, this may have to be sent again. Written by who sends the chunk.
+   */
+  readonly sent: Int32Array;
+  /** By chunk: the channel that sent it last, which may have versions of its pages in its cache. */
+  readonly senders: Int32Array;
   /** Tells its pages from those of other blocks; see `firstKeys`. */
   readonly firstKey: number;
 }
@@ -81,7 +88,7 @@ export interface SendSetup {
   readonly channels: number;
 }
 
-/** Tasks of a source's worker; the first is `open`. */
+/** Tasks of a source's worker; the first is `open`, and the first after its channel was lost. */
 export type SendTask =
   | { readonly kind: "open"; readonly place: ChannelPlace }
   /** From now on the blocks are scanned: what is sent of them is what differs from what was sent. */
@@ -98,7 +105,7 @@ export type SendTask =
       readonly firstWord: number;
       readonly words: number;
     }
-  /** Sends the dirty pages of the chunks. Bits whose pages did not go are put back. */
+  /** Sends the dirty pages of the chunks, which rise. Bits whose pages did not go are put back. */
   | {
       readonly kind: "send";
       readonly block: number;
@@ -148,9 +155,15 @@ export type ReceiveTask =
   | { readonly kind: "start" }
   | { readonly kind: "receive"; readonly place: ChannelPlace };
 
+/** What a task did: pages that it moved, and chunks that it left, at the end of its list. */
+export interface TaskDone {
+  readonly pages: number;
+  readonly left?: number;
+}
+
 /** How a task ended. Failures are data: an error class would arrive as a plain `Error`. */
 export type TaskReport =
-  | { readonly state: "done"; readonly pages: number }
+  | ({ readonly state: "done" } & TaskDone)
   /** The stop word was set. Who set it knows why. */
   | { readonly state: "stopped" }
   | { readonly state: "failed"; readonly failure: Failure };

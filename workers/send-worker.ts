@@ -1,9 +1,9 @@
 import { workerData } from "piscina";
-import { assert, must, unreachable } from "../base/assert.ts";
+import { must, unreachable } from "../base/assert.ts";
 import { loadChecksum } from "../channels/checksum.ts";
 import { CounterRow } from "./control.ts";
 import { booked, PageSender } from "./page-sender.ts";
-import type { SendSetup, SendTask, TaskReport } from "./protocol.ts";
+import type { SendSetup, SendTask, TaskDone, TaskReport } from "./protocol.ts";
 import { reportOf } from "./report.ts";
 
 const setup = workerData as SendSetup;
@@ -28,7 +28,8 @@ export default function work(task: SendTask): Promise<TaskReport> {
 function perform(task: SendTask): TaskReport {
   if (task.kind === "open") {
     return reportOf(() => {
-      assert(sender === null, "a thread has one channel");
+      // There was one before if its connection was lost. What it remembers was for that one.
+      sender?.pages.close();
       sender = {
         pages: new PageSender(setup, task.place, checksum),
         counters: new CounterRow(setup.control, task.place.channel - 1),
@@ -40,10 +41,12 @@ function perform(task: SendTask): TaskReport {
   return reportOf(() => booked(counters, () => move(pages, task)));
 }
 
-function move(sender: PageSender, task: Exclude<SendTask, { kind: "open" }>): number {
+function move(sender: PageSender, task: Exclude<SendTask, { kind: "open" }>): number | TaskDone {
   switch (task.kind) {
-    case "send":
-      return sender.send(task.block, task.chunks, task.round, task.part);
+    case "send": {
+      const pages = sender.send(task.block, task.chunks, task.round, task.part);
+      return { pages, left: sender.left };
+    }
     case "scan":
       sender.scan(task.tables);
       return 0;

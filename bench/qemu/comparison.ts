@@ -1,21 +1,18 @@
-import { closeSync, copyFileSync, openSync, readFileSync, rmSync, writeSync } from "node:fs";
+import { copyFileSync, readFileSync, rmSync } from "node:fs";
 import { assert } from "../../base/assert.ts";
-import { MIB } from "../../base/units.ts";
 import { MEMORY_KINDS, type MemoryKind } from "./enclosure.ts";
 import { GUESTS, type GuestName } from "./guests.ts";
 import { moveWithMultifd, type OwnFigures } from "./multifd.ts";
+import type { Turns } from "./program.ts";
 import { moveWithQemu } from "./qemu.ts";
 import { expectSameMemory } from "./same-memory.ts";
 import type { Compression, Move, Sample } from "./sample.ts";
+import { warm } from "./warm.ts";
 
-const WARM_PIECE_BYTES = 2 * MIB;
-
-export interface Plan {
+export interface Plan extends Turns {
   readonly guests: readonly GuestName[];
   readonly memories: readonly MemoryKind[];
   readonly compressions: readonly Compression[];
-  readonly pairs: number;
-  readonly channels: number;
   /** Absent: as large as the guest is meant to be. */
   readonly sizeBytes?: number;
 }
@@ -52,7 +49,7 @@ export async function compareAll(plan: Plan, tell: (found: Comparison) => void):
   }
 }
 
-interface Case extends Pick<Plan, "channels" | "pairs"> {
+interface Case extends Turns {
   readonly guest: GuestName;
   readonly memory: MemoryKind;
   readonly compression: Compression;
@@ -60,25 +57,8 @@ interface Case extends Pick<Plan, "channels" | "pairs"> {
   readonly sourcePath: string;
 }
 
-/**
- * Has the kernel take as much memory of this kind as will arrive and let it go again. Where this
- * machine is itself a guest, what it has not used for a while must first be found by its host,
- * which takes longer than everything that is compared.
- */
-function warm(path: string, bytes: number): void {
-  const piece = new Uint8Array(WARM_PIECE_BYTES);
-  const fd = openSync(path, "wx");
-  try {
-    for (let at = 0; at < bytes; at += piece.length) writeSync(fd, piece, 0, piece.length, at);
-  } finally {
-    closeSync(fd);
-    rmSync(path);
-  }
-}
-
-/** The first pair is not counted: it warms up what both use, such as caches of the disk. */
 async function compare(given: Case): Promise<Comparison> {
-  const { guest, memory, compression, sizeBytes, sourcePath, channels, pairs } = given;
+  const { guest, memory, compression, sizeBytes, sourcePath, channels, pairs, warmups } = given;
   const destinationPath = `${MEMORY_KINDS[memory].folder}/destination.ram`;
   const move: Move = { sourcePath, destinationPath, sizeBytes, channels, compression };
   const found = { qemu: [] as Sample[], multifd: [] as Sample[], own: [] as OwnFigures[] };
@@ -100,11 +80,11 @@ async function compare(given: Case): Promise<Comparison> {
       found.own.push(own);
     },
   };
-  for (let pair = 0; pair <= pairs; pair += 1) {
+  for (let pair = -warmups; pair < pairs; pair += 1) {
     // Who comes second may find things warmer.
     const order = pair % 2 === 0 ? (["qemu", "multifd"] as const) : (["multifd", "qemu"] as const);
     for (const engine of order) {
-      await runs[engine](pair > 0);
+      await runs[engine](pair >= 0);
       expectSameMemory(sourcePath, destinationPath);
       rmSync(destinationPath);
     }

@@ -1,4 +1,4 @@
-import { execFileSync, spawn } from "node:child_process";
+import { execFileSync, spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
 import { mkdirSync } from "node:fs";
 import { assert } from "../../base/assert.ts";
@@ -17,19 +17,30 @@ const MEMORY_FOLDER = "/dev/shm";
  */
 export const isEnclosed = process.env[MARK] !== undefined;
 
+/** Why nothing can be enclosed here, or null. */
+export function enclosureProblem(): string | null {
+  const attempt = `ip link set lo up && mount -t tmpfs tmpfs ${MEMORY_FOLDER}`;
+  const words = [...unshareWords(), "sh", "-c", attempt];
+  const { error, status, stderr } = spawnSync("unshare", words, { encoding: "utf8" });
+  if (error !== undefined) return error.message;
+  return status === 0 ? null : stderr.trim();
+}
+
+function unshareWords(): string[] {
+  const isRoot = process.getuid?.() === 0;
+  return [
+    ...(isRoot ? [] : ["--user", "--map-root-user"]),
+    ...["--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"],
+  ];
+}
+
 /** Runs this program again, enclosed. Returns its exit status. */
 export async function runEnclosed(program: string, words: readonly string[]): Promise<number> {
   assert(!isEnclosed, "one enclosure is enough");
-  const isRoot = process.getuid?.() === 0;
-  const child = spawn(
-    "unshare",
-    [
-      ...(isRoot ? [] : ["--user", "--map-root-user"]),
-      ...["--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"],
-      ...[process.execPath, program, ...words],
-    ],
-    { stdio: "inherit", env: { ...process.env, [MARK]: "1" } },
-  );
+  const child = spawn("unshare", [...unshareWords(), process.execPath, program, ...words], {
+    stdio: "inherit",
+    env: { ...process.env, [MARK]: "1" },
+  });
   const forward = (signal: NodeJS.Signals): void => void child.kill(signal);
   for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, forward);
   // Killed, it would leave the kernel to find out; ended in any other way, it takes all along.

@@ -18,22 +18,39 @@ export interface OwnFigures {
   readonly destination: Report;
 }
 
+/** What both ends of the command are told of the guest, and the source of how to move it. */
+export interface Words {
+  readonly receive: readonly string[];
+  readonly send: readonly string[];
+}
+
 /** Has two fresh processes move the memory, as anybody would run them. */
 export async function moveWithMultifd(
-  move: Move,
+  { sourcePath, destinationPath, channels, compression }: Move,
   folder: string,
   isReady: () => void,
 ): Promise<{ sample: Sample; own: OwnFigures }> {
-  const { sourcePath, destinationPath, channels, compression } = move;
+  const words = {
+    receive: ["--memory", `ram=file:${destinationPath}`],
+    send: [
+      ...["--memory", `ram=file:${sourcePath}`],
+      ...["--channels", String(channels), "--compression", compression],
+    ],
+  };
+  return await runMultifd(words, folder, isReady);
+}
+
+export async function runMultifd(
+  words: Words,
+  folder: string,
+  isReady: () => void,
+): Promise<{ sample: Sample; own: OwnFigures }> {
   await using receive = new End(`${folder}/receive.cpu`, [
-    ...["receive", "tcp:127.0.0.1:0", "--memory", `ram=file:${destinationPath}`],
+    ...["receive", "tcp:127.0.0.1:0", ...words.receive],
   ]);
   receive.go();
   const { address } = await receive.cli.waitFor("listening");
-  await using send = new End(`${folder}/send.cpu`, [
-    ...["send", String(address), "--memory", `ram=file:${sourcePath}`],
-    ...["--channels", String(channels), "--compression", compression],
-  ]);
+  await using send = new End(`${folder}/send.cpu`, ["send", String(address), ...words.send]);
   await send.cli.waitFor("loaded");
   isReady();
   const startCpuMs = [send.cpuMs(), receive.cpuMs()] as const;

@@ -14,6 +14,9 @@ import type { Relay } from "./relay.ts";
 /** Fewer threads to start than the two ends have by default. */
 const CHANNELS = 1;
 
+/** A lost channel is sought for so long: where none can be had, the test waits for that. */
+const CONNECT_MS = 1000;
+
 export interface AttemptOptions {
   readonly out?: MigrateOutOptions;
   readonly in?: MigrateInOptions;
@@ -44,7 +47,7 @@ export class FaultRig {
 
   async attempt(options: AttemptOptions = {}): Promise<PairOutcome> {
     const { source, destination } = this;
-    const out = { channels: CHANNELS, ...options.out };
+    const out = { channels: CHANNELS, connectTimeoutMs: CONNECT_MS, ...options.out };
     return await migratePair({ ...options, source, destination, out });
   }
 

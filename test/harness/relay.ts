@@ -29,6 +29,8 @@ export class Relay implements AsyncDisposable {
   readonly #incidents: { point: Point; deed: Deed | (() => void); seen: number }[] = [];
   readonly #channels: RelayedChannel[] = [];
   #target = "";
+  /** Whether a channel that was cut may come back by another connection. */
+  isMended = false;
 
   private constructor(server: Server) {
     this.#server = server;
@@ -72,10 +74,16 @@ export class Relay implements AsyncDisposable {
   }
 
   #relay(source: Socket): void {
-    const channel = new RelayedChannel(source, this.#target, (each, frame, pass) =>
-      this.#look(each, frame, pass),
-    );
+    const channel = new RelayedChannel(source, this.#target, (each, frame, pass) => {
+      if (frame.name === "hello" && this.#isBroken(each)) each.close();
+      else this.#look(each, frame, pass);
+    });
     this.#channels.push(channel);
+  }
+
+  #isBroken({ number }: RelayedChannel): boolean {
+    if (this.isMended) return false;
+    return this.#channels.some((each) => each.number === number && each.state !== "open");
   }
 
   /** Forwards a frame by `pass`, with what was planned for it. */
@@ -114,7 +122,7 @@ class RelayedChannel {
   readonly #source: Socket;
   readonly #destination: Socket;
   readonly #look: Look;
-  #state: "open" | "stalled" | "cut" = "open";
+  state: "open" | "stalled" | "cut" = "open";
 
   constructor(source: Socket, target: string, look: Look) {
     this.#source = source;
@@ -131,23 +139,23 @@ class RelayedChannel {
 
   /** What was passed on arrives, and then the end. */
   cut(): void {
-    if (this.#state === "cut") return;
-    this.#state = "cut";
+    if (this.state === "cut") return;
+    this.state = "cut";
     for (const socket of [this.#source, this.#destination]) {
       socket.destroySoon();
     }
   }
 
   close(): void {
-    this.#state = "cut";
+    this.state = "cut";
     this.#source.destroy();
     this.#destination.destroy();
   }
 
   /** Nobody reads and nobody writes here any more, but the connections stay. */
   stall(): void {
-    if (this.#state !== "open") return;
-    this.#state = "stalled";
+    if (this.state !== "open") return;
+    this.state = "stalled";
     this.#source.pause();
     this.#destination.pause();
   }
@@ -155,16 +163,16 @@ class RelayedChannel {
   #forward(from: Socket, to: Socket): void {
     const splitter = new FrameSplitter();
     from.on("error", () => {}); // Who it belongs to says what it is.
-    to.on("drain", () => this.#state === "open" && from.resume());
+    to.on("drain", () => this.state === "open" && from.resume());
     from.on("data", (bytes: Buffer) => {
       for (const frame of splitter.push(bytes)) {
-        if (this.#state !== "open") return;
+        if (this.state !== "open") return;
         if (frame.name === "hello") this.number = frame.bytes.readUInt16LE(HELLO_CHANNEL_AT);
         this.#look(this, frame, (passed) => to.write(passed) || from.pause());
       }
     });
     from.on("close", () => {
-      if (this.#state !== "open") return;
+      if (this.state !== "open") return;
       to.write(splitter.rest);
       this.cut();
     });

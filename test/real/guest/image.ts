@@ -29,9 +29,9 @@ export class GuestImage implements AsyncDisposable {
   }
 
   /** Compiles the program and packs it with a shell and the kernel of this machine. */
-  static async build(): Promise<GuestImage> {
+  static async build(place = tmpdir()): Promise<GuestImage> {
     const { busyboxPath, kernelPath } = requirePrograms();
-    const folder = await mkdtemp(join(tmpdir(), "multifd-guest-"));
+    const folder = await mkdtemp(join(place, "multifd-guest-"));
     const image = new GuestImage(kernelPath, folder);
     try {
       const archive = writeArchive([

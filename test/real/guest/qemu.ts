@@ -27,6 +27,8 @@ export interface GuestWork {
   /** 0: it rewrites nothing, and only beats and checks. */
   readonly rateMib?: number;
   readonly usedMib?: number;
+  /** How many of a hundred pages do not compress. */
+  readonly noisePercent?: number;
   readonly beatMs?: number;
 }
 
@@ -238,7 +240,7 @@ function memoryArguments(folder: string, request: QemuRequest): string[] {
     paths.length === 1
       ? ["-machine", "pc,memory-backend=ram0"]
       : ["-machine", "pc", ...paths.flatMap((_, node) => ["-numa", nodeArgument(node)])];
-  return ["-m", `${totalMib}M`, ...backends, ...uses];
+  return ["-m", `${totalMib * 1024}K`, ...backends, ...uses];
 }
 
 /** The one processor belongs to the first node. */
@@ -250,8 +252,11 @@ function ramPathsIn(folder: string, { nodes = 1 }: QemuRequest): string[] {
   return Array.from({ length: nodes }, (_, index) => join(folder, `ram${index}`));
 }
 
-function commandLine({ sizeMib, rateMib, usedMib, beatMs }: GuestWork): string {
-  const settings = { size_mib: sizeMib, rate_mib: rateMib, used_mib: usedMib, beat_ms: beatMs };
+function commandLine({ sizeMib, rateMib, usedMib, noisePercent, beatMs }: GuestWork): string {
+  const settings = {
+    ...{ size_mib: sizeMib, rate_mib: rateMib, used_mib: usedMib },
+    ...{ noise_pct: noisePercent, beat_ms: beatMs },
+  };
   return [
     // Nothing but what the guest says may come between its beats; one that panics ends QEMU.
     ...["console=ttyS0", "quiet", "loglevel=1", "panic=-1", "mitigations=off"],

@@ -7,12 +7,13 @@
  * should be, or of which one part is older than the other, is found within one sweep.
  *
  * One word of each line of 64 bytes depends on the sequence number and the rest never changes, so
- * that deltas have something to do. Half of the pages are text and half are noise.
+ * that deltas have something to do. Pages are text or noise, evenly spread.
  *
  * Settings come from the kernel's command line, as multifd.NAME=NUMBER:
  *   size_mib    memory that is rewritten (64)
  *   rate_mib    how much of it in a second (20); 0: it is only checked, as fast as if it were 20
  *   used_mib    memory that is filled once and checked forever (0)
+ *   noise_pct   how many of a hundred pages are noise (50)
  *   beat_ms     from one beat to the next (100)
  *
  * It says, each on a line of its own: "ready" once, "beat N" from 1 up, "sweep N" when all memory
@@ -54,6 +55,7 @@ struct area {
 
 static char text[TEXT_BYTES];
 static int complaints;
+static uint64_t noise_pct;
 
 static uint64_t now_ns(void) {
   struct timespec at;
@@ -95,7 +97,8 @@ static void make_text(void) {
 
 /* What never changes in a page. */
 static void make_body(Page page, uint64_t index) {
-  if (index % 2 == 0) {
+  const int is_noise = (index + 1) * noise_pct / 100 > index * noise_pct / 100;
+  if (!is_noise) {
     memcpy(page, text + mix(index) % (TEXT_BYTES - PAGE_BYTES), PAGE_BYTES);
   } else {
     for (unsigned word = 0; word < PAGE_BYTES / sizeof *page; word += 1) {
@@ -204,6 +207,7 @@ int main(void) {
     return 1;
   }
   const uint64_t rate_mib = setting(line, "rate_mib", 20), beat_ms = setting(line, "beat_ms", 100);
+  noise_pct = setting(line, "noise_pct", 50);
   use_all_nodes();
   make_text();
   struct area rewritten = make_area("rewritten", setting(line, "size_mib", 64), 0);

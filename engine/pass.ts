@@ -1,0 +1,288 @@
+import { must } from "../base/assert.ts";
+import { every, nowMs } from "../base/clock.ts";
+import { MigrationError } from "../base/errors.ts";
+import { askBack, type Control, isHurried } from "../workers/control.ts";
+import type { SendTask } from "../workers/protocol.ts";
+import { Flow } from "./flow.ts";
+import { isLoss } from "./loss.ts";
+import {
+  type ChannelDelay,
+  type ChannelLoad,
+  type ChannelPace,
+  type Help,
+  helpFor,
+  tooLate,
+} from "./rebalance.ts";
+import type { SendChannel } from "./send-channel.ts";
+import { type Batch, bytesOf, type Work } from "./work.ts";
+
+/**
+ * A task's worth of dirty pages: enough to make the hand-over to the thread cheap (some 100 us of
+ * both threads, and a core that the coordinator takes from a thread that is sending: with 8 MiB it
+ * cost the source a tenth of its time). Who wants a round to end soon need not wait for a task, and
+ * who wants what a slow thread has not begun neither.
+ */
+const TASK_BYTES = 64 * 2 ** 20;
+/** An almost clean guest: so many chunks with a page or two each go in one task. */
+const TASK_CHUNKS_MAX = 256;
+/** How often a pass looks at how fast its channels are. */
+const LOOK_MS = 50;
+/** One task runs while the next one is on its way to the thread. */
+const TASKS_IN_FLIGHT = 2;
+
+export interface PassTerms {
+  readonly control: Control;
+  taskOf(batch: Batch): SendTask;
+  /** Channels help each other if a pass ends so much sooner by it. */
+  readonly paysMs: number;
+  /** Size of an ordinary chunk of this pass. */
+  readonly chunkBytes: number;
+  /** Those that work, at least one; who waits for another connection may come to be among them. */
+  live(): Promise<readonly SendChannel[]>;
+  /** Gives a lost channel up: what it may not have brought over waits for others on return. */
+  giveUp(channel: SendChannel): Promise<void>;
+  /** A thread died with a batch: nobody knows what of it was dirty. */
+  onDeath(batch: Batch): void;
+}
+
+/** A channel within a pass. */
+interface Lane {
+  readonly channel: SendChannel;
+  readonly inFlight: Set<Promise<unknown>>;
+  /** Who waits for what its thread has not begun. */
+  readonly claims: { readonly lane: Lane; readonly settle: () => void }[];
+  readonly flow: Flow;
+  /** It begins nothing more, for it would be the last: see `tooLate`. */
+  isLate: boolean;
+  bytes: number;
+  startMs: number;
+  endMs: number;
+  idleMs: number;
+}
+
+/**
+ * One pass over the dirty memory: hands what waits to the channels' threads, lets fast channels
+ * help slow ones, and goes on without those that are lost, until all is applied at the destination.
+ */
+export class Pass {
+  readonly #work: Work;
+  readonly #terms: PassTerms;
+  readonly #lanes = new Map<number, Lane>();
+  #isOver = false;
+  /** Time spent in waiting for fences, all channels together, and the shortest of them. */
+  fencedMs = 0;
+  roundTripMs = Number.POSITIVE_INFINITY;
+
+  constructor(work: Work, terms: PassTerms) {
+    this.#work = work;
+    this.#terms = terms;
+  }
+
+  /** Throws what ended it otherwise than by the loss of a channel. */
+  async run(): Promise<void> {
+    const endLooks = every(LOOK_MS, () => this.#look());
+    try {
+      let isFirst = true;
+      do {
+        const live = await this.#terms.live();
+        const wasFirst = isFirst;
+        isFirst = false;
+        const ends = await Promise.allSettled(live.map((each) => this.#serve(each, wasFirst)));
+        for (const end of ends) if (end.status === "rejected") throw end.reason;
+      } while (!this.#work.isEmpty && !isHurried(this.#terms.control));
+    } finally {
+      endLooks();
+    }
+  }
+
+  get paces(): ChannelPace[] {
+    return [...this.#lanes.values()].map(({ channel, bytes, startMs, endMs, idleMs }) => {
+      return { channel: channel.number, bytes, ms: endMs - startMs - idleMs };
+    });
+  }
+
+  /** Keeps one channel's thread busy, then fences. A channel that is lost is given up. */
+  async #serve(channel: SendChannel, mustFence: boolean): Promise<void> {
+    const lane = this.#laneOf(channel);
+    lane.isLate = false;
+    try {
+      await this.#feed(lane);
+      if (mustFence || channel.unfenced.length > 0) {
+        const fencedMs = await channel.fence();
+        this.fencedMs += fencedMs;
+        this.roundTripMs = Math.min(this.roundTripMs, fencedMs);
+        lane.endMs = nowMs();
+      }
+    } catch (error) {
+      // Its thread may be at the next task already, and would wait there as long again.
+      if (isLoss(error)) channel.lose(error);
+      await Promise.allSettled(lane.inFlight);
+      this.#settle(lane);
+      if (error instanceof MigrationError && error.code === "WORKER_DIED") {
+        for (const batch of channel.given) this.#terms.onDeath(batch);
+      }
+      if (!isLoss(error)) {
+        this.#isOver = true; // The others need not go on either.
+        throw error;
+      }
+      await this.#terms.giveUp(channel);
+    }
+  }
+
+  async #feed(lane: Lane): Promise<void> {
+    while (!this.#isOver && !isHurried(this.#terms.control)) {
+      const isAskedBack = lane.claims.length > 0 || lane.isLate;
+      if (isAskedBack && lane.inFlight.size === 0) this.#settle(lane);
+      if (lane.isLate && lane.inFlight.size === 0) break;
+      const batch = isAskedBack && lane.inFlight.size > 0 ? null : this.#next(lane);
+      if (batch !== null) this.#give(lane, batch);
+      const isFull = batch === null || lane.inFlight.size >= TASKS_IN_FLIGHT;
+      if (isFull && lane.inFlight.size > 0) await Promise.race(lane.inFlight);
+      else if (batch === null && !(await this.#hasHelp(lane))) break;
+    }
+    await Promise.all(lane.inFlight);
+    this.#settle(lane);
+    if (lane.isLate) {
+      askBack(this.#terms.control, lane.channel.number, false);
+      this.#leave(lane);
+    }
+    lane.flow.end();
+  }
+
+  /** What waits for a late channel is the others'. */
+  #leave(lane: Lane): void {
+    const heirs = [...this.#lanes.values()].filter((each) => {
+      return each.channel.doom === null && !each.isLate;
+    });
+    this.#work.drain(lane.channel.number, (chunk) => {
+      return (heirs[chunk % heirs.length] ?? lane).channel.number;
+    });
+  }
+
+  /** Now and then: who is too slow to begin anything more? */
+  #look(): void {
+    const now = nowMs();
+    const lanes = [...this.#lanes.values()].filter((lane) => {
+      return lane.startMs > 0 && lane.channel.doom === null;
+    });
+    for (const { flow, channel } of lanes) flow.note(now, channel.movedBytes);
+    const delays = lanes.flatMap((lane) => this.#delayOf(lane, now) ?? []);
+    if (delays.length < 2 || delays.length < lanes.length) return;
+    for (const number of tooLate(delays)) {
+      const lane = must(this.#lanes.get(number), "who is late has a lane");
+      if (lane.isLate || lane.flow.hasEnded) continue;
+      lane.isLate = true;
+      askBack(this.#terms.control, number, true);
+      this.#leave(lane);
+    }
+  }
+
+  #delayOf(lane: Lane, now: number): ChannelDelay | null {
+    const pace = lane.flow.paceAt(now);
+    if (pace === null) return null;
+    const { queuedBytes, givenBytes } = this.#loadOf(lane, now);
+    const { begunBytes } = lane.channel.progress;
+    const bytes = pace.movedBytes > 0 ? (lane.bytes + begunBytes) / pace.movedBytes : 0;
+    const bytesPerMs = bytes * pace.movedBytesPerMs;
+    const leftBytes = queuedBytes + givenBytes;
+    return { channel: lane.channel.number, leftBytes, bytesPerMs, backlogMs: pace.backlogMs };
+  }
+
+  #next({ channel: { number } }: Lane): Batch | null {
+    return this.#work.take(number, TASK_BYTES, TASK_CHUNKS_MAX);
+  }
+
+  #give(lane: Lane, batch: Batch): void {
+    const { channel } = lane;
+    if (lane.startMs === 0) {
+      lane.startMs = nowMs();
+      lane.flow.begin(lane.startMs, channel.movedBytes);
+    }
+    const sending = channel.send(batch, this.#terms.taskOf(batch)).then((left) => {
+      lane.bytes += bytesOf(batch) - bytesOf(left);
+      this.#work.putBack(channel.number, left);
+    });
+    const running = sending.finally(() => lane.inFlight.delete(running));
+    lane.inFlight.add(running);
+    // Someone must always look at a rejection, also when another task is awaited.
+    running.catch(() => {});
+  }
+
+  /** Gets a channel that has nothing to do some of another's work, if that pays. */
+  async #hasHelp(lane: Lane): Promise<boolean> {
+    const help = this.#helpFor(lane);
+    if (help === null) return false;
+    const { number } = lane.channel;
+    if (help.kind === "take") {
+      this.#work.move(help.channel, number, help.bytes);
+      return true;
+    }
+    const owner = must(this.#lanes.get(help.channel), "who is helped has a lane");
+    const { promise, resolve } = Promise.withResolvers<void>();
+    const startMs = nowMs();
+    owner.claims.push({ lane, settle: resolve });
+    askBack(this.#terms.control, help.channel, true);
+    await promise;
+    lane.idleMs += nowMs() - startMs;
+    return true;
+  }
+
+  #helpFor(lane: Lane): Help | null {
+    const now = nowMs();
+    const others = [...this.#lanes.values()].filter((each) => {
+      return each !== lane && each.channel.doom === null;
+    });
+    const { paysMs, chunkBytes } = this.#terms;
+    const loads = others.map((each) => this.#loadOf(each, now));
+    const own = this.#loadOf(lane, now).bytesPerMs;
+    // Who had nothing to do so far may be as fast as the fastest.
+    const pace = own > 0 ? own : Math.max(0, ...loads.map(({ bytesPerMs }) => bytesPerMs));
+    return helpFor(pace, loads, { paysMs, leastBytes: chunkBytes });
+  }
+
+  #loadOf({ channel, bytes, startMs, idleMs }: Lane, now: number): ChannelLoad {
+    const { begunBytes, givenBytes } = channel.progress;
+    const ms = startMs === 0 ? 0 : now - startMs - idleMs;
+    return {
+      channel: channel.number,
+      queuedBytes: this.#work.queuedBytes(channel.number),
+      givenBytes,
+      bytesPerMs: ms > 0 ? (bytes + begunBytes) / ms : 0,
+    };
+  }
+
+  /** Shares what waits for a channel with those who asked, by how fast they are. */
+  #settle(lane: Lane): void {
+    const claims = lane.claims.splice(0);
+    if (claims.length === 0) return;
+    const { number } = lane.channel;
+    askBack(this.#terms.control, number, false);
+    const now = nowMs();
+    const paceOf = (each: Lane): number => this.#loadOf(each, now).bytesPerMs;
+    const all = claims.reduce((sum, claim) => sum + paceOf(claim.lane), paceOf(lane));
+    const bytes = this.#work.queuedBytes(number);
+    for (const claim of claims) {
+      const share = all > 0 ? paceOf(claim.lane) / all : 0;
+      this.#work.move(number, claim.lane.channel.number, bytes * share);
+      claim.settle();
+    }
+  }
+
+  #laneOf(channel: SendChannel): Lane {
+    const known = this.#lanes.get(channel.number);
+    if (known !== undefined) return known;
+    const lane: Lane = {
+      channel,
+      inFlight: new Set(),
+      claims: [],
+      flow: new Flow(),
+      isLate: false,
+      bytes: 0,
+      startMs: 0,
+      endMs: 0,
+      idleMs: 0,
+    };
+    this.#lanes.set(channel.number, lane);
+    return lane;
+  }
+}

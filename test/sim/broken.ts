@@ -1,0 +1,95 @@
+import type { migrateIn } from "../../engine/destination.ts";
+import { DestinationMigration } from "../../engine/destination-migration.ts";
+import type { migrateOut } from "../../engine/source.ts";
+import { SourceMigration } from "../../engine/source-migration.ts";
+import { REAL_SURROUNDINGS } from "../../engine/surroundings.ts";
+import { type Engine, REAL_ENGINE } from "./simulation.ts";
+
+/** As the real one, but what it undoes is as `flaw` says. */
+function flawedSource(flaw: "resumes after COMMIT" | "leaves tracking on"): typeof migrateOut {
+  return async (host, address, options = {}, surroundings = REAL_SURROUNDINGS) => {
+    const migration = await SourceMigration.prepare(host, address, options, surroundings);
+    const { attempt } = migration;
+    try {
+      await using undo = new AsyncDisposableStack();
+      await attempt.run("connect", () => migration.connect());
+      await attempt.run("agree", () => migration.agree());
+      if (flaw !== "leaves tracking on") undo.defer(() => migration.stopTracking());
+      undo.defer(() => migration.liftThrottle());
+      await attempt.run("precopy", () => migration.sendRounds());
+      undo.defer(() => migration.resumeGuest());
+      await attempt.run("pause", () => migration.pauseGuest());
+      await attempt.run("rest", () => migration.sendRest());
+      await attempt.run("devices", () => migration.sendDevices());
+      await attempt.run("ready", () => migration.awaitReady());
+      attempt.commit();
+      if (flaw !== "resumes after COMMIT") undo.move();
+      await attempt.run("commit", () => migration.handOver());
+      undo.move();
+      return migration.report();
+    } catch (error) {
+      throw await migration.failureOf(error);
+    } finally {
+      await migration.close();
+    }
+  };
+}
+
+/** As the real one, but the guest runs as soon as it could. */
+const runsBeforeCommit: typeof migrateIn = async (
+  host,
+  address,
+  options = {},
+  surroundings = REAL_SURROUNDINGS,
+) => {
+  const migration = await DestinationMigration.prepare(host, address, options, surroundings);
+  const { attempt } = migration;
+  try {
+    await using undo = new AsyncDisposableStack();
+    await attempt.run("listen", () => migration.listen());
+    undo.defer(() => migration.discard());
+    await attempt.run("agree", () => migration.agree());
+    await attempt.run("receive", () => migration.receive());
+    await attempt.run("devices", () => migration.receiveDevices());
+    await attempt.run("load", () => migration.load());
+    await host.resume();
+    await attempt.run("commit", () => migration.awaitCommit());
+    attempt.commit();
+    undo.move();
+    await attempt.run("resume", () => migration.resume());
+    return await migration.report();
+  } catch (error) {
+    throw await migration.failureOf(error);
+  } finally {
+    await migration.close();
+  }
+};
+
+/** Engines with a flaw each, and what the simulator must say of them. */
+export const BROKEN: readonly { states: string; engine: Engine; blamed: RegExp }[] = [
+  {
+    states: "a source that resumes after COMMIT",
+    engine: { ...REAL_ENGINE, migrateOut: flawedSource("resumes after COMMIT") },
+    blamed: /two copies of the guest run/,
+  },
+  {
+    states: "a destination that runs before COMMIT",
+    engine: { ...REAL_ENGINE, migrateIn: runsBeforeCommit },
+    blamed: /two copies of the guest run|a guest that runs was discarded/,
+  },
+  {
+    states: "a source that leaves tracking on",
+    engine: { ...REAL_ENGINE, migrateOut: flawedSource("leaves tracking on") },
+    blamed: /tracking is left on/,
+  },
+  {
+    states: "a thread that drops the dirty bits of what it did not come to",
+    engine: { ...REAL_ENGINE, threads: { dropsBits: true } },
+    blamed: /is not the same when the guest runs/,
+  },
+  {
+    states: "a thread that loses a page",
+    engine: { ...REAL_ENGINE, threads: { losesPage: true } },
+    blamed: /is not the same when the guest runs/,
+  },
+];

@@ -1,0 +1,394 @@
+import { MigrationError } from "../../base/errors.ts";
+import { parseAddress } from "../../channels/address.ts";
+import { loadChecksum } from "../../channels/checksum.ts";
+import { FrameStream } from "../../channels/frame-stream.ts";
+import { encodeHello, MIGRATION_ID_BYTES, TOKEN_BYTES, VERSION } from "../../channels/messages.ts";
+import { migrateIn } from "../../engine/destination.ts";
+import type { ParameterOptions } from "../../engine/parameters.ts";
+import { migrateOut } from "../../engine/source.ts";
+import type { Surroundings } from "../../engine/surroundings.ts";
+import type { ReceiveSetup, SendSetup } from "../../workers/protocol.ts";
+import { Prng } from "../prng.ts";
+import type { Fault, FaultKind, Plan } from "./faults.ts";
+import {
+  createGuest,
+  Ledger,
+  type Machine,
+  SimulatedDestinationHost,
+  SimulatedSourceHost,
+} from "./guest.ts";
+import { Network, type Wire } from "./network.ts";
+import { SimulatedThreads, type ThreadFlaws } from "./threads.ts";
+import { Side, World } from "./world.ts";
+
+/** What is simulated: the real engine, or one with a flaw that has to be found. */
+export interface Engine {
+  readonly migrateOut: typeof migrateOut;
+  readonly migrateIn: typeof migrateIn;
+  readonly threads: ThreadFlaws;
+}
+
+export const REAL_ENGINE: Engine = { migrateOut, migrateIn, threads: {} };
+
+export interface Outcome {
+  /** What is wrong with it; nothing, of an engine that keeps its promises. */
+  readonly violations: readonly string[];
+  readonly trace: readonly string[];
+  /** How each attempt at the source ended, and the first at the destination. */
+  readonly ends: readonly string[];
+}
+
+const ADDRESS = "tcp:destination:4444";
+
+const CHUNK_BYTES = 128 * 1024;
+
+const STEP_TIMEOUT_MS = 1500;
+const LIMITS = {
+  stepTimeoutMs: STEP_TIMEOUT_MS,
+  channelTimeoutMs: 800,
+  connectTimeoutMs: 700,
+  acceptTimeoutMs: 3000,
+};
+
+/** A slow host is later than that. */
+const SLOW_MS = 2 * STEP_TIMEOUT_MS;
+
+/** Longer than all limits of a migration after each other: what has not ended then, hangs. */
+const HANG_MS = 120_000;
+
+/** After the ends are known: late steps of hosts, and what they are taken back by, come to rest. */
+const REST_MS = 20_000;
+
+/** No fault that strikes the migration's own channels strikes a stranger's. */
+const STRANGE_CHANNEL = 99;
+
+const LONG_STALL_MS = 5000;
+const SHORT_STALL_MS = 150;
+
+interface End {
+  readonly name: string;
+  readonly side: Side;
+  /** "completed" or the failure's code; null while it runs. */
+  code: string | null;
+}
+
+/** Runs one plan to its end, then checks what must hold after every end. */
+export async function simulate(plan: Plan, engine: Engine = REAL_ENGINE): Promise<Outcome> {
+  return await new Simulation(plan, engine).run();
+}
+
+class Simulation {
+  readonly #plan: Plan;
+  readonly #engine: Engine;
+  readonly #random: Prng;
+  readonly #world = new World();
+  readonly #source = new Side("source");
+  readonly #destination = new Side("destination");
+  readonly #ledger: Ledger;
+  readonly #guest: Machine;
+  readonly #sourceHost: SimulatedSourceHost;
+  readonly #cancels = { source: new AbortController(), destination: new AbortController() };
+  readonly #ends: End[] = [];
+  readonly #threads: { side: Side; threads: SimulatedThreads }[] = [];
+  readonly #pending: Fault[];
+  #network: Network;
+
+  constructor(plan: Plan, engine: Engine) {
+    this.#plan = plan;
+    this.#engine = engine;
+    this.#random = new Prng(plan.seed);
+    this.#network = this.#createNetwork();
+    this.#ledger = new Ledger(this.#world, this.#random, SLOW_MS);
+    this.#guest = createGuest(this.#source, this.#ledger);
+    this.#sourceHost = new SimulatedSourceHost(this.#guest);
+    this.#pending = [...plan.faults];
+    for (const { call, trouble } of plan.troubles) this.#ledger.troubles.set(call, trouble);
+  }
+
+  async run(): Promise<Outcome> {
+    const host = new SimulatedDestinationHost(this.#destination, this.#guest);
+    const incoming = this.#moveIn(host, this.#destination, "migrateIn");
+    this.#moveOut("migrateOut", 5);
+    this.#arm(null);
+    await this.#settle();
+    this.#checkOwner(host, incoming);
+    this.#checkRest();
+    await this.#retry();
+    return {
+      violations: this.#world.violations,
+      trace: this.#world.trace,
+      ends: this.#ends.map(({ name, code }) => `${name} ${code}`),
+    };
+  }
+
+  #createNetwork(): Network {
+    const { latencyMs, bytesPerMs } = this.#plan;
+    return new Network(this.#world, this.#random, { latencyMs, bytesPerMs });
+  }
+
+  /** Runs until every attempt of a side that lives has ended, and what it set off is over. */
+  async #settle(): Promise<void> {
+    this.#guest.live(this.#plan.eagerness);
+    const isOver = (): boolean =>
+      this.#ends.every(({ side, code }) => code !== null || side.isCrashed);
+    if (!(await this.#world.run(isOver, HANG_MS))) {
+      for (const { name, side, code } of this.#ends) {
+        if (code === null && !side.isCrashed) this.#world.blame(`${name} hangs`);
+      }
+    }
+    this.#guest.rest();
+    await this.#world.run(() => false, REST_MS);
+  }
+
+  #surroundings(side: Side): Surroundings {
+    const network = this.#network;
+    return {
+      connector: (address) => network.connector(side, address),
+      listen: (address) => network.listen(side, address),
+      startThreads: ({ setup }) => {
+        const threads = new SimulatedThreads(
+          this.#world,
+          network,
+          setup as SendSetup | ReceiveSetup,
+          this.#engine.threads,
+        );
+        this.#threads.push({ side, threads });
+        return threads;
+      },
+    };
+  }
+
+  get #parameters(): ParameterOptions {
+    const { channels, timeoutMs, nonConvergence, autoConverge } = this.#plan;
+    return {
+      ...LIMITS,
+      channels,
+      chunkBytes: CHUNK_BYTES,
+      timeoutMs,
+      nonConvergence,
+      autoConverge,
+      downtimeLimitMs: 20,
+    };
+  }
+
+  #moveOut(name: string, afterMs: number, parameters = this.#parameters): void {
+    this.#follow(name, this.#source, afterMs, () =>
+      this.#engine.migrateOut(
+        this.#sourceHost,
+        ADDRESS,
+        {
+          ...parameters,
+          signal: this.#cancels.source.signal,
+          onPhase: (phase) => this.#arm(`source ${phase}`),
+        },
+        this.#surroundings(this.#source),
+      ),
+    );
+  }
+
+  #moveIn(host: SimulatedDestinationHost, side: Side, name: string): End {
+    return this.#follow(name, side, 0, () =>
+      this.#engine.migrateIn(
+        host,
+        ADDRESS,
+        {
+          ...LIMITS,
+          chunkBytes: CHUNK_BYTES,
+          signal: this.#cancels.destination.signal,
+          onPhase: (phase) => this.#arm(`destination ${phase}`),
+        },
+        this.#surroundings(side),
+      ),
+    );
+  }
+
+  #follow(name: string, side: Side, afterMs: number, start: () => Promise<unknown>): End {
+    const end: End = { name, side, code: null };
+    this.#ends.push(end);
+    this.#world.at(afterMs, side, () => {
+      this.#world.tell(`${name} starts`);
+      start().then(
+        () => this.#conclude(end, "completed"),
+        (error: unknown) => this.#conclude(end, error),
+      );
+    });
+    return end;
+  }
+
+  #conclude(end: End, how: unknown): void {
+    end.code = how === "completed" ? how : how instanceof MigrationError ? how.code : "untyped";
+    const why = how instanceof Error ? `: ${how.message}` : "";
+    this.#world.tell(`${end.name} ends: ${end.code}${why}`);
+    if (end.code === "untyped" || end.code === "INTERNAL") {
+      this.#world.blame(`${end.name} ended without a name: ${String(how)}`);
+    }
+  }
+
+  /** The faults whose step begins now will happen. */
+  #arm(step: string | null): void {
+    if (step !== null) this.#world.tell(step);
+    for (const fault of this.#pending.filter(({ moment }) => moment.step === step)) {
+      this.#pending.splice(this.#pending.indexOf(fault), 1);
+      this.#world.at(fault.moment.afterMs, null, () => this.#strike(fault));
+    }
+  }
+
+  #strike({ kind, target }: Fault): void {
+    this.#world.tell(`fault: ${kind} (${target})`);
+    this.#strikes[kind](this.#wires(target));
+  }
+
+  readonly #strikes: Readonly<Record<FaultKind, (wires: readonly Wire[]) => void>> = {
+    loss: (wires) => {
+      for (const { source, destination } of wires) {
+        source.out.delayMs = 5 + this.#random.below(200);
+        destination.out.delayMs = 5 + this.#random.below(200);
+      }
+    },
+    "short stall": (wires) => stall(wires, ["source", "destination"], SHORT_STALL_MS),
+    "long stall": (wires) => stall(wires, ["source", "destination"], LONG_STALL_MS),
+    "half-open to source": (wires) => stall(wires, ["destination"], Number.POSITIVE_INFINITY),
+    "half-open to destination": (wires) => stall(wires, ["source"], Number.POSITIVE_INFINITY),
+    cut: (wires) => this.#cut(wires, "both"),
+    "cut that only the source sees": (wires) => this.#cut(wires, "source"),
+    "cut that only the destination sees": (wires) => this.#cut(wires, "destination"),
+    "nobody listens": () => this.#network.closeDoors(),
+    "stranger with garbage": () => this.#knock("garbage"),
+    "stranger who says hello": () => this.#knock("hello"),
+    "second attempt": () => {
+      if (!this.#source.isCrashed) this.#moveOut("migrateOut again", 0);
+    },
+    "source crashes": () => this.#crash(this.#source, { isSilent: false }),
+    "source's machine is gone": () => this.#crash(this.#source, { isSilent: true }),
+    "destination crashes": () => this.#crash(this.#destination, { isSilent: false }),
+    "destination's machine is gone": () => this.#crash(this.#destination, { isSilent: true }),
+    "source cancels": () => this.#cancel(this.#source),
+    "destination cancels": () => this.#cancel(this.#destination),
+    "a source's thread dies": () => this.#killThread(this.#source),
+    "a destination's thread dies": () => this.#killThread(this.#destination),
+  };
+
+  #cut(wires: readonly Wire[], seenBy: "both" | "source" | "destination"): void {
+    for (const wire of wires) this.#network.cut(wire, seenBy);
+  }
+
+  #cancel(side: Side): void {
+    const { source, destination } = this.#cancels;
+    const cancel = side === this.#source ? source : destination;
+    this.#world.at(0, side, () => cancel.abort());
+  }
+
+  #wires(target: Fault["target"]): Wire[] {
+    const isHit = ({ channel }: Wire): boolean =>
+      target === "all" || (target === "main") === (channel === 0);
+    const wires = this.#network.wires.filter(isHit);
+    return target === "bulk" ? wires.slice(0, 1) : wires;
+  }
+
+  #crash(side: Side, { isSilent }: { isSilent: boolean }): void {
+    if (side.isCrashed) return;
+    this.#network.crash(side, isSilent);
+    this.#ledger.crash(side);
+  }
+
+  #killThread(side: Side): void {
+    const channel = 1 + this.#random.below(this.#plan.channels);
+    for (const each of this.#threads) if (each.side === side) each.threads.kill(channel);
+  }
+
+  /** Somebody else connects, says something, and goes away later. */
+  #knock(saying: "garbage" | "hello"): void {
+    const stranger = new Side("stranger");
+    this.#world.at(0, stranger, () => {
+      this.#visit(stranger, saying).catch(() => this.#world.tell("the stranger is turned away"));
+    });
+  }
+
+  async #visit(stranger: Side, saying: "garbage" | "hello"): Promise<void> {
+    const connector = this.#network.connector(stranger, parseAddress(ADDRESS));
+    const limitMs = LIMITS.connectTimeoutMs;
+    const connection = await connector.connect(STRANGE_CHANNEL, limitMs);
+    const checksum = await loadChecksum();
+    const stream = new FrameStream(connection, { channel: 0, checksum, peer: "destination" });
+    try {
+      const garbage = new Uint8Array(64);
+      this.#random.bytes(garbage);
+      const hello = encodeHello({
+        versionMin: VERSION.min,
+        versionMax: VERSION.max,
+        migrationId: garbage.slice(0, MIGRATION_ID_BYTES),
+        channel: 0,
+        lane: "main",
+        token: garbage.slice(0, TOKEN_BYTES),
+      });
+      if (saying === "hello") await stream.send("hello", hello, limitMs);
+      else connection.writer.write(garbage);
+      await this.#world.sleep(this.#random.below(1000));
+    } finally {
+      stream.close();
+    }
+  }
+
+  #checkOwner(host: SimulatedDestinationHost, incoming: End): void {
+    const outs = this.#ends.filter(({ name }) => name.startsWith("migrateOut"));
+    const codes = outs.map(({ code }) => code);
+    const blame = (what: string): void => this.#world.blame(`${what} (${codes.join(", ")})`);
+    const { machine } = host;
+    const runsThere = machine?.runs === true;
+    if (codes.includes("completed")) {
+      if (this.#guest.runs) blame("the guest that moved runs at the source");
+      if (!runsThere && !this.#destination.isCrashed) blame("the guest that moved runs nowhere");
+    } else if (codes.includes("HANDOVER_UNKNOWN")) {
+      if (this.#guest.runs) blame("the source resumed a guest that it had handed over");
+    } else if (!this.#source.isCrashed && !codes.includes(null)) {
+      if (runsThere) blame("the guest runs at the destination, and the source does not know");
+      this.#checkRestored(codes, blame);
+    }
+    if (incoming.code === "completed" && !runsThere && !this.#destination.isCrashed) {
+      blame("the destination says that the guest runs, and it does not");
+    }
+  }
+
+  #checkRestored(codes: readonly (string | null)[], blame: (what: string) => void): void {
+    if (codes.includes("GUEST_NOT_RESTORED") && this.#plan.troubles.length > 0) return;
+    if (!this.#guest.runs) blame("the guest runs nowhere");
+    if (this.#guest.log !== null) blame("tracking is left on");
+    if (this.#guest.throttlePercent !== 0) blame("the guest is left throttled");
+  }
+
+  #checkRest(): void {
+    for (const left of this.#network.leftOpen()) this.#world.blame(left);
+    const timers = [...this.#world.timers.values()].filter((side) => side?.isCrashed === false);
+    if (timers.length > 0) this.#world.blame(`${timers.length} timers are left`);
+  }
+
+  /** Where the guest is still the source's, another attempt over a healthy network moves it. */
+  async #retry(): Promise<void> {
+    if (this.#world.violations.length > 0 || this.#source.isCrashed || !this.#guest.runs) return;
+    this.#ledger.troubles.clear();
+    this.#pending.length = 0;
+    this.#network = this.#createNetwork();
+    this.#cancels.source = new AbortController();
+    this.#cancels.destination = new AbortController();
+    this.#ends.length = 0;
+    const side = new Side("second destination");
+    const host = new SimulatedDestinationHost(side, this.#guest);
+    this.#moveIn(host, side, "migrateIn, retried");
+    const parameters = { timeoutMs: 20_000, nonConvergence: "switch-over", maxRounds: 10 } as const;
+    this.#moveOut("migrateOut, retried", 5, { ...this.#parameters, ...parameters });
+    await this.#settle();
+    for (const { name, code } of this.#ends) {
+      if (code !== "completed") this.#world.blame(`${name} fails: ${code}`);
+    }
+    if (host.machine?.runs !== true) this.#world.blame("the guest does not run after the retry");
+    this.#checkRest();
+  }
+}
+
+function stall(
+  wires: readonly Wire[],
+  senders: readonly ("source" | "destination")[],
+  forMs: number,
+): void {
+  for (const wire of wires) for (const sender of senders) wire[sender].out.stall(forMs);
+}

@@ -1,0 +1,127 @@
+import { beforeAll, describe, expect, test } from "vitest";
+import { loadChecksum } from "../../channels/checksum.ts";
+import { Prng, seedFromEnvironment } from "../prng.ts";
+import { BROKEN } from "./broken.ts";
+import {
+  drawPlan,
+  drawSetting,
+  FAULT_KINDS,
+  type FaultKind,
+  formatPlan,
+  type Plan,
+  STEPS,
+} from "./faults.ts";
+import { HOST_CALLS, HOST_TROUBLES } from "./guest.ts";
+import { type Engine, type Outcome, REAL_ENGINE, simulate } from "./simulation.ts";
+
+/**
+ * The real coordinator of both ends on a simulated clock, network, and hosts. What must hold after
+ * every run is in simulation.ts. `SEED=… npx vitest run test/sim -t "any faults"` replays the one
+ * run of that seed and shows what happened in it, step by step.
+ */
+const seed = seedFromEnvironment();
+const isReplay = (process.env["SEED"] ?? "") !== "";
+
+const RUNS = 2000;
+
+/** They take half a minute where two other programs want the processors. */
+const SLOW_MACHINE_MS = 240_000;
+
+/** So many of the runs are run twice, to compare. */
+const REPEATED_RUNS = 40;
+
+/** A flaw must show within so many seeds. */
+const BROKEN_RUNS = 400;
+
+/** Loading takes real time, of which a simulation has none. */
+beforeAll(async () => {
+  await loadChecksum();
+});
+
+function planOf(index: number): Plan {
+  const own = (seed + index) >>> 0;
+  return drawPlan(own, new Prng(own));
+}
+
+/** What must be in the test's report so that somebody can find out why. */
+function told(plan: Plan, { violations, trace }: Outcome): string {
+  return [`SEED=${plan.seed}`, ...violations, formatPlan(plan), ...trace].join("\n");
+}
+
+async function expectSound(plan: Plan): Promise<Outcome> {
+  const outcome = await simulate(plan);
+  expect(outcome.violations, told(plan, outcome)).toEqual([]);
+  return outcome;
+}
+
+test(`any faults at any moment leave one guest, whole (SEED=${seed})`, {
+  timeout: SLOW_MACHINE_MS,
+}, async () => {
+  const ends = new Set<string>();
+  for (let index = 0; index < (isReplay ? 1 : RUNS); index += 1) {
+    const outcome = await expectSound(planOf(index));
+    for (const end of outcome.ends) ends.add(end);
+    if (isReplay) process.stdout.write(`${told(planOf(index), outcome)}\n`);
+  }
+  if (!isReplay) {
+    expect(ends, "the faults reach all that matters").toContain("migrateOut completed");
+    expect(ends).toContain("migrateOut HANDOVER_UNKNOWN");
+    expect(ends).toContain("migrateOut, retried completed");
+  }
+});
+
+test(`the same seed gives the same run (SEED=${seed})`, async () => {
+  for (let index = 0; index < REPEATED_RUNS; index += 1) {
+    const first = await simulate(planOf(index));
+    const second = await simulate(planOf(index));
+    expect(second.trace).toEqual(first.trace);
+  }
+});
+
+describe("every fault at every step of the protocol", () => {
+  for (const kind of FAULT_KINDS) {
+    test(`${kind} (SEED=${seed})`, async () => {
+      for (const [index, step] of STEPS.entries()) {
+        for (const afterMs of [0, 1]) await expectSound(planWith(kind, step, afterMs, index));
+      }
+    });
+  }
+
+  function planWith(kind: FaultKind, step: string, afterMs: number, index: number): Plan {
+    const own = (seed + index) >>> 0;
+    const fault = { kind, target: index % 2 === 0 ? "main" : "all", moment: { step, afterMs } };
+    const setting = { ...drawSetting(own, new Prng(own)), timeoutMs: 20_000 };
+    return { ...setting, faults: [fault as Plan["faults"][number]] };
+  }
+});
+
+test(`every host may be slow, fail or hang, whatever it is asked (SEED=${seed})`, async () => {
+  for (const [index, call] of HOST_CALLS.entries()) {
+    for (const trouble of HOST_TROUBLES) {
+      const own = (seed + index) >>> 0;
+      const setting = drawSetting(own, new Prng(own));
+      await expectSound({ ...setting, troubles: [{ call, trouble }] });
+    }
+  }
+});
+
+describe("the simulator finds what is wrong", () => {
+  for (const { states, engine, blamed } of BROKEN) {
+    test(`${states} (SEED=${seed})`, async () => {
+      expect(await firstBlame(engine, blamed)).toMatch(blamed);
+    });
+  }
+
+  test(`and nothing in what is right (SEED=${seed})`, async () => {
+    expect(await firstBlame(REAL_ENGINE, /./, 50)).toBe("");
+  });
+
+  async function firstBlame(engine: Engine, blamed: RegExp, runs = BROKEN_RUNS): Promise<string> {
+    for (let index = 0; index < runs; index += 1) {
+      const { violations } = await simulate(planOf(index), engine);
+      const found = violations.find((violation) => blamed.test(violation));
+      if (found !== undefined) return found;
+    }
+    return "";
+  }
+});

@@ -1,0 +1,174 @@
+import { type Clock, useClock } from "../../base/clock.ts";
+
+/** One process of the simulation. What a crashed one was waiting for never happens to it. */
+export class Side {
+  readonly name: string;
+  isCrashed = false;
+
+  constructor(name: string) {
+    this.name = name;
+  }
+}
+
+/** Returns when no promise can go on any more: their turns come before an immediate's. */
+async function drain(): Promise<void> {
+  await new Promise<void>((resolve) => setImmediate(resolve));
+}
+
+interface Happening {
+  readonly atMs: number;
+  readonly order: number;
+  readonly side: Side | null;
+  readonly call: () => void;
+  isCalledOff: boolean;
+}
+
+/**
+ * A clock that stands still while anything can run, and then goes to what happens next. All that
+ * happens has a side, and whatever that sets off until nothing can run any more is of this side:
+ * so a timer belongs to who set it without anybody passing sides around.
+ */
+export class World implements Clock {
+  readonly trace: string[] = [];
+  readonly violations: string[] = [];
+  /** Timers of the engine that are set: none may be left. */
+  readonly timers = new Map<object, Side | null>();
+  #now = 1000;
+  #order = 0;
+  #side: Side | null = null;
+  /** A binary heap by time, then order. */
+  readonly #heap: Happening[] = [];
+
+  /** Runs until `isOver` or until nothing more happens; false when `limitMs` went by before. */
+  async run(isOver: () => boolean, limitMs: number): Promise<boolean> {
+    const endMs = this.#now + limitMs;
+    const restore = useClock(this);
+    try {
+      await drain();
+      for (;;) {
+        if (isOver()) return true;
+        const next = this.#pop();
+        if (next === undefined) return isOver();
+        if (next.atMs > endMs) return false;
+        if (next.isCalledOff || next.side?.isCrashed === true) continue;
+        this.#now = next.atMs;
+        this.#side = next.side;
+        next.call();
+        if (next.side !== null) await drain();
+      }
+    } finally {
+      this.#side = null;
+      restore();
+    }
+  }
+
+  nowMs(): number {
+    return this.#now;
+  }
+
+  get side(): Side | null {
+    return this.#side;
+  }
+
+  /**
+   * Something happens to `side`; where it is nobody's, it must wake no promise. Returns what calls
+   * it off.
+   */
+  at(afterMs: number, side: Side | null, call: () => void): () => void {
+    const happening = {
+      atMs: this.#now + Math.max(0, afterMs),
+      order: this.#order++,
+      side,
+      call,
+      isCalledOff: false,
+    };
+    this.#push(happening);
+    return () => {
+      happening.isCalledOff = true;
+    };
+  }
+
+  after(ms: number, call: () => void): () => void {
+    const timer = {};
+    this.timers.set(timer, this.#side);
+    const callOff = this.at(ms, this.#side, () => {
+      this.timers.delete(timer);
+      call();
+    });
+    return () => {
+      this.timers.delete(timer);
+      callOff();
+    };
+  }
+
+  every(ms: number, call: () => void): () => void {
+    const timer = {};
+    const side = this.#side;
+    this.timers.set(timer, side);
+    let callOff = (): void => {};
+    const next = (): void => {
+      callOff = this.at(ms, side, () => {
+        next();
+        call();
+      });
+    };
+    next();
+    return () => {
+      this.timers.delete(timer);
+      callOff();
+    };
+  }
+
+  /** Waits, as the side that asks. */
+  async sleep(ms: number): Promise<void> {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.at(ms, this.#side, resolve);
+    await promise;
+  }
+
+  tell(what: string): void {
+    this.trace.push(`${this.#now.toFixed(3)} ${what}`);
+  }
+
+  blame(what: string): void {
+    this.tell(`VIOLATION ${what}`);
+    this.violations.push(what);
+  }
+
+  #push(happening: Happening): void {
+    const heap = this.#heap;
+    let at = heap.push(happening) - 1;
+    while (at > 0) {
+      const parent = (at - 1) >> 1;
+      if (!isBefore(happening, heap[parent] as Happening)) break;
+      heap[at] = heap[parent] as Happening;
+      at = parent;
+    }
+    heap[at] = happening;
+  }
+
+  #pop(): Happening | undefined {
+    const heap = this.#heap;
+    const first = heap[0];
+    const last = heap.pop();
+    if (first === undefined || last === undefined || heap.length === 0) return first;
+    let at = 0;
+    for (;;) {
+      let child = 2 * at + 1;
+      if (child >= heap.length) break;
+      const right = child + 1;
+      if (right < heap.length && isBefore(heap[right] as Happening, heap[child] as Happening)) {
+        child = right;
+      }
+      if (!isBefore(heap[child] as Happening, last)) break;
+      heap[at] = heap[child] as Happening;
+      at = child;
+    }
+    heap[at] = last;
+    return first;
+  }
+}
+
+function isBefore(one: Happening, other: Happening): boolean {
+  return one.atMs === other.atMs ? one.order < other.order : one.atMs < other.atMs;
+}
