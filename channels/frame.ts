@@ -40,6 +40,9 @@ const FACTS_BYTES_MAX = 16 * KIB;
 /** Bits of missing pages in one frame: those of 2 GiB in pages of 4 KiB. */
 export const DISCARD_BITS_BYTES_MAX = 64 * KIB;
 
+/** That wait for pages and of which it is told how long. */
+export const VCPUS_MAX = 256;
+
 export type FrameLane = "main" | "bulk" | "priority" | "both";
 
 interface FrameRow {
@@ -276,6 +279,16 @@ export const FRAMES = {
     bodyBytesMax: 0,
     layout: "",
     meaning: "Every page is there: nothing is needed of the source any more.",
+  },
+  faults: {
+    kind: 29,
+    lane: "main",
+    from: "both",
+    bodyBytesMax: 248 + 8 * VCPUS_MAX,
+    layout:
+      "5 * { f64 count, f64 p50Us, f64 p90Us, f64 p99Us, f64 p999Us, f64 maxUs }, u32 vcpus, u32 reserved, f64[] blockedMs",
+    meaning:
+      "How long pages were waited for: in all, queued, on the wire, served and installed, and how long each vCPU waited. From the destination before COMPLETE, with nothing served; from the source, complete, before DONE.",
   },
 } as const satisfies Record<string, FrameRow>;
 

@@ -6,6 +6,7 @@ import {
   DESCRIPTION_BYTES_MAX,
   NAME_BYTES_MAX,
   PARAMETERS_MAX,
+  VCPUS_MAX,
 } from "./frame.ts";
 import { WireReader, WireWriter } from "./wire-bytes.ts";
 
@@ -336,6 +337,43 @@ export function decodeFence(body: Uint8Array, channel: number): number {
   const number = reader.u32("fence number");
   reader.end();
   return number;
+}
+
+export const FAULT_STAGES = ["total", "queued", "wire", "served", "installed"] as const;
+export type FaultStage = (typeof FAULT_STAGES)[number];
+
+const LATENCY_FIELDS = ["count", "p50Us", "p90Us", "p99Us", "p999Us", "maxUs"] as const;
+export type LatencyFigures = Readonly<Record<(typeof LATENCY_FIELDS)[number], number>>;
+
+/** How long pages were waited for in post-copy, and by whom. */
+export interface FaultsMessage {
+  readonly stages: Readonly<Record<FaultStage, LatencyFigures>>;
+  readonly vcpus: readonly { readonly blockedMs: number }[];
+}
+
+export function encodeFaults({ stages, vcpus }: FaultsMessage): Uint8Array {
+  const writer = new WireWriter();
+  for (const stage of FAULT_STAGES) {
+    for (const field of LATENCY_FIELDS) writer.f64(stages[stage][field]);
+  }
+  writer.u32(vcpus.length).u32(0);
+  for (const { blockedMs } of vcpus) writer.f64(blockedMs);
+  return writer.finish();
+}
+
+export function decodeFaults(body: Uint8Array, channel: number): FaultsMessage {
+  const reader = new WireReader(body, channel);
+  const latency = (stage: FaultStage): LatencyFigures => {
+    const fields = LATENCY_FIELDS.map((field) => [field, reader.f64(`${field} of ${stage}`)]);
+    return Object.fromEntries(fields) as LatencyFigures;
+  };
+  const stages = Object.fromEntries(FAULT_STAGES.map((stage) => [stage, latency(stage)]));
+  const count = reader.u32("vcpus");
+  if (count > VCPUS_MAX) throw reader.corrupt("vcpus", count);
+  reader.zero(4);
+  const vcpus = Array.from({ length: count }, () => ({ blockedMs: reader.f64("blocked") }));
+  reader.end();
+  return { stages: stages as FaultsMessage["stages"], vcpus };
 }
 
 /** The body of LOST and of GONE. */

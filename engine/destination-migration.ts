@@ -11,12 +11,15 @@ import {
   decodeChannel,
   decodeDiscard,
   decodeDone,
+  decodeFaults,
   decodeLanes,
   decodeRound,
   decodeSwitch,
   encodeChannel,
   encodeFailure,
+  encodeFaults,
   encodeRunning,
+  type FaultsMessage,
 } from "../channels/messages.ts";
 import { stopWorkers } from "../workers/control.ts";
 import { ARMED, BROKEN, discardPages, faultTimes, MISSING } from "../workers/fault-door.ts";
@@ -29,7 +32,7 @@ import { configure } from "./configuration.ts";
 import type { DestinationPhase, MigrateInOptions } from "./destination.ts";
 import { receiveDevices } from "./device-state.ts";
 import { Doorman } from "./doorman.ts";
-import { hypervisorReport, mainChannelFigures, pageFigures } from "./figures.ts";
+import { faultFigures, hypervisorReport, mainChannelFigures, pageFigures } from "./figures.ts";
 import { startHeartbeat } from "./heartbeat.ts";
 import { Hold } from "./hold.ts";
 import type { DestinationHost, DeviceSection } from "./host.ts";
@@ -83,6 +86,7 @@ export class DestinationMigration {
   #sections: readonly DeviceSection[] = [];
   #deviceBytes = 0;
   #isPostcopy = false;
+  #faults: FaultsMessage | null = null;
   #lettings = 0;
   #startMs = 0;
   #endMs = 0;
@@ -263,6 +267,8 @@ export class DestinationMigration {
     if (missing !== 0) throw corrupt(0, "pages that never came", missing);
     this.#ofDoorman.refuseChannels();
     await this.attempt.guard(this.#ofReceiver.ended(channelTimeoutMs));
+    this.#faults = faultTimes(door);
+    await this.#ofMain.send("faults", encodeFaults(this.#faults), channelTimeoutMs).catch(() => {});
     await this.#ofMain.send("complete", NOTHING, channelTimeoutMs).catch(() => {});
     this.attempt.succeed();
     this.#endMs = nowMs();
@@ -321,12 +327,12 @@ export class DestinationMigration {
       downtime,
       ...hypervisorReport(downtime, hypervisor),
       rounds: this.#rounds,
-      ...this.#faults(),
       guestBytes: this.#guestBytes,
       sentBytes: channels.reduce((sum, channel) => sum + channel.sentBytes, 0),
       pages: pageFigures(counters, counters.untouched),
       channels,
       cpuMs: (cpu.user + cpu.system) / 1000,
+      ...(this.#faults === null ? {} : { faults: faultFigures(this.#faults) }),
     };
   }
 
@@ -369,11 +375,6 @@ export class DestinationMigration {
   #breakDoor(): void {
     const { door } = this.#ofReceiver;
     if (door !== null) Atomics.store(door.words, BROKEN, 1);
-  }
-
-  #faults(): Pick<Report, "faults"> {
-    const { door } = this.#ofReceiver;
-    return door === null || !this.#isPostcopy ? {} : { faults: faultTimes(door) };
   }
 
   async close(): Promise<void> {
@@ -448,6 +449,11 @@ export class DestinationMigration {
 
   async #receiveDone(): Promise<DoneMessage | null> {
     try {
+      if (this.#isPostcopy) {
+        // With what the source knows of them besides.
+        const { body } = await this.#ofMain.receive(["faults"], DONE_MS);
+        this.#faults = decodeFaults(body, 0);
+      }
       return decodeDone((await this.#ofMain.receive(["done"], DONE_MS)).body, 0);
     } catch (error) {
       // The guest runs here. What the source measured is lost, and nothing else.
@@ -481,7 +487,15 @@ export class DestinationMigration {
       deviceBytes: this.#deviceBytes,
       workingChannels: this.#ofReceiver.workingChannels,
       elapsedMs: now - this.#startMs,
+      ...this.#faultProgress(),
     };
+  }
+
+  #faultProgress(): Pick<Progress, "faults"> {
+    const { door } = this.#ofReceiver;
+    if (door === null || !this.#isPostcopy) return {};
+    const { count, p50Us, p99Us, maxUs, blockedMs } = faultFigures(faultTimes(door));
+    return { faults: { count, p50Us, p99Us, maxUs, blockedMs } };
   }
 
   get #guestBytes(): number {

@@ -1,6 +1,12 @@
-import type { HypervisorLaps } from "../channels/messages.ts";
+import type { FaultsMessage, HypervisorLaps } from "../channels/messages.ts";
 import { COUNTERS, type Control, type Counter, CounterRow } from "../workers/control.ts";
-import type { ChannelFigures, DowntimeFigures, PageFigures, Report } from "./statistics.ts";
+import type {
+  ChannelFigures,
+  DowntimeFigures,
+  FaultFigures,
+  PageFigures,
+  Report,
+} from "./statistics.ts";
 
 /** The counters of all channels together. */
 export function sumCounters(control: Control, channels: number): Record<Counter, number> {
@@ -90,4 +96,11 @@ export function hypervisorReport(
   const loadMs = Math.max(0, devicesMs - saveMs);
   const hypervisor = { downtimeMs, stopMs, pagesMs: syncMs + pagesMs, saveMs, loadMs, resumeMs };
   return { hypervisor };
+}
+
+/** As a report has them. */
+export function faultFigures({ stages, vcpus }: FaultsMessage): FaultFigures {
+  const { total, ...others } = stages;
+  const blockedMs = vcpus.reduce((sum, each) => sum + each.blockedMs, 0);
+  return { ...total, blockedMs, vcpus, stages: others };
 }

@@ -9,11 +9,10 @@ import { createLaneWords } from "../workers/lane-words.ts";
 import type { ChannelPlace, LaneSetup, ReceiveSetup, ReceiveTask } from "../workers/protocol.ts";
 import { type Block, geometryOf } from "./block.ts";
 import { channelFigures, sumCounters } from "./figures.ts";
-import { Lanes } from "./lanes.ts";
 import { isLoss } from "./loss.ts";
 import type { Parameters } from "./parameters.ts";
 import type { ChannelFigures } from "./statistics.ts";
-import type { Surroundings, ThreadPool } from "./surroundings.ts";
+import type { LaneThreads, Surroundings, ThreadPool } from "./surroundings.ts";
 
 /** Threads start within half a second; on a machine that is busy with 64 of them, in several. */
 const THREAD_START_MS = 30_000;
@@ -25,7 +24,7 @@ export class Receiver {
   /** Where the guest may run before all its pages are there. */
   readonly door: FaultDoor | null;
   readonly #laneCount: number;
-  readonly #lanes: Lanes;
+  readonly #lanes: LaneThreads;
   readonly #pool: ThreadPool;
   /** By channel: settled when its thread has no more to do with its connection. */
   readonly #tasks = new Map<number, Promise<void>>();
@@ -70,7 +69,7 @@ export class Receiver {
       ...(this.door === null ? {} : { door: this.door }),
     };
     const words = createLaneWords();
-    this.#lanes = new Lanes(
+    this.#lanes = surroundings.startLanes(
       Array.from({ length: lanes }, (_, lane): LaneSetup => {
         return { side: "destination", receive: setup, words, lane, lanes };
       }),

@@ -2,19 +2,21 @@ import { assert } from "../base/assert.ts";
 import { every, nowMs } from "../base/clock.ts";
 import { asMigrationError, MigrationError, reasonOf } from "../base/errors.ts";
 import { loadChecksum } from "../channels/checksum.ts";
+import type { FaultsMessage } from "../channels/messages.ts";
 import { stopWorkers } from "../workers/control.ts";
 import { beginPostcopy } from "../workers/gate.ts";
 import { createLaneWords, FINISH, OPEN, tellLanes } from "../workers/lane-words.ts";
+import { createLatencies, latencyFigures } from "../workers/latencies.ts";
 import { Attempt, callHost } from "./attempt.ts";
 import { configure } from "./configuration.ts";
 import { Convergence, type Judgement, type Verdict } from "./convergence.ts";
 import type { DirtyLog, ScanLog } from "./dirty-log.ts";
-import { hypervisorReport, mainChannelFigures, pageFigures } from "./figures.ts";
+import { faultFigures, hypervisorReport, mainChannelFigures, pageFigures } from "./figures.ts";
 import { startHeartbeat } from "./heartbeat.ts";
 import { Hold } from "./hold.ts";
 import type { DeviceSection, DeviceTerms, SourceHost } from "./host.ts";
 import { HypervisorView } from "./hypervisor-view.ts";
-import { Lanes, laneCountOf } from "./lanes.ts";
+import { laneCountOf } from "./lanes.ts";
 import { agreedParameters, type Parameters } from "./parameters.ts";
 import { preferPeersWord } from "./peers-word.ts";
 import { goesOver } from "./postcopy-policy.ts";
@@ -23,7 +25,7 @@ import { Sender, type SentRound } from "./sender.ts";
 import type { MigrateOutOptions, SourcePhase } from "./source.ts";
 import { SourcePeer } from "./source-peer.ts";
 import type { DowntimeFigures, Progress, Report, RoundFigures } from "./statistics.ts";
-import type { Surroundings } from "./surroundings.ts";
+import type { LaneThreads, Surroundings } from "./surroundings.ts";
 import { Throughput } from "./throughput.ts";
 
 /** Several looks per second: smooth to the eye, nothing to the machine. */
@@ -50,8 +52,10 @@ export class SourceMigration {
   readonly #notUndone: { action: string; reason: string }[] = [];
   #parameters: Parameters;
   #sender: Sender | null = null;
-  #lanes: Lanes | null = null;
+  #lanes: LaneThreads | null = null;
   readonly #laneWords = createLaneWords();
+  readonly #served = createLatencies();
+  #faults: FaultsMessage | null = null;
   /** The guest goes over before its memory; decided after a round. */
   #isPostcopy = false;
   #runsThere = false;
@@ -148,9 +152,14 @@ export class SourceMigration {
     this.#sender = sender;
     this.#peer.onLost((channel) => this.#losesChannel(channel));
     const laneCount = laneCountOf(this.#parameters);
-    const lanes = new Lanes(
+    const lanes = this.#surroundings.startLanes(
       Array.from({ length: laneCount }, () => {
-        return { side: "source", send: sender.setup, words: this.#laneWords };
+        return {
+          side: "source",
+          send: sender.setup,
+          words: this.#laneWords,
+          served: this.#served,
+        };
       }),
     );
     this.#lanes = lanes;
@@ -288,6 +297,7 @@ export class SourceMigration {
 
   async #tellDone(): Promise<void> {
     const hypervisor = this.#hypervisor.laps;
+    if (this.#faults !== null) await this.#peer.tellFaults(this.#faults).catch(() => {});
     const done = { totalMs: this.#totalMs, ...this.#downtime, hypervisor };
     await this.#peer.tellDone(done).catch(() => {}); // The guest runs there; the rest is figures.
   }
@@ -307,7 +317,8 @@ export class SourceMigration {
     await attempt.guard(sender.end());
     assert(sender.dirtyPages === 0, "nothing is dirty when all was sent and nobody writes");
     tellLanes(this.#laneWords, FINISH);
-    await attempt.guard(this.#peer.awaitComplete());
+    const { stages, vcpus } = await attempt.guard(this.#peer.awaitComplete());
+    this.#faults = { stages: { ...stages, served: latencyFigures(this.#served) }, vcpus };
     attempt.succeed();
     this.#totalMs = nowMs() - this.#startMs;
     await this.#tellDone();
@@ -328,6 +339,7 @@ export class SourceMigration {
       pages: pageFigures(this.#ofSender.counters(), this.#untouchedPages),
       channels,
       cpuMs: (cpu.user + cpu.system) / 1000,
+      ...(this.#faults === null ? {} : { faults: faultFigures(this.#faults) }),
     };
   }
 

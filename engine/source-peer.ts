@@ -10,6 +10,7 @@ import {
   type Agreement,
   type DoneMessage,
   decodeChannel,
+  decodeFaults,
   decodeRunning,
   decodeWelcome,
   encodeAgreement,
@@ -17,10 +18,12 @@ import {
   encodeDiscard,
   encodeDone,
   encodeFailure,
+  encodeFaults,
   encodeHello,
   encodeLanes,
   encodeRound,
   encodeSwitch,
+  type FaultsMessage,
   type Lane,
   MIGRATION_ID_BYTES,
   type RoundMessage,
@@ -37,7 +40,15 @@ import { laneCountOf } from "./lanes.ts";
 import type { Parameters } from "./parameters.ts";
 import type { Surroundings } from "./surroundings.ts";
 
-type SourceFrame = "lanes" | "agree" | "round" | "discard" | "switch" | "commit" | "done";
+type SourceFrame =
+  | "lanes"
+  | "agree"
+  | "round"
+  | "discard"
+  | "switch"
+  | "commit"
+  | "faults"
+  | "done";
 
 const NOTHING = new Uint8Array(0);
 
@@ -180,9 +191,17 @@ export class SourcePeer {
     await this.#send("switch", encodeSwitch(pages));
   }
 
-  /** Returns when the destination has all pages. */
-  async awaitComplete(): Promise<void> {
-    await this.main.receive(["complete"], this.#parameters.stepTimeoutMs);
+  /** Returns when the destination has all pages, with how long its guest waited for some. */
+  async awaitComplete(): Promise<FaultsMessage> {
+    const { stepTimeoutMs } = this.#parameters;
+    const { body } = await this.main.receive(["faults"], stepTimeoutMs);
+    const faults = decodeFaults(body, 0);
+    await this.main.receive(["complete"], stepTimeoutMs);
+    return faults;
+  }
+
+  async tellFaults(faults: FaultsMessage): Promise<void> {
+    await this.#send("faults", encodeFaults(faults));
   }
 
   async tellDone(done: DoneMessage): Promise<void> {

@@ -65,6 +65,7 @@ const KINDS: { readonly [name in FrameName]: number } = {
   switch: 26,
   request: 27,
   complete: 28,
+  faults: 29,
 };
 
 /** What a peer may make us allocate for a frame. */
@@ -94,6 +95,7 @@ const BODY_BYTES_MAX: { readonly [name in FrameName]: number } = {
   switch: 8,
   request: 12,
   complete: 0,
+  faults: 2296,
 };
 
 for (const name of NAMES) {

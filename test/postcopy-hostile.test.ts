@@ -132,7 +132,7 @@ test("questions are merged, bounded by seats, and taken in turn", () => {
   expect(takeQuestion(door, { from: 3, ...share })).toBe(null);
   expect(isPresent(door, 0, 40)).toBe(true);
   expect(awaitPage(door, { seat: 0, block: 0, page: 40 }, 1)).toBe(true);
-  expect(faultTimes(door)).toMatchObject({ count: 0, vcpus: [{}, {}, {}] });
+  expect(faultTimes(door)).toMatchObject({ stages: { total: { count: 0 } }, vcpus: [{}, {}, {}] });
   expect(() => awaitPage(door, { seat: 256, block: 0, page: 5 }, 1)).toThrow(RangeError);
 });
 

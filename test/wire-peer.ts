@@ -157,6 +157,7 @@ export const KIND = {
   switch: 26,
   request: 27,
   complete: 28,
+  faults: 29,
 } as const;
 
 export const LANE = { main: 1, bulk: 2 } as const;

@@ -1,4 +1,8 @@
+import { nowMs } from "../base/clock.ts";
+import { VCPUS_MAX } from "../channels/frame.ts";
+import type { FaultsMessage } from "../channels/messages.ts";
 import { lowestBit, popcount } from "./dirty-words.ts";
+import { createLatencies, type Latencies, latencyFigures, noteLatency } from "./latencies.ts";
 
 /**
  * Where a vCPU that touches a page which is not there yet asks for it, and is woken when it comes.
@@ -14,14 +18,22 @@ import { lowestBit, popcount } from "./dirty-words.ts";
  *           BROKEN   1 when nothing will come any more
  *   seats   by seat: state, block, page
  *   sinceMs, blockedMs   by seat: when its question was asked, and all its waits together
- *   histogram            how long pages were waited for, in logarithmic buckets
+ *   latencies            how long pages were waited for in all, and in the parts of it:
+ *                        queued      until the request was written
+ *                        wire        until the answer began to come, the source's work included
+ *                        installed   until it was placed, and who waits was woken
  */
 export interface FaultDoor {
   readonly words: Int32Array;
   readonly seats: Int32Array;
   readonly sinceMs: Float64Array;
   readonly blockedMs: Float64Array;
-  readonly histogram: Int32Array;
+  readonly latencies: {
+    readonly total: Latencies;
+    readonly queued: Latencies;
+    readonly wire: Latencies;
+    readonly installed: Latencies;
+  };
   readonly blocks: readonly FaultBlock[];
 }
 
@@ -46,14 +58,10 @@ export const DROPPED = 3;
 export const BROKEN = 4;
 const WORDS = 16;
 
-export const SEATS_MAX = 256;
+export const SEATS_MAX = VCPUS_MAX;
 const SEAT_WORDS = 4;
 const SEAT_IDLE = 0;
 const SEAT_ASKED = 1;
-
-/** Eight buckets for each doubling, from a microsecond on: within 9 %, up to an hour. */
-const BUCKETS_PER_DOUBLING = 8;
-const BUCKETS = 256;
 
 export function createFaultDoor(
   blocks: readonly { name: string; pageBytes: number; pageCount: number }[],
@@ -66,7 +74,12 @@ export function createFaultDoor(
     seats: words(SEATS_MAX * SEAT_WORDS),
     sinceMs: doubles(SEATS_MAX),
     blockedMs: doubles(SEATS_MAX),
-    histogram: words(BUCKETS),
+    latencies: {
+      total: createLatencies(),
+      queued: createLatencies(),
+      wire: createLatencies(),
+      installed: createLatencies(),
+    },
     blocks: blocks.map(({ name, pageBytes, pageCount }) => {
       const count = Math.ceil(pageCount / 32);
       const [present, claimed, requested] = [words(count), words(count), words(count)];
@@ -97,7 +110,7 @@ export function awaitPage(
   const { words, seats, sinceMs, blockedMs } = door;
   const { present } = door.blocks[block] as FaultBlock;
   const [index, bit] = [page >>> 5, 1 << (page & 31)];
-  const startMs = performance.now();
+  const startMs = nowMs();
   if (sinceMs[seat] === 0) sinceMs[seat] = startMs;
   const at = seat * SEAT_WORDS;
   Atomics.store(seats, at + 1, block);
@@ -109,14 +122,14 @@ export function awaitPage(
   for (;;) {
     const value = Atomics.load(present, index);
     isThere = (value & bit) !== 0;
-    const leftMs = startMs + limitMs - performance.now();
+    const leftMs = startMs + limitMs - nowMs();
     if (isThere || leftMs <= 0) break;
     Atomics.wait(present, index, value, leftMs);
   }
-  const nowMs = performance.now();
-  blockedMs[seat] = (blockedMs[seat] as number) + nowMs - startMs;
+  const endMs = nowMs();
+  blockedMs[seat] = (blockedMs[seat] as number) + endMs - startMs;
   if (isThere) {
-    noteFault(door, nowMs - (sinceMs[seat] as number));
+    noteLatency(door.latencies.total, endMs - (sinceMs[seat] as number));
     sinceMs[seat] = 0;
   }
   return isThere;
@@ -129,7 +142,7 @@ export function awaitPage(
 export function takeQuestion(
   door: FaultDoor,
   { from, lane, lanes }: { from: number; lane: number; lanes: number },
-): { seat: number; block: number; page: number } | null {
+): { seat: number; block: number; page: number; sinceMs: number } | null {
   const { seats } = door;
   for (let step = 0; step < SEATS_MAX; step += 1) {
     const seat = (from + step) % SEATS_MAX;
@@ -141,7 +154,9 @@ export function takeQuestion(
     const { requested, present } = door.blocks[block] as FaultBlock;
     const [index, bit] = [page >>> 5, 1 << (page & 31)];
     if ((Atomics.load(present, index) & bit) !== 0) continue;
-    if ((Atomics.or(requested, index, bit) & bit) === 0) return { seat, block, page };
+    if ((Atomics.or(requested, index, bit) & bit) === 0) {
+      return { seat, block, page, sinceMs: door.sinceMs[seat] as number };
+    }
   }
   return null;
 }
@@ -190,46 +205,19 @@ export function nextMissing({ present, pageCount }: FaultBlock, from: number): n
   return -1;
 }
 
-function noteFault(door: FaultDoor, ms: number): void {
-  const us = Math.max(1, ms * 1000);
-  const bucket = Math.min(BUCKETS - 1, Math.floor(Math.log2(us) * BUCKETS_PER_DOUBLING));
-  Atomics.add(door.histogram, bucket, 1);
-}
-
-export interface FaultTimes {
-  readonly count: number;
-  readonly p50Us: number;
-  readonly p90Us: number;
-  readonly p99Us: number;
-  readonly p999Us: number;
-  readonly maxUs: number;
-  readonly blockedMs: number;
-  readonly vcpus: readonly { readonly blockedMs: number }[];
-}
-
-/** How long pages were waited for so far, each figure the upper end of its bucket. */
-export function faultTimes(door: FaultDoor): FaultTimes {
-  const counts = Array.from(door.histogram);
-  const count = counts.reduce((sum, each) => sum + each, 0);
-  const at = (share: number): number => {
-    let left = Math.ceil(count * share);
-    if (count === 0) return 0;
-    for (const [bucket, each] of counts.entries()) {
-      left -= each;
-      if (left <= 0) return 2 ** ((bucket + 1) / BUCKETS_PER_DOUBLING);
-    }
-    return 0;
-  };
-  const bySeat = Array.from(door.blockedMs);
+/** How long pages were waited for so far. What the source took is known to the source. */
+export function faultTimes({ latencies, blockedMs }: FaultDoor): FaultsMessage {
+  const bySeat = Array.from(blockedMs);
   while (bySeat.at(-1) === 0) bySeat.pop();
+  const { total, queued, wire, installed } = latencies;
   return {
-    count,
-    p50Us: at(0.5),
-    p90Us: at(0.9),
-    p99Us: at(0.99),
-    p999Us: at(0.999),
-    maxUs: at(1),
-    blockedMs: bySeat.reduce((sum, each) => sum + each, 0),
+    stages: {
+      total: latencyFigures(total),
+      queued: latencyFigures(queued),
+      wire: latencyFigures(wire),
+      served: latencyFigures(createLatencies()),
+      installed: latencyFigures(installed),
+    },
     vcpus: bySeat.map((each) => ({ blockedMs: each })),
   };
 }

@@ -1,9 +1,11 @@
 import { must } from "../base/assert.ts";
+import { nowMs } from "../base/clock.ts";
 import type { Checksum } from "../channels/checksum.ts";
 import { CounterRow, stopOf } from "./control.ts";
 import { ARMED, BELL, type FaultDoor, isPresent, SEATS_MAX, takeQuestion } from "./fault-door.ts";
 import { closeGate, openGate } from "./gate.ts";
 import { Idleness } from "./lane-idle.ts";
+import { noteLatency } from "./latencies.ts";
 import { PageReceiver } from "./page-receiver.ts";
 import type { ChannelPlace, ReceiveSetup } from "./protocol.ts";
 
@@ -16,7 +18,7 @@ export class LaneReceiver {
   readonly #pages: PageReceiver;
   readonly #share: { lane: number; lanes: number };
   /** Asked for and not there yet. */
-  #waited: { block: number; page: number }[] = [];
+  #waited: { block: number; page: number; askedMs: number }[] = [];
   #requests = 0;
 
   constructor(
@@ -48,12 +50,12 @@ export class LaneReceiver {
       }
       const found = this.#pages.poll();
       if (found === "end") return;
-      if (found === "pages") this.#arrived();
+      if (found === "pages") this.#arrived(this.#pages.polledMs);
       if (isBusy || found === "pages") {
         idleness.wake();
         continue;
       }
-      if (this.#waited.length > 0) this.#arrived();
+      if (this.#waited.length > 0) this.#arrived(null);
       const isAsleep = Atomics.load(words, ARMED) === 0;
       const on = { words, index: BELL, value: bell };
       const sleptMs = idleness.rest(this.#stop, on, { isAsleep });
@@ -67,19 +69,26 @@ export class LaneReceiver {
     this.#pages.close();
   }
 
-  #ask({ block, page }: { block: number; page: number }): void {
+  #ask({ block, page, sinceMs }: { block: number; page: number; sinceMs: number }): void {
     closeGate(this.#setup.control);
-    this.#waited.push({ block, page });
     this.#pages.request({ block, page, number: this.#requests });
     this.#requests += 1;
+    const askedMs = nowMs();
+    noteLatency(this.#door.latencies.queued, askedMs - sinceMs);
+    this.#waited.push({ block, page, askedMs });
   }
 
-  /** A page may also come with the others: what is there is waited for no more. */
-  #arrived(): void {
-    this.#waited = this.#waited.filter(({ block, page }) => {
-      const isWaited = !isPresent(this.#door, block, page);
-      if (!isWaited) openGate(this.#setup.control);
-      return isWaited;
+  /** A page may also come with the others, nobody knows when: what is there is waited for no more. */
+  #arrived(atMs: number | null): void {
+    const { wire, installed } = this.#door.latencies;
+    this.#waited = this.#waited.filter(({ block, page, askedMs }) => {
+      if (!isPresent(this.#door, block, page)) return true;
+      openGate(this.#setup.control);
+      if (atMs !== null) {
+        noteLatency(wire, Math.max(0, atMs - askedMs));
+        noteLatency(installed, nowMs() - atMs);
+      }
+      return false;
     });
   }
 }

@@ -1,3 +1,4 @@
+import { nowMs } from "../base/clock.ts";
 import { MigrationError } from "../base/errors.ts";
 import type { Checksum } from "../channels/checksum.ts";
 import { type DescriptorOptions, readNow } from "../channels/descriptor.ts";
@@ -20,6 +21,7 @@ import { FrameWriter } from "./frame-writer.ts";
 import { closeGate, openGate } from "./gate.ts";
 import { Idleness } from "./lane-idle.ts";
 import { FINISH, OPEN } from "./lane-words.ts";
+import { type Latencies, noteLatency } from "./latencies.ts";
 import { Prefetch } from "./prefetch.ts";
 import type { ChannelPlace, SendBlock, SendSetup } from "./protocol.ts";
 import { openRam, type Ram } from "./ram.ts";
@@ -38,6 +40,7 @@ export class LaneSender {
   readonly #control: Control;
   readonly #input: DescriptorOptions;
   readonly #words: Int32Array;
+  readonly #served: Latencies;
   readonly #checksum: Checksum | null;
   readonly #counters: CounterRow;
   readonly #bench = new Workbench();
@@ -55,13 +58,18 @@ export class LaneSender {
   constructor(
     setup: SendSetup,
     place: ChannelPlace,
-    { words, checksum }: { words: Int32Array; checksum: Checksum | null },
+    {
+      words,
+      served,
+      checksum,
+    }: { words: Int32Array; served: Latencies; checksum: Checksum | null },
   ) {
     const { control, channelTimeoutMs } = setup;
     const { channel, isDeep = false } = place;
     const common = { channel, isDeep, stop: stopOf(control, channel), limitMs: channelTimeoutMs };
     this.#control = control;
     this.#words = words;
+    this.#served = served;
     this.#checksum = checksum;
     this.#counters = new CounterRow(control, channel - 1);
     this.#input = { ...common, fd: place.readFd };
@@ -110,12 +118,14 @@ export class LaneSender {
 
   #answer({ block: index, page }: RequestMessage): void {
     const block = this.#blocks[index] as OpenBlock;
+    const startMs = nowMs();
     closeGate(this.#control);
     try {
       this.#sendPages(block, page, 1);
     } finally {
       openGate(this.#control);
     }
+    noteLatency(this.#served, nowMs() - startMs);
     const left = this.#prefetch.fault(index, page);
     this.#next = left === 0 ? null : { block, page: page + 1, left };
   }

@@ -34,8 +34,12 @@ coordinator.postMessage("ready");
 
 function laneOf(place: ChannelPlace): LaneSender | LaneReceiver {
   if (setup.side === "source") {
-    const { send, words } = setup;
-    return new LaneSender(send, place, { words, checksum: send.hasChecksum ? checksum : null });
+    const { send, words, served } = setup;
+    return new LaneSender(send, place, {
+      words,
+      served,
+      checksum: send.hasChecksum ? checksum : null,
+    });
   }
   const { receive, lane, lanes } = setup;
   return new LaneReceiver(receive, place, { checksum, lane, lanes });

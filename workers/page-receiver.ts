@@ -1,4 +1,5 @@
 import { assert } from "../base/assert.ts";
+import { nowMs } from "../base/clock.ts";
 import { MigrationError } from "../base/errors.ts";
 import { KIB } from "../base/units.ts";
 import type { Checksum } from "../channels/checksum.ts";
@@ -77,6 +78,8 @@ export class PageReceiver {
     readonly pageBytes: number;
     readonly pageCount: number;
   }[] = [];
+  /** When the last frame that `poll` received had begun to come. */
+  polledMs = 0;
   #readSequence: number;
   #writeSequence: number;
 
@@ -156,6 +159,7 @@ export class PageReceiver {
       this.#counters.add("movedBytes", this.#end);
       if (this.#end === 0) return "nothing";
     }
+    this.polledMs = nowMs();
     const header = this.#readHeader();
     if (header.name === "pages") {
       this.#receivePages(header);

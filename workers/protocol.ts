@@ -2,6 +2,7 @@ import type { Failure } from "../base/errors.ts";
 import type { Control } from "./control.ts";
 import type { DirtyWords } from "./dirty-words.ts";
 import type { FaultDoor } from "./fault-door.ts";
+import type { Latencies } from "./latencies.ts";
 import type { RamRegion } from "./ram.ts";
 
 /**
@@ -140,7 +141,12 @@ export interface ReceiveSetup {
 
 /** What a lane's thread knows from its start, at either end. */
 export type LaneSetup =
-  | { readonly side: "source"; readonly send: SendSetup; readonly words: Int32Array }
+  | {
+      readonly side: "source";
+      readonly send: SendSetup;
+      readonly words: Int32Array;
+      readonly served: Latencies;
+    }
   | {
       readonly side: "destination";
       readonly receive: ReceiveSetup;
