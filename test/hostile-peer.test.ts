@@ -368,7 +368,7 @@ const SOURCES: readonly (readonly [
   ],
   [
     "gives up a channel before there is any",
-    { code: "FRAME_UNEXPECTED", facts: { channel: 0, frame: "lost", wanted: "agree" } },
+    { code: "FRAME_UNEXPECTED", facts: { channel: 0, frame: "lost", wanted: "lanes or agree" } },
     ({ main }) => main.send(KIND.lost, lostBody(1)),
   ],
   [
