@@ -1,6 +1,7 @@
 /**
  * `node .ci/summary.ts REPORT…` adds up Vitest's JSON reports and prints one line, the last of CI:
- * `N passed, N failed`, and `, N skipped` where there are any. Exits 1 when something failed, when
+ * `N passed, N failed`, and `, N skipped` where there are any; before it, on standard error, what
+ * failed, for whoever sees no more than the end. Exits 1 when something failed, when
  * a report is missing or holds no test, and when one of a report named `real…` was skipped: nobody
  * reads why.
  */
@@ -14,8 +15,14 @@ interface VitestReport {
   readonly numPendingTests: number;
   readonly numTodoTests: number;
   readonly testResults: readonly {
+    readonly name: string;
     readonly status: string;
-    readonly assertionResults: readonly { readonly status: string }[];
+    readonly message: string;
+    readonly assertionResults: readonly {
+      readonly status: string;
+      readonly fullName: string;
+      readonly failureMessages: readonly string[];
+    }[];
   }[];
 }
 
@@ -37,7 +44,9 @@ export function summarize(texts: ReadonlyMap<string, string | undefined>): Summa
       problems.push(`${name}: the run ended without a report`);
       continue;
     }
-    const { passed, failed, skipped } = countsOf(JSON.parse(text) as VitestReport);
+    const report = JSON.parse(text) as VitestReport;
+    const { passed, failed, skipped } = countsOf(report);
+    problems.push(...failuresOf(report));
     sum.passed += passed;
     sum.failed += failed;
     sum.skipped += skipped;
@@ -59,6 +68,25 @@ function countsOf(report: VitestReport): { passed: number; failed: number; skipp
     failed: report.numFailedTests + brokenFiles.length,
     skipped: report.numPendingTests + report.numTodoTests,
   };
+}
+
+/** A line or two for each: which test, and how its message begins. */
+function failuresOf({ testResults }: VitestReport): string[] {
+  return testResults
+    .filter(({ status }) => status === "failed")
+    .flatMap(({ name, message, assertionResults }) => {
+      const failed = assertionResults.filter(({ status }) => status === "failed");
+      if (failed.length === 0) return [`failed: ${basename(name)}: ${beginningOf(message)}`];
+      return failed.map(({ fullName, failureMessages }) => {
+        return `failed: ${basename(name)}: ${fullName}: ${beginningOf(failureMessages[0] ?? "")}`;
+      });
+    });
+}
+
+const MESSAGE_LENGTH_MAX = 400;
+
+function beginningOf(message: string): string {
+  return message.slice(0, MESSAGE_LENGTH_MAX);
 }
 
 export function summaryLine({ passed, failed, skipped }: Summary): string {

@@ -196,6 +196,13 @@ export const LEGALITY: readonly LegalityRule[] = [
     reason: "A codec that is set compresses everything, whatever it costs.",
   },
   {
+    id: "extra-time-needs-auto",
+    kind: "requires",
+    when: { given: "autoExtraTimePercent" },
+    claim: { parameter: "compression", is: "auto" },
+    reason: "Only auto weighs time against bytes.",
+  },
+  {
     id: "cache-size-needs-xbzrle",
     kind: "requires",
     when: {

@@ -9,7 +9,8 @@ const AUTO_CODEC = "zstd";
 
 /** Puts the parameters that workers look at frame by frame where they look. */
 export function applySettings(control: Control, parameters: Parameters): void {
-  const { compression, channels, zstdLevel, deflateLevel, cpuLimitCores } = parameters;
+  const { compression, channels, zstdLevel, deflateLevel, cpuLimitCores, autoExtraTimePercent } =
+    parameters;
   setBandwidthLimit(control, parameters.maxBandwidthBytesPerSecond);
   const isAuto = compression === "auto";
   const name = isAuto ? AUTO_CODEC : compression;
@@ -19,6 +20,7 @@ export function applySettings(control: Control, parameters: Parameters): void {
     level: name === "deflate" ? deflateLevel : zstdLevel,
     isAuto,
     cpuShare: cpuLimitCores / channels,
+    extraTime: autoExtraTimePercent / 100,
   });
 }
 

@@ -257,6 +257,19 @@ export const PARAMETERS = {
     meaning: "The processor time that compression chosen by auto may take, all channels together.",
     why: "It is spent only where that makes the migration shorter.",
   },
+  autoExtraTimePercent: {
+    flag: "auto-extra-time",
+    type: "percent",
+    default: 0,
+    min: 0,
+    max: 1000,
+    agreed: false,
+    live: true,
+    side: "source",
+    meaning:
+      "How much longer than raw memory compressed memory may take and still be chosen by auto, for the bytes that it saves.",
+    why: "The shortest migration disturbs the guest least; who shares or pays for the link knows better.",
+  },
   xbzrle: {
     type: "boolean",
     default: false,

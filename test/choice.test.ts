@@ -16,6 +16,7 @@ function sceneOf(changes: Partial<Scene>): Scene {
     framesPerChannel: 1024,
     ratio: () => 0.15,
     codecBytesPerMs: 300_000,
+    extraTime: 0,
     random: new Prng(seed),
     ...changes,
   };
@@ -82,6 +83,28 @@ test(`a trial that is lost costs a few percent, however often it is made (SEED=$
   expect(shareOf(auto, "raw")).toBeGreaterThan(0);
   expect(auto.changes).toBe(0);
   expect(auto.ms).toBeLessThan(codec.ms * 1.05);
+});
+
+test(`bytes are worth the time that was allowed for them, and no more (SEED=${seed})`, () => {
+  // Compressed, it takes some three times as long over the one, and ten over the other.
+  const at = (linkBytesPerMs: number, extraTime: number) => {
+    return transfer("auto", sceneOf({ linkBytesPerMs: () => linkBytesPerMs, extraTime }));
+  };
+  expect(shareOf(at(800_000, 0), "raw")).toBeGreaterThan(0.9);
+  expect(shareOf(at(800_000, 5), "codec")).toBeGreaterThan(0.9);
+  expect(shareOf(at(3_000_000, 1), "raw")).toBeGreaterThan(0.9);
+});
+
+test("a channel that never blocks goes back to the codec where its time is allowed for", () => {
+  const choice = new Choice(4);
+  while (choice.way === "codec") choice.learn(frame(6, 0, MIB / 10));
+  while (choice.chosen === "codec") choice.learn(frame(1));
+  expect(choice.way).toBe("raw");
+  // Raw memory takes longer from now on, though not for the connection's sake.
+  for (let count = 0; count < 1000 && choice.chosen === "raw"; count += 1) {
+    choice.learn(choice.way === "raw" ? frame(2) : frame(6, 0, MIB / 10));
+  }
+  expect([choice.chosen, choice.changes]).toEqual(["codec", 2]);
 });
 
 const TEXT = () => 0.12;

@@ -6,7 +6,29 @@ interface Given {
   readonly failed?: number;
   readonly pending?: number;
   readonly todo?: number;
-  readonly files?: readonly { status: string; assertionResults: readonly { status: string }[] }[];
+  readonly files?: readonly File[];
+}
+
+interface File {
+  readonly name: string;
+  readonly status: string;
+  readonly message: string;
+  readonly assertionResults: readonly {
+    readonly status: string;
+    readonly fullName: string;
+    readonly failureMessages: readonly string[];
+  }[];
+}
+
+/** A file with one result, or none where `status` is null. */
+function fileWith(status: string | null): File {
+  const result = { status: status ?? "", fullName: "a test", failureMessages: ["it is so"] };
+  return {
+    name: "/a/folder/some.test.ts",
+    status: "failed",
+    message: "the file is so",
+    assertionResults: status === null ? [] : [result],
+  };
 }
 
 /** A report as Vitest writes it, as far as it is read. */
@@ -51,9 +73,16 @@ test("a run without a test, without a report or without any run is a problem", (
 });
 
 test("a file that could not be loaded counts as one failure, a failed test not twice", () => {
-  const broken = { status: "failed", assertionResults: [] };
-  const hook = { status: "failed", assertionResults: [{ status: "pending" }] };
-  const ordinary = { status: "failed", assertionResults: [{ status: "failed" }] };
-  const fast = report({ passed: 1, failed: 1, files: [broken, hook, ordinary] });
+  const files = [fileWith(null), fileWith("pending"), fileWith("failed")];
+  const fast = report({ passed: 1, failed: 1, files });
   expect(summaryOf({ "fast.json": fast }).line).toBe("1 passed, 3 failed");
+});
+
+test("what failed is told before the last line: the test, or the file, and what it said", () => {
+  const files = [fileWith(null), fileWith("failed"), { ...fileWith("passed"), status: "passed" }];
+  const { problems } = summaryOf({ "fast.json": report({ passed: 1, failed: 1, files }) });
+  expect(problems).toEqual([
+    "failed: some.test.ts: the file is so",
+    "failed: some.test.ts: a test: it is so",
+  ]);
 });

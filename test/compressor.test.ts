@@ -14,7 +14,7 @@ import { Prng, seedFromEnvironment } from "./prng.ts";
 
 const seed = seedFromEnvironment();
 
-const NONE: CodecSettings = { codec: 0, level: 1, isAuto: false, cpuShare: 0 };
+const NONE: CodecSettings = { codec: 0, level: 1, isAuto: false, cpuShare: 0, extraTime: 0 };
 const numberOf = (name: string) => must(codecNamed(name), "a test names codecs that exist").number;
 const ZSTD = { ...NONE, codec: numberOf("zstd") };
 const DEFLATE = { ...NONE, codec: numberOf("deflate") };
@@ -41,9 +41,11 @@ test("settings come back as they were set, each of them", () => {
     for (const level of [1, 9, 19, 255]) {
       for (const isAuto of [false, true]) {
         for (const cpuShare of [0, 0.25, 1, 1024]) {
-          const settings = { codec, level, isAuto, cpuShare };
-          setCodecSettings(control, settings);
-          expect(readCodecSettings(control)).toEqual(settings);
+          for (const extraTime of [0, 0.01, 10]) {
+            const settings = { codec, level, isAuto, cpuShare, extraTime };
+            setCodecSettings(control, settings);
+            expect(readCodecSettings(control)).toEqual(settings);
+          }
         }
       }
     }

@@ -6,10 +6,20 @@ import { Prng, seedFromEnvironment } from "./prng.ts";
 const seed = seedFromEnvironment();
 const PAGE = 4096;
 
-function cacheOf(slots: number, shape: { pagesPerChunk?: number; channels?: number } = {}) {
+function cacheOf(
+  slots: number,
+  shape: { pagesPerChunk?: number; channels?: number; shardPages?: number } = {},
+) {
   const at = 64;
   const bytes = new Uint8Array(at + slots * PAGE);
-  const size = { slots, pageBytes: PAGE, pagesPerChunk: 32, channels: 1, ...shape };
+  const size = {
+    slots,
+    shardPages: slots,
+    pageBytes: PAGE,
+    pagesPerChunk: 32,
+    channels: 1,
+    ...shape,
+  };
   return { bytes, cache: new DeltaCache({ bytes, at }, size) };
 }
 
@@ -207,5 +217,22 @@ test(`a smaller cache uses all its slots, each for about as many pages (SEED=${s
       if (cache.store(key, page(0), { generation: 1, round: 1 })) kept += 1;
     }
     expect(kept).toBe(slots);
+  }
+});
+
+test("the first round fills a cache for half of the memory, and none that is smaller", () => {
+  for (const [shardPages, isFilled] of [
+    [8, true],
+    [16, true],
+    [17, false],
+    [1000, false],
+  ] as const) {
+    const { cache } = cacheOf(8, { shardPages });
+    expect([cache.isOpen(1), cache.wants(3, 1)]).toEqual([isFilled, isFilled]);
+    expect(cache.store(3, page(1), { generation: 1, round: 1 })).toBe(isFilled);
+    expect(cache.find(3, 2) !== null).toBe(isFilled);
+    expect([cache.isOpen(2), cache.wants(3, 2)]).toEqual([true, true]);
+    expect(cache.store(3, page(2), { generation: 2, round: 2 })).toBe(true);
+    expect(cache.find(3, 3)?.generation).toBe(2);
   }
 });

@@ -41,7 +41,7 @@ afterAll(() => {
 
 function codec(name: string, changes: Partial<CodecSettings> = {}): CodecSettings {
   const { number } = must(codecNamed(name), "a test names codecs that exist");
-  return { codec: number, level: 1, isAuto: false, cpuShare: 0, ...changes };
+  return { codec: number, level: 1, isAuto: false, cpuShare: 0, extraTime: 0, ...changes };
 }
 
 /** Larger than every guest here. */

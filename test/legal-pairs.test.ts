@@ -53,6 +53,7 @@ const VALUES: { readonly [K in ParameterKey]: readonly Parameters[K][] } = {
   zstdLevel: [3],
   deflateLevel: [6],
   cpuLimitCores: [0.5],
+  autoExtraTimePercent: [100],
   xbzrle: [false, true],
   xbzrleCacheBytes: [64 * KIB, 16 * MIB],
   connectTimeoutMs: [5000],

@@ -97,6 +97,10 @@ const CASES: Readonly<Record<string, { breaks: Case; keeps: Case }>> = {
     breaks: [{ cpuLimitCores: 1, compression: "zstd" }],
     keeps: [{ cpuLimitCores: 1, compression: "auto" }],
   },
+  "extra-time-needs-auto": {
+    breaks: [{ autoExtraTimePercent: 50, compression: "zstd" }],
+    keeps: [{ autoExtraTimePercent: 50, compression: "auto" }],
+  },
   "cache-size-needs-xbzrle": {
     breaks: [{ xbzrleCacheBytes: 65_536, compression: "zstd" }],
     keeps: [{ xbzrleCacheBytes: 65_536, compression: "auto" }],

@@ -34,11 +34,12 @@ test("parameters become what the threads look at, frame by frame", () => {
   const deflate: ParameterOptions = { compression: "deflate", deflateLevel: 4 };
   expect(settingsOf(deflate)).toMatchObject({ codec: DEFLATE, level: 4, isAuto: false });
   const auto: ParameterOptions = { compression: "auto", cpuLimitCores: 2, channels: 8 };
-  expect(settingsOf({ ...auto, zstdLevel: 3 })).toMatchObject({
+  expect(settingsOf({ ...auto, zstdLevel: 3, autoExtraTimePercent: 80 })).toMatchObject({
     codec: ZSTD,
     level: 3,
     isAuto: true,
     cpuShare: 0.25,
+    extraTime: 0.8,
   });
 });
 

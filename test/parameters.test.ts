@@ -154,6 +154,7 @@ test("flags are the keys without their units, and are never renamed", () => {
     "zstd-level",
     "deflate-level",
     "cpu-limit",
+    "auto-extra-time",
     "xbzrle",
     "xbzrle-cache-size",
     "connect-timeout",
@@ -177,6 +178,7 @@ test("only live parameters change while a migration runs", () => {
     zstdLevel: { compression: "zstd" },
     deflateLevel: { compression: "deflate" },
     cpuLimitCores: { compression: "auto" },
+    autoExtraTimePercent: { compression: "auto" },
   };
   for (const key of PARAMETER_KEYS) {
     const current = resolveParameters({ channels: 2, ...needs[key] });

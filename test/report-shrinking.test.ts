@@ -56,10 +56,11 @@ test(`deltas are counted for each channel, and add up to what was sent (SEED=${s
   }
   const { delta, unchanged, zero } = report.pages;
   const guestPages = report.guestBytes / (4 * KIB);
-  // The first round found nothing; the cache holds the guest, so every later page found its version.
-  expect(sumOf(report, (each) => each.delta.misses)).toBe(guestPages);
   const dirtyPages = report.rounds.reduce((sum, round) => sum + round.dirtyPages, 0);
-  expect(sumOf(report, (each) => each.delta.hits)).toBe(dirtyPages - guestPages);
+  const misses = sumOf(report, (each) => each.delta.misses);
+  expect(sumOf(report, (each) => each.delta.hits) + misses).toBe(dirtyPages);
+  // The first round found nothing; later ones miss only what another channel had before.
+  expect(misses).toBeGreaterThanOrEqual(guestPages);
   // Pages that were zero have a version, too, but in the first round.
   const hits = sumOf(report, (each) => each.delta.hits);
   expect(hits).toBeGreaterThanOrEqual(delta + unchanged);
@@ -95,7 +96,8 @@ test(`auto says for each channel what it chose, and by which figures (SEED=${see
 });
 
 test(`auto chooses zstd for text on a slow link, and its figures are why (SEED=${seed})`, async () => {
-  const slow = { maxBandwidthBytesPerSecond: 2 * MIB };
+  // Alone: what a channel finds beside others depends on what these leave it of the limit.
+  const slow = { channels: 1, maxBandwidthBytesPerSecond: 2 * MIB };
   const report = await reported({ compression: "auto", ...slow });
   expect(report.pages.compressed).toBeGreaterThan(report.pages.raw);
   for (const { codec } of bulkOf(report)) expect(codec.choice).toMatch(/^zstd: raw .*, zstd \d/);
@@ -109,7 +111,11 @@ test(`a cache smaller than a page makes no deltas, one larger than memory makes 
       pageBytes,
     );
     expect([small.pages.delta, small.pages.unchanged]).toEqual([0, 0]);
-    const large = await reported({ xbzrle: true, xbzrleCacheBytes: 1024 * MIB }, pageBytes);
+    // One channel has nobody to hand pages over to, with versions that only it keeps.
+    const large = await reported(
+      { xbzrle: true, xbzrleCacheBytes: 1024 * MIB, channels: 1 },
+      pageBytes,
+    );
     expect(sumOf(large, (each) => each.delta.misses)).toBe(large.guestBytes / pageBytes);
     expect(large.pages.delta).toBeGreaterThan(0);
   }

@@ -58,7 +58,7 @@ async function transfer(
   const path = join(folder, "stream");
   const checksum = await loadChecksum();
   const writing = openSync(path, "w");
-  const settings = { codec, level: 1, isAuto: false, cpuShare: 0 };
+  const settings = { codec, level: 1, isAuto: false, cpuShare: 0, extraTime: 0 };
   const setup = pipeline.sendSetupOf([block], hasChecksum, { codec: settings });
   const place = pipeline.placeOf(writing);
   const sender = new PageSender(setup, place, hasChecksum ? checksum : null);
@@ -181,7 +181,13 @@ for (const codec of ["none", "zstd"] as const) {
       const block = { ...pipeline.sendBlockOf({ ...announced, source }), ...geometry };
       const path = join(folder, "rounds");
       const writing = openSync(path, "w");
-      const settings = { codec: CODECS_SET[codec], level: 1, isAuto: false, cpuShare: 0 };
+      const settings = {
+        codec: CODECS_SET[codec],
+        level: 1,
+        isAuto: false,
+        cpuShare: 0,
+        extraTime: 0,
+      };
       const shrinking = { cacheBytes: bytes * cachePart, codec: settings };
       const setup = pipeline.sendSetupOf([block], false, shrinking);
       const sender = new PageSender(setup, pipeline.placeOf(writing), null);

@@ -59,6 +59,9 @@ const STAY_MS_MAX = 4000;
  * It begins with the codec: on a slow link, a few MiB sent raw by mistake cost more than a few MiB
  * compressed by mistake cost on a fast one.
  *
+ * Who would rather have fewer bytes says how much longer they may take: raw memory then counts as
+ * that much slower than it is.
+ *
  * Pure: it is told what frames cost and reads no clock.
  */
 export class Choice {
@@ -72,6 +75,13 @@ export class Choice {
   #trial: { payloadBytes: number; settleBytes: number } | null = null;
   #changes = 0;
   #rawTrials = 0;
+  /** What a millisecond counts for. */
+  readonly #price: { readonly [way in Way]: number };
+
+  /** The codec may take longer than raw memory by `extraTime`, of 1, and still be chosen. */
+  constructor(extraTime = 0) {
+    this.#price = { raw: 1 + extraTime, codec: 1 };
+  }
 
   /** The way that the next frame should go. */
   get way(): Way {
@@ -140,7 +150,8 @@ export class Choice {
 
   #isCodecDue(window: Window): boolean {
     const isBlocked = window.blockedMs > window.elapsedMs * RAW_BLOCKED_SHARE;
-    return isBlocked && this.#isDue(this.#stayMs);
+    const mayGain = isBlocked || this.#price.raw > this.#price.codec;
+    return mayGain && this.#isDue(this.#stayMs);
   }
 
   #isDue(stayMs: number): boolean {
@@ -156,29 +167,34 @@ export class Choice {
   }
 
   #try(frame: FrameFacts, trial: { payloadBytes: number; settleBytes: number }): void {
-    const known = this.#cost[other(this.#way)];
-    assert(known !== null, "a trial compares with what is known");
+    const knownMs = this.#cost[other(this.#way)];
+    assert(knownMs !== null, "a trial compares with what is known");
+    const known = knownMs * this.#price[other(this.#way)];
+    const price = this.#price[this.#way];
     trial.payloadBytes += frame.payloadBytes;
     if (trial.settleBytes > 0) {
       trial.settleBytes -= frame.wireBytes;
       if (frame.blockedMs > 0) trial.settleBytes = 0;
       // While it waited, no more than this frame can have drained.
       const least = frame.blockedMs / Math.max(1, frame.payloadBytes);
-      if (least > known * CLEAR) this.#judge(least, known, trial.payloadBytes);
+      if (least * price > known * CLEAR) this.#judge(least, knownMs, trial.payloadBytes);
       return;
     }
     const window = add(this.#window, frame);
     if (window.payloadBytes === 0) return;
-    const cost = costOf(window);
+    const costMs = costOf(window);
+    const cost = costMs * price;
     const lostMs = (cost - known) * window.payloadBytes;
     const isClear = cost > known * CLEAR || cost * CLEAR < known;
     const isOver = (isClear && window.payloadBytes >= TRIAL_BYTES) || isWhole(window);
-    if (isOver || lostMs >= TRIAL_LOSS_MS) this.#judge(cost, known, trial.payloadBytes);
+    if (isOver || lostMs >= TRIAL_LOSS_MS) this.#judge(costMs, knownMs, trial.payloadBytes);
   }
 
-  /** Ends a trial: its way took `cost` where the way before it takes `known`. */
-  #judge(cost: number, known: number, payloadBytes: number): void {
-    this.#cost[this.#way] = cost;
+  /** Ends a trial: its way took `costMs` where the way before it takes `knownMs`. */
+  #judge(costMs: number, knownMs: number, payloadBytes: number): void {
+    this.#cost[this.#way] = costMs;
+    const cost = costMs * this.#price[this.#way];
+    const known = knownMs * this.#price[other(this.#way)];
     this.#trial = null;
     this.#window = emptyWindow();
     this.#stayedMs = 0;

@@ -44,7 +44,7 @@ export class Compressor {
   readonly #counters: CounterRow;
   #settings: CodecSettings;
   #stubbornness = new Stubbornness();
-  #choice = new Choice();
+  #choice: Choice;
   #budget = new CpuBudget();
   #lastEndMs = nowMs();
   /** In all channels. */
@@ -54,6 +54,7 @@ export class Compressor {
     this.#control = control;
     this.#counters = counters;
     this.#settings = readCodecSettings(control);
+    this.#choice = new Choice(this.#settings.extraTime);
   }
 
   /** Time begins to count: what went by since the last frame was not spent on sending. */
@@ -123,10 +124,11 @@ export class Compressor {
     const before = this.#settings;
     const settings = readCodecSettings(this.#control);
     this.#settings = settings;
-    const { codec, level, isAuto } = settings;
-    if (codec !== before.codec || level !== before.level || isAuto !== before.isAuto) {
+    const { codec, level, isAuto, extraTime } = settings;
+    const isOther = codec !== before.codec || level !== before.level || isAuto !== before.isAuto;
+    if (isOther || extraTime !== before.extraTime) {
       this.#stubbornness = new Stubbornness();
-      this.#choice = new Choice();
+      this.#choice = new Choice(extraTime);
       this.#budget = new CpuBudget();
     }
     return settings;

@@ -10,7 +10,8 @@ import { assert } from "../base/assert.ts";
  *   pace      workers       when the next byte may go, see `workers/pace.ts`
  *   limit     coordinator   bytes per second over all channels, 0 for no limit
  *   codec     coordinator   how payloads are compressed, see setCodecSettings. Word 2: workers,
- *                           trials of raw memory that `auto` began in any channel
+ *                           trials of raw memory that `auto` began in any channel.
+ *                           Word 3: see CodecSettings
  *   gate      lanes         word 0: how many lanes have a page to bring that a guest waits for, see
  *                           `workers/gate.ts`. Word 1, by the coordinator: 1 in post-copy
  *   counters  one channel   a row per channel, see COUNTERS; others only read
@@ -33,17 +34,21 @@ export interface CodecSettings {
   readonly isAuto: boolean;
   /** Of one core, for each channel's compression; 0 for no limit. */
   readonly cpuShare: number;
+  /** How much longer than raw memory the codec may take and still be chosen, of 1. */
+  readonly extraTime: number;
 }
 
 const CPU_SHARE_UNIT = 1000;
+const EXTRA_TIME_UNIT = 100;
 const LEVEL_SHIFT = 8;
 const AUTO_BIT = 1 << 16;
 
 /** In one word, for a level must never meet the codec that was set before or after its own. */
 export function setCodecSettings(control: Control, settings: CodecSettings): void {
-  const { codec, level, isAuto, cpuShare } = settings;
+  const { codec, level, isAuto, cpuShare, extraTime } = settings;
   assert(codec >= 0 && codec < 256 && level >= 0 && level < 256, "a codec and a level are bytes");
   Atomics.store(control.codec, 1, Math.ceil(cpuShare * CPU_SHARE_UNIT));
+  Atomics.store(control.codec, 3, Math.round(extraTime * EXTRA_TIME_UNIT));
   Atomics.store(control.codec, 0, codec | (level << LEVEL_SHIFT) | (isAuto ? AUTO_BIT : 0));
 }
 
@@ -54,6 +59,7 @@ export function readCodecSettings({ codec }: Control): CodecSettings {
     level: (word >>> LEVEL_SHIFT) & 0xff,
     isAuto: (word & AUTO_BIT) !== 0,
     cpuShare: Atomics.load(codec, 1) / CPU_SHARE_UNIT,
+    extraTime: Atomics.load(codec, 3) / EXTRA_TIME_UNIT,
   };
 }
 

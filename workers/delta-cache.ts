@@ -6,6 +6,9 @@ const EMPTY = -1;
 /** Rounds without use after which an entry gives way to another page; QEMU counts alike. */
 const AGE_ROUNDS = 2;
 
+/** A cache for less of the memory gains too little by what the first round leaves in it. */
+const FILLED_FIRST_SHARE = 0.5;
+
 /** Odd, as regular distances are mostly powers of two; and more pages than often lie together. */
 const LAP_SHIFT = 65;
 
@@ -63,11 +66,21 @@ export class DeltaCache {
   readonly #keys: Float64Array;
   readonly #generations: Uint32Array;
   readonly #usedRounds: Uint32Array;
+  readonly #firstRound: number;
 
-  /** `bytes` is the wasm memory; the cache takes `slots` pages of `pageBytes` from `at` on. */
+  /**
+   * `bytes` is the wasm memory; the cache takes `slots` pages of `pageBytes` from `at` on, for a
+   * shard of `shardPages`.
+   */
   constructor(
     memory: { bytes: Uint8Array; at: number },
-    size: { slots: number; pageBytes: number; pagesPerChunk: number; channels: number },
+    size: {
+      readonly slots: number;
+      readonly shardPages: number;
+      readonly pageBytes: number;
+      readonly pagesPerChunk: number;
+      readonly channels: number;
+    },
   ) {
     assert(size.slots > 0 && Number.isInteger(size.slots), "a cache has whole slots");
     assert(
@@ -83,6 +96,12 @@ export class DeltaCache {
     this.#keys = new Float64Array(size.slots).fill(EMPTY);
     this.#generations = new Uint32Array(size.slots);
     this.#usedRounds = new Uint32Array(size.slots);
+    this.#firstRound = size.slots >= size.shardPages * FILLED_FIRST_SHARE ? 1 : 2;
+  }
+
+  /** Whether versions that are sent in this round may be stored; before, there are none. */
+  isOpen(round: number): boolean {
+    return round >= this.#firstRound;
   }
 
   /** The cached version of page `key`, see `firstKeys`, or null. */
@@ -98,6 +117,7 @@ export class DeltaCache {
    * stored: an entry follows what the destination gets.
    */
   wants(key: number, round: number): boolean {
+    if (!this.isOpen(round)) return false;
     const slot = this.#slotOf(key);
     const held = this.#keys[slot];
     if (held === EMPTY || held === key) return true;
@@ -107,8 +127,8 @@ export class DeltaCache {
   /**
    * Remembers the version that was just sent. Returns false when the slot belongs to another page
    * that was used lately; a page that has an entry always gets its new version in. One that gets in
-   * anew was not of use yet, and gives way a round sooner than one that was: so the first round may
-   * fill the cache, and who is found in the second one has proven to be worth a slot.
+   * anew was not of use yet, and gives way a round sooner than one that was: so a first round that
+   * fills the cache does no harm, and who is found in the second one has proven to be worth a slot.
    */
   store(key: number, source: Uint8Array, version: { generation: number; round: number }): boolean {
     assert(source.length === this.#pageBytes, "an entry is one page");

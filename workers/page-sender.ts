@@ -304,7 +304,7 @@ export class PageSender {
 
   /** Pages before the first one that the cache has a version of, or would remember. */
   #strangers({ cache, firstKey }: OpenBlock, firstPage: number, pages: number): number {
-    if (cache === null) return pages;
+    if (cache === null || !cache.isOpen(this.#round)) return pages;
     let count = 0;
     while (count < pages && !cache.wants(firstKey + firstPage + count, this.#round)) count += 1;
     return count;
@@ -382,10 +382,11 @@ function makeCaches(
   let at = CACHE_AT;
   for (const pageBytes of new Set(blocks.map((block) => block.pageBytes))) {
     const ofSize = blocks.filter((block) => block.pageBytes === pageBytes);
-    const slots = Math.floor((shardBytes(ofSize, channels) * share) / pageBytes);
+    const shardPages = shardBytes(ofSize, channels) / pageBytes;
+    const slots = Math.floor(shardPages * share);
     if (slots === 0) continue;
     const pagesPerChunk = ofSize[0]?.pagesPerChunk ?? 1;
-    const size = { slots, pageBytes, pagesPerChunk, channels };
+    const size = { slots, shardPages, pageBytes, pagesPerChunk, channels };
     caches.set(pageBytes, new DeltaCache({ bytes: bench.bytes, at }, size));
     at += slots * pageBytes;
   }

@@ -5,11 +5,11 @@ import { MEMORY_KINDS } from "./enclosure.ts";
 import {
   type LiveMove,
   type LiveSample,
+  type LiveWay,
   moveLiveWithMultifd,
   moveLiveWithQemu,
 } from "./live-move.ts";
 import type { Turns } from "./program.ts";
-import type { Compression } from "./sample.ts";
 import { warm } from "./warm.ts";
 
 export const DOWNTIME_LIMIT_MS = 400;
@@ -22,13 +22,13 @@ export interface LiveGuest {
 
 export interface LivePlan extends Turns {
   readonly guest: LiveGuest;
-  readonly compressions: readonly Compression[];
+  readonly compressions: readonly LiveWay[];
 }
 
 /** Moves of a guest of the same kind, turn and turn about. */
 export interface LiveComparison {
   readonly guest: LiveGuest;
-  readonly compression: Compression;
+  readonly compression: LiveWay;
   /** With each compression of ours the same: QEMU compresses nothing. */
   readonly qemu: readonly LiveSample[];
   readonly multifd: readonly LiveSample[];

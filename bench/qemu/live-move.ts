@@ -7,11 +7,21 @@ import { cpuMsWithout, loopbackBytes } from "./meters.ts";
 import { MigratingEnd } from "./migrating-end.ts";
 import { type OwnFigures, runMultifd } from "./multifd.ts";
 import { PauseWatch } from "./pause-watch.ts";
-import type { Compression, Sample } from "./sample.ts";
+import type { Sample } from "./sample.ts";
 
 /** How the guest must go on where it arrived. A sweep looks at everything that it rewrites. */
 const BEATS_AFTER = 10;
 const SWEEPS_AFTER = 1;
+
+/** How this engine is told to go about it. */
+export const LIVE_WAYS = {
+  none: ["--compression", "none"],
+  zstd: ["--compression", "zstd"],
+  auto: ["--compression", "auto"],
+  "auto-for-bytes": ["--compression", "auto", "--auto-extra-time", "300%"],
+} as const;
+
+export type LiveWay = keyof typeof LIVE_WAYS;
 
 /** A guest that works, and how it is to be moved. */
 export interface LiveMove {
@@ -72,17 +82,15 @@ export async function moveLiveWithQemu(move: LiveMove): Promise<LiveSample> {
   return await moveLive(move, migrate, { mayHarm: true });
 }
 
-export async function moveLiveWithMultifd(
-  move: LiveMove,
-  compression: Compression,
-): Promise<LiveSample> {
+export async function moveLiveWithMultifd(move: LiveMove, way: LiveWay): Promise<LiveSample> {
   const { channels, downtimeLimitMs, folder } = move;
   return await moveLive(move, async (source, destination) => {
     const words = {
       receive: ["--qemu", destination.qmpPath],
       send: [
         ...["--qemu", source.qmpPath, "--channels", String(channels)],
-        ...["--compression", compression, "--downtime-limit", `${downtimeLimitMs}ms`],
+        ...LIVE_WAYS[way],
+        ...["--downtime-limit", `${downtimeLimitMs}ms`],
         // On a busy machine a goal is missed, which is told; a move that is given up tells nothing.
         ...["--non-convergence", "switch-over"],
       ],
