@@ -1,4 +1,5 @@
-import { workerData } from "node:worker_threads";
+import { parentPort, workerData } from "node:worker_threads";
+import { must } from "../base/assert.ts";
 import { nowMs } from "../base/clock.ts";
 import { awaitPage, type FaultBlock, type FaultDoor, isPresent } from "../engine/faults.ts";
 
@@ -7,7 +8,7 @@ export interface ToucherTask {
   readonly door: FaultDoor;
   readonly seed: number;
   readonly pauseMs: number;
-  /** Word 0: how many times were taken down; word 1: 1 when it shall end. */
+  /** Word 0: how many times were taken down; word 1: 1 when it shall end; word 2: 1 when the guest runs. */
   readonly words: Int32Array;
   /** Microseconds. */
   readonly times: Float64Array;
@@ -19,6 +20,8 @@ const TRIES_MAX = 2000;
 
 const { door, seed, pauseMs, words, times } = workerData as ToucherTask;
 const { pageCount } = door.blocks[0] as FaultBlock;
+must(parentPort, "it is a thread").postMessage("ready");
+Atomics.wait(words, 2, 0);
 let state = seed;
 let tries = 0;
 for (let count = 0; count < times.length && tries < TRIES_MAX && Atomics.load(words, 1) === 0; ) {

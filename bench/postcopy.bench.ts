@@ -5,12 +5,13 @@ import { Pair } from "./peer-process.ts";
 import { PAGE_BYTES } from "./workloads.ts";
 
 const SMOKE = {
-  guestBytes: 8 * MIB,
+  guestBytes: 64 * MIB,
   quietBytes: 8 * MIB,
   channels: 2,
   runs: 1,
   faults: 50,
   quietMs: 100,
+  warmups: 0,
 };
 
 /**
@@ -36,10 +37,11 @@ export const postcopy: Benchmark<typeof SMOKE> = {
     channels: 2,
     runs: 5,
     faults: 2000,
-    quietMs: 4000,
+    quietMs: 3000,
+    warmups: 1,
   },
 
-  async run(report, { guestBytes, quietBytes, channels, runs, faults, quietMs }) {
+  async run(report, { guestBytes, quietBytes, channels, runs, faults, quietMs, warmups }) {
     await using pair = new Pair();
     const { source, destination } = pair;
     await Promise.all([
@@ -73,13 +75,13 @@ export const postcopy: Benchmark<typeof SMOKE> = {
 
     const plain = { bytes: guestBytes, pageBytes: PAGE_BYTES, faults: 0, pauseMs: 0, quietMs: 0 };
     const touched = { ...plain, faults, pauseMs: 0.2 };
-    for (let run = -1; run < runs; run += 1) {
+    for (let run = -warmups; run < runs; run += 1) {
       const floor = await floorOnce(pair, faults);
       const inBulk = await move(touched);
       const inHuge = await move({ ...touched, pageBytes: 2 * MIB });
       const alone = await move({ ...touched, bytes: quietBytes, pauseMs: 0, quietMs });
       const { rounds } = await move(plain);
-      if (run < 0 && runs > 1) continue;
+      if (run < 0) continue;
       floors.push(...floor);
       busy.push(...inBulk.times);
       huge.push(...inHuge.times);

@@ -41,7 +41,7 @@ export class TouchedGuest implements DestinationHost {
   readonly #buffer: SharedArrayBuffer;
   readonly #faults: number;
   readonly #pauseMs: number;
-  readonly #words = new Int32Array(new SharedArrayBuffer(8));
+  readonly #words = new Int32Array(new SharedArrayBuffer(12));
   readonly #times: Float64Array;
   #door: FaultDoor | null = null;
   #ended: Promise<unknown> = Promise.resolve();
@@ -62,9 +62,8 @@ export class TouchedGuest implements DestinationHost {
     this.#door = door;
   }
 
-  async loadDevices(): Promise<void> {}
-
-  async resume(): Promise<void> {
+  /** Its thread is ready before it runs, as vCPUs are. */
+  async loadDevices(): Promise<void> {
     if (this.#faults === 0) return;
     const task: ToucherTask = {
       door: must(this.#door, "faults were offered"),
@@ -75,7 +74,12 @@ export class TouchedGuest implements DestinationHost {
     };
     const worker = new Worker(new URL("./fault-toucher.ts", import.meta.url), { workerData: task });
     this.#ended = once(worker, "exit");
-    await once(worker, "online");
+    await once(worker, "message");
+  }
+
+  async resume(): Promise<void> {
+    Atomics.store(this.#words, 2, 1);
+    Atomics.notify(this.#words, 2);
   }
 
   async discard(): Promise<void> {}

@@ -33,6 +33,8 @@ const PREFETCH_PAGES = 4;
 interface OpenBlock extends SendBlock {
   readonly index: number;
   readonly ram: Ram;
+  /** A bit per page that this lane has sent: it is on its way, and nothing can overtake it. */
+  readonly sentHere: Uint32Array;
 }
 
 /** The source's end of a priority lane: pages that a guest waits for, and a few around them. */
@@ -47,6 +49,8 @@ export class LaneSender {
   readonly #writer: FrameWriter;
   readonly #blocks: readonly OpenBlock[];
   readonly #requestsMax: number;
+  /** A page that comes once more would be the wrong base of a delta. */
+  readonly #mayRepeat: boolean;
   readonly #prefetch = new Prefetch();
   readonly #buffer = new Uint8Array(HEADER_BYTES + FRAMES.failure.bodyBytesMax);
   readonly #view = new DataView(this.#buffer.buffer);
@@ -86,7 +90,9 @@ export class LaneSender {
       ...block,
       index,
       ram: openRam(block, "read"),
+      sentHere: new Uint32Array(Math.ceil(block.pageCount / 32)),
     }));
+    this.#mayRepeat = setup.cacheBytes === 0;
     this.#requestsMax = setup.blocks.reduce((sum, { pageCount }) => sum + pageCount, 0);
   }
 
@@ -122,6 +128,7 @@ export class LaneSender {
     closeGate(this.#control);
     try {
       this.#sendPages(block, page, 1);
+      if (this.#mayRepeat) this.#repeat(block, page);
     } finally {
       openGate(this.#control);
     }
@@ -151,7 +158,17 @@ export class LaneSender {
     }
   }
 
-  #sendPage({ index, ram, pageBytes }: OpenBlock, page: number): void {
+  /**
+   * Somebody else has taken the page, and it may lie behind megabytes in a buffer, or be held back by a
+   * limit on bandwidth. Nobody writes it any more, so that it is the same twice, and the destination
+   * places what comes first.
+   */
+  #repeat(block: OpenBlock, page: number): void {
+    const sent = block.sentHere[page >>> 5] as number;
+    if ((sent & (1 << (page & 31))) === 0) this.#sendPage(block, page);
+  }
+
+  #sendPage({ index, ram, pageBytes, sentHere }: OpenBlock, page: number): void {
     ram.read(page * pageBytes, this.#bench.piece(pageBytes));
     const encoding = this.#bench.scanZero(1, pageBytes) === 1 ? zero : raw;
     const bytes = encoding === zero ? 0 : pageBytes;
@@ -167,6 +184,7 @@ export class LaneSender {
     view.setUint8(runAt + 7, 0);
     view.setUint32(runAt + 8, bytes, true);
     this.#writer.write("pages", tableAt, PAGES_AT + bytes);
+    sentHere[page >>> 5] = (sentHere[page >>> 5] as number) | (1 << (page & 31));
     this.#counters.add("pages", 1);
     this.#counters.add(encoding.counter, 1);
   }
