@@ -10,6 +10,7 @@ import { frames } from "./frames.bench.ts";
 import { kernels } from "./kernels.bench.ts";
 import type { Benchmark } from "./measure.ts";
 import { memory } from "./memory.bench.ts";
+import { postcopy } from "./postcopy.bench.ts";
 import { qemu } from "./qemu.bench.ts";
 import { qemuLive } from "./qemu-live.bench.ts";
 import { scan } from "./scan.bench.ts";
@@ -23,6 +24,7 @@ export const BENCHMARKS: readonly Benchmark[] = [
   zero,
   scan,
   uneven,
+  postcopy,
   memory,
   eventLoop,
   deltaLink,

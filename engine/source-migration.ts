@@ -2,24 +2,30 @@ import { assert } from "../base/assert.ts";
 import { every, nowMs } from "../base/clock.ts";
 import { asMigrationError, MigrationError, reasonOf } from "../base/errors.ts";
 import { loadChecksum } from "../channels/checksum.ts";
+import type { FaultsMessage } from "../channels/messages.ts";
 import { stopWorkers } from "../workers/control.ts";
+import { beginPostcopy } from "../workers/gate.ts";
+import { createLaneWords, FINISH, OPEN, tellLanes } from "../workers/lane-words.ts";
+import { createLatencies, latencyFigures } from "../workers/latencies.ts";
 import { Attempt, callHost } from "./attempt.ts";
 import { configure } from "./configuration.ts";
 import { Convergence, type Judgement, type Verdict } from "./convergence.ts";
 import type { DirtyLog, ScanLog } from "./dirty-log.ts";
-import { hypervisorReport, mainChannelFigures, pageFigures } from "./figures.ts";
+import { faultFigures, hypervisorReport, mainChannelFigures, pageFigures } from "./figures.ts";
 import { startHeartbeat } from "./heartbeat.ts";
 import { Hold } from "./hold.ts";
 import type { DeviceSection, DeviceTerms, SourceHost } from "./host.ts";
 import { HypervisorView } from "./hypervisor-view.ts";
+import { laneCountOf } from "./lanes.ts";
 import { agreedParameters, type Parameters } from "./parameters.ts";
 import { preferPeersWord } from "./peers-word.ts";
+import { goesOver } from "./postcopy-policy.ts";
 import { Replacing } from "./replacing.ts";
 import { Sender, type SentRound } from "./sender.ts";
 import type { MigrateOutOptions, SourcePhase } from "./source.ts";
 import { SourcePeer } from "./source-peer.ts";
 import type { DowntimeFigures, Progress, Report, RoundFigures } from "./statistics.ts";
-import type { Surroundings } from "./surroundings.ts";
+import type { LaneThreads, Surroundings } from "./surroundings.ts";
 import { Throughput } from "./throughput.ts";
 
 /** Several looks per second: smooth to the eye, nothing to the machine. */
@@ -46,6 +52,13 @@ export class SourceMigration {
   readonly #notUndone: { action: string; reason: string }[] = [];
   #parameters: Parameters;
   #sender: Sender | null = null;
+  #lanes: LaneThreads | null = null;
+  readonly #laneWords = createLaneWords();
+  readonly #served = createLatencies();
+  #faults: FaultsMessage | null = null;
+  /** The guest goes over before its memory; decided after a round. */
+  #isPostcopy = false;
+  #runsThere = false;
   #logs: readonly DirtyLog[] = [];
   #judgement: Judgement | null = null;
   #throttlePercent = 0;
@@ -100,6 +113,7 @@ export class SourceMigration {
       onPhase: _onPhase,
       onProgress: _onProgress,
       live: _live,
+      postcopySwitch: _postcopySwitch,
       ...given
     } = options;
     const { parameters, address: parsed } = configure(given, address, {
@@ -141,6 +155,18 @@ export class SourceMigration {
     );
     this.#sender = sender;
     this.#peer.onLost((channel) => this.#losesChannel(channel));
+    const laneCount = laneCountOf(this.#parameters);
+    const lanes = this.#surroundings.startLanes(
+      Array.from({ length: laneCount }, () => {
+        return {
+          side: "source",
+          send: sender.setup,
+          words: this.#laneWords,
+          served: this.#served,
+        };
+      }),
+    );
+    this.#lanes = lanes;
     this.attempt.onFailure(() => stopWorkers(sender.control));
     const blocks = this.#host.blocks.map(({ name, sizeBytes, pageBytes }) => ({
       name,
@@ -156,6 +182,12 @@ export class SourceMigration {
     await Promise.all(
       channels.map(async (channel) => sender.open(await this.#peer.openChannel(channel))),
     );
+    await this.attempt.guard(lanes.start());
+    for (let lane = 0; lane < laneCount; lane += 1) {
+      const channel = this.#parameters.channels + 1 + lane;
+      const place = await this.#peer.openChannel(channel, "priority");
+      lanes.serve(lane, place, (error) => this.attempt.fail(asMigrationError(error)));
+    }
   }
 
   /** Sends round after round while the guest runs, until it may be paused. */
@@ -171,10 +203,27 @@ export class SourceMigration {
     await this.attempt.guard(this.#ofSender.scan(logs.filter((log) => log.kind === "scan")));
     this.#startTimeout();
     this.#startProgress();
+    const { postcopySwitch } = this.#options;
+    if (this.#parameters.postcopy !== "never") {
+      postcopySwitch?.attach(() => {
+        if (this.#pausedAtMs === 0) this.#ofSender.hurry();
+      });
+      this.#stops.push(() => postcopySwitch?.detach());
+    }
     for (;;) {
       const round = await this.#sendRound();
       this.#ofSender.sync(this.#logs);
       const verdict = this.#judge(round);
+      this.#isPostcopy = goesOver(
+        {
+          rounds: this.#rounds.length,
+          verdict: verdict.kind,
+          isRequested: postcopySwitch?.isRequested === true,
+          isOutOfTime: this.#isOutOfTime,
+        },
+        this.#parameters,
+      );
+      if (this.#isPostcopy) break;
       if (verdict.kind === "switch-over" || this.#isOutOfTime) break;
       if (verdict.kind === "give-up") throw this.#notConverging();
       await this.#throttle(verdict.throttlePercent);
@@ -195,12 +244,20 @@ export class SourceMigration {
     this.#hypervisor.paused(this.#host.stoppedAtMs, this.#lapStartMs);
   }
 
-  /** Sends the rest over all channels, until all of it is applied at the destination. */
+  /**
+   * Sends the rest over all channels, until all of it is applied at the destination; in post-copy,
+   * says what the rest is.
+   */
   async sendRest(): Promise<void> {
     const sender = this.#ofSender;
     sender.resumeRounds();
     sender.sync(this.#logs);
     this.#downtime.syncMs = this.#lap();
+    if (this.#isPostcopy) {
+      await this.attempt.guard(this.#peer.discard(sender.dirtyWords()));
+      this.#downtime.pagesMs = this.#lap();
+      return;
+    }
     await this.#sendRound();
     this.#replacing.end();
     await this.attempt.guard(sender.end());
@@ -228,15 +285,47 @@ export class SourceMigration {
 
   /** After this was called, the guest is not ours any more, whatever happens. */
   async handOver(): Promise<void> {
+    if (this.#isPostcopy) {
+      beginPostcopy(this.#ofSender.control);
+      tellLanes(this.#laneWords, OPEN);
+    }
     const running = await this.#peer.commit();
-    this.attempt.succeed();
+    this.#runsThere = true;
+    if (!this.#isPostcopy) this.attempt.succeed();
     this.#untouchedPages = running.untouchedPages;
     this.#downtime.handoverMs = this.#lap();
     this.#hypervisor.runs(running, this.#downtime.handoverMs);
     this.#totalMs = this.#lapStartMs - this.#startMs;
+    if (!this.#isPostcopy) await this.#tellDone();
+  }
+
+  async #tellDone(): Promise<void> {
     const hypervisor = this.#hypervisor.laps;
+    if (this.#faults !== null) await this.#peer.tellFaults(this.#faults).catch(() => {});
     const done = { totalMs: this.#totalMs, ...this.#downtime, hypervisor };
     await this.#peer.tellDone(done).catch(() => {}); // The guest runs there; the rest is figures.
+  }
+
+  /** Whether memory follows the guest. */
+  get isPostcopy(): boolean {
+    return this.#isPostcopy;
+  }
+
+  /** Sends what the guest misses over all bulk channels, while the lanes send what it waits for. */
+  async sendMissing(): Promise<void> {
+    const sender = this.#ofSender;
+    const { attempt } = this;
+    const round = await attempt.guard(sender.sendRound());
+    const { dirtyPages, sentPages, sentBytes, elapsedMs } = round;
+    this.#rounds.push({ dirtyPages, sentPages, sentBytes, elapsedMs });
+    await attempt.guard(sender.end());
+    assert(sender.dirtyPages === 0, "nothing is dirty when all was sent and nobody writes");
+    tellLanes(this.#laneWords, FINISH);
+    const { stages, vcpus } = await attempt.guard(this.#peer.awaitComplete());
+    this.#faults = { stages: { ...stages, served: latencyFigures(this.#served) }, vcpus };
+    attempt.succeed();
+    this.#totalMs = nowMs() - this.#startMs;
+    await this.#tellDone();
   }
 
   report(): Report {
@@ -254,6 +343,7 @@ export class SourceMigration {
       pages: pageFigures(this.#ofSender.counters(), this.#untouchedPages),
       channels,
       cpuMs: (cpu.user + cpu.system) / 1000,
+      ...(this.#faults === null ? {} : { faults: faultFigures(this.#faults) }),
     };
   }
 
@@ -278,6 +368,12 @@ export class SourceMigration {
     const first = this.attempt.failure ?? asMigrationError(thrown);
     const main = this.#peer.isConnected ? this.#peer.main : null;
     const failure = await preferPeersWord(first, main);
+    if (this.#runsThere) {
+      // The destination must not wait for pages that will not come.
+      await this.#peer.tellFailure(failure);
+      const facts = { reason: failure.message };
+      return new MigrationError("POSTCOPY_INTERRUPTED", facts, { at: "source", cause: failure });
+    }
     if (this.attempt.isCommitted) {
       return new MigrationError(
         "HANDOVER_UNKNOWN",
@@ -296,7 +392,8 @@ export class SourceMigration {
     this.attempt.end();
     this.#replacing.end();
     if (this.#sender !== null) stopWorkers(this.#sender.control);
-    const areThreadsGone = (await this.#sender?.close()) ?? true;
+    const ends = await Promise.all([this.#sender?.close(), this.#lanes?.close()]);
+    const areThreadsGone = !ends.includes(false);
     this.#peer.close({ areThreadsGone });
   }
 
@@ -380,9 +477,9 @@ export class SourceMigration {
 
   #startTimeout(): void {
     const check = (): void => {
-      const { timeoutMs, nonConvergence } = this.#parameters;
+      const { timeoutMs, nonConvergence, postcopy } = this.#parameters;
       if (this.#pausedAtMs !== 0 || nowMs() - this.#startMs < timeoutMs) return;
-      if (nonConvergence === "switch-over") {
+      if (nonConvergence === "switch-over" || postcopy === "not-converging") {
         this.#isOutOfTime = true;
         this.#ofSender.hurry();
       } else {
