@@ -201,6 +201,18 @@ export const FAILURES = {
     says: (f: { reason: string }) =>
       `Cannot tell who owns the guest: COMMIT was sent but RUNNING did not come: ${f.reason}`,
   },
+  POSTCOPY_UNSUPPORTED: {
+    remedy: "reconfigure",
+    advice: "Choose postcopy never, or a host that lets its vCPUs wait for pages.",
+    says: (f: { reason: string }) => `Cannot take this guest in by post-copy: ${f.reason}`,
+  },
+  POSTCOPY_INTERRUPTED: {
+    remedy: "settle",
+    advice:
+      "The guest runs at the destination and misses pages that the source still has: keep both; ending either loses the guest.",
+    says: (f: { reason: string }) =>
+      `Cannot bring the rest of the memory to the guest that runs already: ${f.reason}`,
+  },
   GUEST_NOT_RESTORED: {
     remedy: "settle",
     advice:

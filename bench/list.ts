@@ -11,6 +11,7 @@ import { hang } from "./hang.bench.ts";
 import { kernels } from "./kernels.bench.ts";
 import type { Benchmark } from "./measure.ts";
 import { memory } from "./memory.bench.ts";
+import { postcopy } from "./postcopy.bench.ts";
 import { qemu } from "./qemu.bench.ts";
 import { qemuLive } from "./qemu-live.bench.ts";
 import { scan } from "./scan.bench.ts";
@@ -24,6 +25,7 @@ export const BENCHMARKS: readonly Benchmark[] = [
   zero,
   scan,
   uneven,
+  postcopy,
   memory,
   eventLoop,
   hang,

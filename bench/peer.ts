@@ -1,14 +1,17 @@
 import { readFileSync, writeFileSync } from "node:fs";
 import { monitorEventLoopDelay } from "node:perf_hooks";
 import { assert, must } from "../base/assert.ts";
-import { KIB } from "../base/units.ts";
+import { KIB, MIB } from "../base/units.ts";
 import { type DestinationPhase, migrateIn } from "../engine/destination.ts";
+import { LiveParameters } from "../engine/live-parameters.ts";
 import type { ParameterOptions } from "../engine/parameters.ts";
 import { migrateOut, type SourcePhase } from "../engine/source.ts";
 import type { Report } from "../engine/statistics.ts";
 import { MemoryGuestDestination } from "../hosts/memory-guest/destination.ts";
 import { MemoryGuest } from "../hosts/memory-guest/guest.ts";
+import { answerFloor, askFloor } from "./fault-floor.ts";
 import { type PumpFigures, type PumpLoad, pumpIn, pumpOut } from "./pump.ts";
+import { rewrittenGuest, TouchedGuest } from "./touched-guest.ts";
 import {
   busyShape,
   type Content,
@@ -34,6 +37,9 @@ export interface LoopDelay {
   readonly samples: number;
 }
 
+/** Bulk channels that carry this do next to nothing. */
+const QUIET_BYTES_PER_SECOND = 2 * MIB;
+
 /** The interval of the delay's samples, and what an idle loop shows for it. */
 const LOOP_INTERVAL_MS = 1;
 
@@ -48,6 +54,8 @@ export class Peer {
   #arriving: Promise<Travel> | null = null;
   #pumping: Promise<PumpFigures> | null = null;
   #delay: ReturnType<typeof monitorEventLoopDelay> | null = null;
+  #answering: Promise<unknown> | null = null;
+  #touching: TouchedGuest | null = null;
   #address = "127.0.0.1";
 
   /** The address of this end at which guests arrive; loopback's, unless told. */
@@ -129,6 +137,57 @@ export class Peer {
     const report = await migrateOut(host, address, { ...options, onPhase: meter.onPhase });
     await this.#guest?.stop();
     return { report, cpuMs: meter.cpuMs };
+  }
+
+  /** Answers as many requests as will come. */
+  async answerFloor(count: number): Promise<string> {
+    const { address, finished } = await answerFloor(count);
+    this.#answering = finished;
+    return address;
+  }
+
+  async answeredFloor(): Promise<void> {
+    await must(this.#answering, "somebody answered");
+  }
+
+  async askFloor(address: string, count: number): Promise<number[]> {
+    return Array.from(await askFloor(address, count));
+  }
+
+  /** Takes a guest in whose pages are touched before they are there, so many of them. */
+  async listenToFaults(what: {
+    bytes: number;
+    pageBytes: number;
+    faults: number;
+    pauseMs: number;
+  }): Promise<string> {
+    const memory = must(this.#memory, "memory is held before a guest arrives");
+    this.#touching = new TouchedGuest(memory, what);
+    return await this.#arrive(this.#touching, {});
+  }
+
+  /** Microseconds that each touch of a missing page took. */
+  async faultTimes(): Promise<number[]> {
+    return await must(this.#touching, "a guest was touched").times();
+  }
+
+  /** Sends a guest that has written all of its memory once more when it pauses. */
+  async departDirty(
+    address: string,
+    what: { bytes: number; pageBytes: number; quietMs: number },
+    options: ParameterOptions,
+  ): Promise<Travel> {
+    const host = rewrittenGuest(must(this.#memory, "memory is held to be sent"), what);
+    const live = new LiveParameters();
+    let loud: NodeJS.Timeout | undefined;
+    const onPhase = (phase: SourcePhase): void => {
+      if (phase !== "pause" || what.quietMs === 0) return;
+      live.change({ maxBandwidthBytesPerSecond: QUIET_BYTES_PER_SECOND });
+      loud = setTimeout(() => live.change({ maxBandwidthBytesPerSecond: 0 }), what.quietMs);
+    };
+    const report = await migrateOut(host, address, { ...options, live, onPhase });
+    clearTimeout(loud);
+    return { report, cpuMs: report.cpuMs };
   }
 
   async pumpIn(load: PumpLoad): Promise<string> {

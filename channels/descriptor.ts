@@ -188,6 +188,13 @@ export function readSome(
   return { bytes: done, waitedMs };
 }
 
+/** Reads what is there now; 0 when nothing is. Throws CHANNEL_LOST. */
+export function readNow(options: DescriptorOptions, target: Uint8Array): number {
+  const count = transfer(options, () => readSync(options.fd, target, 0, target.length, null));
+  if (count === 0) throw lost(options, "the other end closed it");
+  return Math.max(0, count);
+}
+
 /** What the call moved, or -1 when the descriptor would block: common, so no stack is kept. */
 function transfer(options: DescriptorOptions, call: () => number): number {
   const { stackTraceLimit } = Error;

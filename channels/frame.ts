@@ -37,7 +37,13 @@ export const CHANNELS_MAX = 64;
 export const DESCRIPTION_BYTES_MAX = 32 * KIB;
 const FACTS_BYTES_MAX = 16 * KIB;
 
-export type FrameLane = "main" | "bulk" | "both";
+/** Bits of missing pages in one frame: those of 2 GiB in pages of 4 KiB. */
+export const DISCARD_BITS_BYTES_MAX = 64 * KIB;
+
+/** That wait for pages and of which it is told how long. */
+export const VCPUS_MAX = 256;
+
+export type FrameLane = "main" | "bulk" | "priority" | "both";
 
 interface FrameRow {
   /** Identifies the frame on the wire; never reused, never renumbered. */
@@ -229,6 +235,60 @@ export const FRAMES = {
     layout: "u16 channel, u16 reserved",
     meaning:
       "Nothing that came on that bulk channel will be applied any more. Another connection may join with its number.",
+  },
+  lanes: {
+    kind: 24,
+    lane: "main",
+    from: "source",
+    bodyBytesMax: 4,
+    layout: "u16 priorityChannels, u16 reserved",
+    meaning:
+      "Sent right before AGREE by a source that may go over to post-copy: that many channels of lane priority join, numbered after the bulk channels.",
+  },
+  discard: {
+    kind: 25,
+    lane: "main",
+    from: "source",
+    bodyBytesMax: 8 + DISCARD_BITS_BYTES_MAX,
+    layout: "u32 block, u32 firstPage, u32[] bits",
+    meaning:
+      "Bit b of word w: page firstPage + 32 w + b of the block is missing at the destination, whatever lies there. Sent while the guest is paused.",
+  },
+  switch: {
+    kind: 26,
+    lane: "main",
+    from: "source",
+    bodyBytesMax: 8,
+    layout: "u64 pages",
+    meaning:
+      "Every missing page was named, so many together; they follow after RUNNING. DEVICES comes next.",
+  },
+  request: {
+    kind: 27,
+    lane: "priority",
+    from: "destination",
+    bodyBytesMax: 12,
+    layout: "u32 block, u32 page, u32 number",
+    meaning:
+      "The guest waits for this page; numbers count the requests of a channel from 0. Answered by PAGES on this channel, or not at all when the page is on its way already.",
+  },
+  complete: {
+    kind: 28,
+    lane: "main",
+    from: "destination",
+    bodyBytesMax: 0,
+    layout: "",
+    meaning: "Every page is there: nothing is needed of the source any more.",
+  },
+  faults: {
+    kind: 29,
+    lane: "main",
+    from: "both",
+    bodyBytesMax: 248 + 8 * VCPUS_MAX,
+    layout:
+      "5 * { f64 count, f64 p50Us, f64 p90Us, f64 p99Us, f64 p999Us, f64 maxUs }, u32 vcpus, u32 reserved, f64[] blockedMs",
+    meaning:
+      "How long pages were waited for: in all, queued, on the wire, served and installed, and how long each vCPU waited. From the destination before COMPLETE, with nothing served; from the source, complete, before DONE.",
   },
   rejoin: {
     kind: 32,

@@ -6,6 +6,7 @@ import {
   DESCRIPTION_BYTES_MAX,
   NAME_BYTES_MAX,
   PARAMETERS_MAX,
+  VCPUS_MAX,
 } from "./frame.ts";
 import { WireReader, WireWriter } from "./wire-bytes.ts";
 
@@ -349,6 +350,43 @@ export function decodeFence(body: Uint8Array, channel: number): number {
   return number;
 }
 
+export const FAULT_STAGES = ["total", "queued", "wire", "served", "installed"] as const;
+export type FaultStage = (typeof FAULT_STAGES)[number];
+
+const LATENCY_FIELDS = ["count", "p50Us", "p90Us", "p99Us", "p999Us", "maxUs"] as const;
+export type LatencyFigures = Readonly<Record<(typeof LATENCY_FIELDS)[number], number>>;
+
+/** How long pages were waited for in post-copy, and by whom. */
+export interface FaultsMessage {
+  readonly stages: Readonly<Record<FaultStage, LatencyFigures>>;
+  readonly vcpus: readonly { readonly blockedMs: number }[];
+}
+
+export function encodeFaults({ stages, vcpus }: FaultsMessage): Uint8Array {
+  const writer = new WireWriter();
+  for (const stage of FAULT_STAGES) {
+    for (const field of LATENCY_FIELDS) writer.f64(stages[stage][field]);
+  }
+  writer.u32(vcpus.length).u32(0);
+  for (const { blockedMs } of vcpus) writer.f64(blockedMs);
+  return writer.finish();
+}
+
+export function decodeFaults(body: Uint8Array, channel: number): FaultsMessage {
+  const reader = new WireReader(body, channel);
+  const latency = (stage: FaultStage): LatencyFigures => {
+    const fields = LATENCY_FIELDS.map((field) => [field, reader.f64(`${field} of ${stage}`)]);
+    return Object.fromEntries(fields) as LatencyFigures;
+  };
+  const stages = Object.fromEntries(FAULT_STAGES.map((stage) => [stage, latency(stage)]));
+  const count = reader.u32("vcpus");
+  if (count > VCPUS_MAX) throw reader.corrupt("vcpus", count);
+  reader.zero(4);
+  const vcpus = Array.from({ length: count }, () => ({ blockedMs: reader.f64("blocked") }));
+  reader.end();
+  return { stages: stages as FaultsMessage["stages"], vcpus };
+}
+
 /** The body of LOST and of GONE. */
 export function encodeChannel(number: number): Uint8Array {
   return new WireWriter().u16(number).u16(0).finish();
@@ -361,6 +399,103 @@ export function decodeChannel(body: Uint8Array, channel: number, channels: numbe
   reader.end();
   if (number < 1 || number > channels) throw reader.corrupt("channel", number);
   return number;
+}
+
+export const PRIORITY_CHANNELS_MAX = 4;
+
+export function encodeLanes(priorityChannels: number): Uint8Array {
+  return new WireWriter().u16(priorityChannels).u16(0).finish();
+}
+
+export function decodeLanes(body: Uint8Array, channel: number): number {
+  const reader = new WireReader(body, channel);
+  const lanes = reader.u16("priority channels");
+  reader.zero(2);
+  reader.end();
+  if (lanes < 1 || lanes > PRIORITY_CHANNELS_MAX) throw reader.corrupt("priority channels", lanes);
+  return lanes;
+}
+
+/** Pages of a block that are missing: bit b of word w is page `firstPage + 32 * w + b`. */
+export interface DiscardMessage {
+  readonly block: number;
+  readonly firstPage: number;
+  readonly bits: Int32Array;
+}
+
+export function encodeDiscard({ block, firstPage, bits }: DiscardMessage): Uint8Array {
+  const writer = new WireWriter().u32(block).u32(firstPage);
+  for (const word of bits) writer.u32(word >>> 0);
+  return writer.finish();
+}
+
+/** Checked against the blocks, by name only of their sizes: every bit is a page that exists. */
+export function decodeDiscard(
+  body: Uint8Array,
+  channel: number,
+  blocks: readonly { readonly pageCount: number }[],
+): DiscardMessage {
+  const reader = new WireReader(body, channel);
+  const block = reader.u32("block");
+  const firstPage = reader.u32("first page");
+  const { pageCount } = blocks[block] ?? { pageCount: -1 };
+  if (pageCount === -1) throw reader.corrupt("block", block);
+  if (firstPage % 32 !== 0 || firstPage >= pageCount) {
+    throw reader.corrupt("first page", firstPage);
+  }
+  const words = (body.length - 8) / 4;
+  if (!(words >= 1 && Number.isInteger(words))) throw reader.corrupt("bits", body.length);
+  const bits = Int32Array.from({ length: words }, () => reader.u32("bits"));
+  reader.end();
+  const end = firstPage + words * 32;
+  const spare = end - pageCount;
+  const last = bits[words - 1] as number;
+  if (spare >= 32 || (spare > 0 && last >>> (32 - spare) !== 0)) {
+    throw reader.corrupt("pages beyond the block", end);
+  }
+  return { block, firstPage, bits };
+}
+
+export function encodeSwitch(pages: number): Uint8Array {
+  return new WireWriter().u64(pages).finish();
+}
+
+export function decodeSwitch(body: Uint8Array, channel: number): number {
+  const reader = new WireReader(body, channel);
+  const pages = reader.u64("missing pages");
+  reader.end();
+  return pages;
+}
+
+/** A page that a guest waits for. */
+export interface RequestMessage {
+  readonly block: number;
+  readonly page: number;
+  readonly number: number;
+}
+
+export const REQUEST_BYTES = 12;
+
+export function encodeRequest({ block, page, number }: RequestMessage): Uint8Array {
+  return new WireWriter().u32(block).u32(page).u32(number).finish();
+}
+
+/** Checked against the blocks, and for coming in order. */
+export function decodeRequest(
+  body: Uint8Array,
+  channel: number,
+  wanted: { blocks: readonly { readonly pageCount: number }[]; number: number },
+): RequestMessage {
+  const reader = new WireReader(body, channel);
+  const block = reader.u32("block");
+  const page = reader.u32("page");
+  const number = reader.u32("request number");
+  reader.end();
+  const { pageCount } = wanted.blocks[block] ?? { pageCount: -1 };
+  if (pageCount === -1) throw reader.corrupt("block", block);
+  if (page >= pageCount) throw reader.corrupt("page beyond the block", page);
+  if (number !== wanted.number) throw reader.corrupt("request number", number);
+  return { block, page, number };
 }
 
 const CODE_BYTES_MAX = 64;

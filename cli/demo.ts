@@ -12,6 +12,7 @@ import type { ContentMix, GuestShape, Pattern } from "../hosts/memory-guest/shap
 import { DemoDestination, endWithParent, tellVerdict } from "./demo-process.ts";
 import { type Command, flagsOf, parseFlags } from "./flags.ts";
 import { chooseOutput, type Output } from "./output.ts";
+import { switchOnSignal } from "./postcopy-signal.ts";
 import { checkUsage, EXIT, runMigration, tellFailure } from "./run.ts";
 import { HELP_FLAG, JSON_FLAG } from "./shared-flags.ts";
 
@@ -125,9 +126,11 @@ async function depart(
     await guest.run();
     const address = await orCancelled(signal, "start", destination.address);
     output.note(`a guest runs here and moves to process ${destination.processId} at ${address}`);
+    using postcopy = switchOnSignal();
     const report = await migrateOut(guest, address, {
       ...options,
       signal,
+      postcopySwitch: postcopy.postcopySwitch,
       onPhase: (phase) => output.phase(phase),
       onProgress: (progress) => output.progress(progress),
     });

@@ -190,6 +190,7 @@ class Reading<F extends CommandFlags> {
   option(name: string, rawName: string, text: string | undefined): void {
     const flag = this.#known.get(name);
     if (flag !== undefined) {
+      if (name === flagOf("postcopy") && this.#addPostcopy(text ?? "")) return;
       this.#add(name, flag, text ?? (isSwitch(flag) ? "true" : ""));
       return;
     }
@@ -207,6 +208,17 @@ class Reading<F extends CommandFlags> {
     else if (value === undefined)
       this.#problems.push(`--${name} must be ${flag.wanted}: it is "${text}"`);
     else this.#values.set(name, [...before, value]);
+  }
+
+  /** `--postcopy after-rounds=3` says both in one. */
+  #addPostcopy(text: string): boolean {
+    const rounds = /^after-rounds=(.*)$/.exec(text)?.[1];
+    const [choice, count] = [flagOf("postcopy"), flagOf("postcopyRounds")];
+    const [choiceFlag, countFlag] = [this.#known.get(choice), this.#known.get(count)];
+    if (rounds === undefined || choiceFlag === undefined || countFlag === undefined) return false;
+    this.#add(choice, choiceFlag, "after-rounds");
+    this.#add(count, countFlag, rounds);
+    return true;
   }
 
   /** Tells of a flag that there is not, and returns the one that was probably meant. */

@@ -42,7 +42,18 @@ function partsOf(progress: Progress, side: Origin | undefined): string[] {
   const { expectedDowntimeMs, throttlePercent, sentBytes, totalBytes, deviceBytes } = progress;
   const rate = `${formatBytes(progress.bytesPerSecond)}/s`;
   if (side === "destination") {
-    return [rate, `received ${formatBytes(sentBytes)} for a guest of ${formatBytes(totalBytes)}`];
+    const { faults } = progress;
+    const waits =
+      faults === undefined
+        ? []
+        : [
+            `${faults.count} faults, p50 ${formatMs(faults.p50Us / 1000)}, p99 ${formatMs(faults.p99Us / 1000)}`,
+          ];
+    return [
+      rate,
+      ...waits,
+      `received ${formatBytes(sentBytes)} for a guest of ${formatBytes(totalBytes)}`,
+    ];
   }
   const parts = [`dirty ${formatBytes(progress.dirtyBytes)}`, rate];
   if (expectedDowntimeMs !== null && Number.isFinite(expectedDowntimeMs)) {

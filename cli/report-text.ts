@@ -1,4 +1,5 @@
 import { formatBytes, formatMs } from "../base/units.ts";
+import type { LatencyFigures } from "../channels/messages.ts";
 import type { ChannelFigures, PageFigures, Report, RoundFigures } from "../engine/statistics.ts";
 import { aligned } from "./layout.ts";
 
@@ -26,6 +27,7 @@ export function reportText(report: Report): string {
     ...roundRows(rounds),
     ...report.channels.map((channel) => [`channel ${channel.id}`, channelText(channel)]),
     ["processor", formatMs(report.cpuMs)],
+    ...faultRows(report),
   ];
   if (report.verified !== undefined) {
     rows.push(["verified", report.verified ? "yes: nothing was lost" : "NO: memory differs"]);
@@ -45,6 +47,25 @@ function hypervisorRows({ hypervisor }: Report): string[][] {
   return [
     ["hypervisor", `stood still for ${formatMs(hypervisor.downtimeMs)}: ${parts.join(", ")}`],
   ];
+}
+
+function faultRows({ faults }: Report): string[][] {
+  if (faults === undefined) return [];
+  const { stages, vcpus, blockedMs, count } = faults;
+  const waited = vcpus.map((vcpu) => formatMs(vcpu.blockedMs)).join(", ");
+  if (count === 0) return [["faults", "none"]];
+  return [
+    ["faults", `${count}, ${latencyText(faults)}`],
+    ...Object.entries(stages).map(([stage, figures]) => [`  ${stage}`, latencyText(figures)]),
+    ["blocked", `vCPUs waited ${formatMs(blockedMs)} for pages: ${waited}`],
+  ];
+}
+
+function latencyText({ p50Us, p90Us, p99Us, p999Us, maxUs }: LatencyFigures): string {
+  const parts = { p50: p50Us, p90: p90Us, p99: p99Us, "p99.9": p999Us, max: maxUs };
+  return Object.entries(parts)
+    .map(([name, us]) => `${name} ${formatMs(us / 1000)}`)
+    .join(", ");
 }
 
 /** What was sent while the guest was paused is the last of them. */

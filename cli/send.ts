@@ -17,6 +17,7 @@ import {
 } from "./guest-flags.ts";
 import { beginRecord, RECORD_FLAG } from "./handover.ts";
 import { chooseOutput, type Output } from "./output.ts";
+import { switchOnSignal } from "./postcopy-signal.ts";
 import { checkUsage, runMigration, tellFailure } from "./run.ts";
 import { HELP_FLAG, JSON_FLAG } from "./shared-flags.ts";
 
@@ -54,12 +55,14 @@ export async function send(argv: readonly string[]): Promise<number> {
     await using host = await openSource(guest, { writer, options });
     for (const note of host.notes ?? []) output.note(note);
     const possible = withoutThrottle(host, options, output);
+    using postcopy = switchOnSignal();
     const recorded = record === undefined ? host : recordedSource(host, record);
     return await runMigration(output, (signal) =>
       keepingRecord(record, () =>
         migrateOut(recorded, address, {
           ...possible,
           signal,
+          postcopySwitch: postcopy.postcopySwitch,
           onPhase: (phase) => output.phase(phase),
           onProgress: (progress) => output.progress(progress),
         }),

@@ -2,6 +2,7 @@ import { MigrationError } from "../base/errors.ts";
 import type { Checksum } from "../channels/checksum.ts";
 import type { AgreedParameter, Agreement, AnnouncedBlock } from "../channels/messages.ts";
 import type { Block } from "./block.ts";
+import type { DestinationHost } from "./host.ts";
 
 /** xxHash64 of every `name=value` and a line feed, in order. */
 export function fingerprintOf(parameters: readonly AgreedParameter[], checksum: Checksum): bigint {
@@ -27,6 +28,13 @@ export function checkParameters(
   }
   const facts = { channel: 0, field: "fingerprint", found: String(announced.fingerprint) };
   throw new MigrationError("FRAME_CORRUPT", facts);
+}
+
+/** Throws POSTCOPY_UNSUPPORTED where memory may follow the guest and the host cannot wait for it. */
+export function checkPostcopy(host: DestinationHost, lanes: number): void {
+  if (lanes === 0 || host.takeFaults !== undefined) return;
+  const reason = "this host cannot let its guest wait for pages that are missing";
+  throw new MigrationError("POSTCOPY_UNSUPPORTED", { reason });
 }
 
 /**

@@ -4,27 +4,35 @@ import { asMigrationError, MigrationError } from "../base/errors.ts";
 import type { Address } from "../channels/address.ts";
 import { type Checksum, loadChecksum } from "../channels/checksum.ts";
 import { corrupt } from "../channels/frame.ts";
-import type { FrameStream } from "../channels/frame-stream.ts";
+import type { Frame, FrameStream } from "../channels/frame-stream.ts";
 import {
   type DoneMessage,
   decodeAgreement,
   decodeChannel,
+  decodeDiscard,
   decodeDone,
+  decodeFaults,
+  decodeLanes,
   decodeRound,
+  decodeSwitch,
   encodeChannel,
   encodeFailure,
+  encodeFaults,
   encodeRunning,
+  type FaultsMessage,
 } from "../channels/messages.ts";
 import { stopWorkers } from "../workers/control.ts";
+import { ARMED, BROKEN, discardPages, faultTimes, MISSING } from "../workers/fault-door.ts";
+import { beginPostcopy } from "../workers/gate.ts";
 import type { ChannelPlace } from "../workers/protocol.ts";
-import { checkParameters, matchBlocks } from "./agreement.ts";
+import { checkParameters, checkPostcopy, matchBlocks } from "./agreement.ts";
 import { Attempt, callHost } from "./attempt.ts";
 import { type Block, blockProblems } from "./block.ts";
 import { configure } from "./configuration.ts";
 import type { DestinationPhase, MigrateInOptions } from "./destination.ts";
 import { receiveDevices } from "./device-state.ts";
 import { Doorman } from "./doorman.ts";
-import { hypervisorReport, mainChannelFigures, pageFigures } from "./figures.ts";
+import { faultFigures, hypervisorReport, mainChannelFigures, pageFigures } from "./figures.ts";
 import { startHeartbeat } from "./heartbeat.ts";
 import { Hold } from "./hold.ts";
 import type { DestinationHost, DeviceSection } from "./host.ts";
@@ -79,6 +87,8 @@ export class DestinationMigration {
   #announcement: Uint8Array = NOTHING;
   #sections: readonly DeviceSection[] = [];
   #deviceBytes = 0;
+  #isPostcopy = false;
+  #faults: FaultsMessage | null = null;
   #lettings = 0;
   #startMs = 0;
   #endMs = 0;
@@ -156,8 +166,14 @@ export class DestinationMigration {
   /** Agrees on parameters and blocks, has the host prepare memory, and lets the channels in. */
   async agree(): Promise<void> {
     const { stepTimeoutMs, channelTimeoutMs } = this.#parameters;
-    const { body } = await this.#ofMain.receive(["agree"], stepTimeoutMs);
-    const agreement = decodeAgreement(body, 0);
+    let lanes = 0;
+    let frame = await this.#ofMain.receive(["lanes", "agree"], stepTimeoutMs);
+    if (frame.name === "lanes") {
+      lanes = decodeLanes(frame.body, 0);
+      frame = await this.#ofMain.receive(["agree"], stepTimeoutMs);
+    }
+    const agreement = decodeAgreement(frame.body, 0);
+    checkPostcopy(this.#host, lanes);
     checkParameters(agreement, agreedParameters(this.#parameters), this.#checksum);
     const prepared = await this.attempt.askHost({
       action: "prepare memory",
@@ -172,9 +188,10 @@ export class DestinationMigration {
       ...block,
       pageBytes: agreement.blocks[index]?.pageBytes ?? block.pageBytes,
     }));
+    const { channels } = agreement;
     const receiver = new Receiver(
       this.#blocks,
-      agreement.channels,
+      { channels, lanes },
       this.#parameters,
       this.#surroundings,
     );
@@ -183,19 +200,23 @@ export class DestinationMigration {
     const started = receiver.start();
     started.catch(() => {}); // It is awaited below, unless something else fails before.
     const doorman = this.#ofDoorman;
-    doorman.expectChannels(agreement.channels);
+    doorman.expectChannels({ channels, lanes });
     await this.#ofMain.send("accept", NOTHING, channelTimeoutMs);
     // A thread that has got its channel answers nothing more before the channel ends.
     await this.attempt.guard(started);
-    await this.#admitChannels(agreement.channels);
+    await this.#admitChannels();
   }
 
   /** Pages arrive in the channels' threads; here, rounds are told, until devices come. */
   async receive(): Promise<void> {
     for (;;) {
       // How long a guest takes is the source's business; the heartbeat watches that it lives.
-      const wanted = ["round", "devices", "lost"] as const;
+      const wanted = ["round", "discard", "switch", "devices", "lost"] as const;
       const frame = await this.#ofMain.receive(wanted, Number.POSITIVE_INFINITY);
+      if (frame.name === "discard" || frame.name === "switch") {
+        await this.#receiveSwitch(frame);
+        return;
+      }
       if (frame.name === "devices") {
         this.#announcement = frame.body;
         this.#ofDoorman.refuseChannels(); // Nobody may write once the guest could run.
@@ -210,6 +231,58 @@ export class DestinationMigration {
     }
   }
 
+  /** From the first discarded page on, the guest is paused and everything follows at once. */
+  async #receiveSwitch(first: Frame): Promise<void> {
+    const { channelTimeoutMs } = this.#parameters;
+    const { door } = this.#ofReceiver;
+    const { takeFaults } = this.#host;
+    if (door === null || takeFaults === undefined) {
+      const facts = { channel: 0, frame: first.name, wanted: "round or devices" };
+      throw new MigrationError("FRAME_UNEXPECTED", facts);
+    }
+    let frame = first;
+    for (; frame.name === "discard"; ) {
+      const { block, firstPage, bits } = decodeDiscard(frame.body, 0, door.blocks);
+      for (const [index, word] of bits.entries()) {
+        if (word !== 0) discardPages(door, block, firstPage / 32 + index, word);
+      }
+      frame = await this.#ofMain.receive(["discard", "switch"], channelTimeoutMs);
+    }
+    const pages = decodeSwitch(frame.body, 0);
+    const missing = Atomics.load(door.words, MISSING) >>> 0;
+    if (pages !== missing) throw corrupt(0, "missing pages", pages);
+    Atomics.store(door.words, ARMED, 1);
+    this.#isPostcopy = true;
+    this.#ofMain.onNotice("lost", (body) => {
+      this.#letGo(body).catch((error) => this.#lose(asMigrationError(error)));
+    });
+    takeFaults.call(this.#host, door);
+    this.#announcement = (await this.#ofMain.receive(["devices"], channelTimeoutMs)).body;
+  }
+
+  /** Whether memory follows the guest. */
+  get isPostcopy(): boolean {
+    return this.#isPostcopy;
+  }
+
+  /** The guest runs; what it misses comes, until nothing is missing. */
+  async receiveMissing(): Promise<void> {
+    const { channelTimeoutMs } = this.#parameters;
+    const { door } = this.#ofReceiver;
+    assert(door !== null, "post-copy has a door");
+    // Lanes end when all pages were applied, as the source has it from the answers to its fences.
+    await this.attempt.guard(this.#ofReceiver.lanesEnded());
+    const missing = Atomics.load(door.words, MISSING) >>> 0;
+    if (missing !== 0) throw corrupt(0, "pages that never came", missing);
+    this.#ofDoorman.refuseChannels();
+    await this.attempt.guard(this.#ofReceiver.ended(channelTimeoutMs));
+    this.#faults = faultTimes(door);
+    await this.#ofMain.send("faults", encodeFaults(this.#faults), channelTimeoutMs).catch(() => {});
+    await this.#ofMain.send("complete", NOTHING, channelTimeoutMs).catch(() => {});
+    this.attempt.succeed();
+    this.#endMs = nowMs();
+  }
+
   async receiveDevices(): Promise<void> {
     const { deviceLimitBytes, channelTimeoutMs } = this.#parameters;
     const limits = { deviceLimitBytes, limitMs: channelTimeoutMs };
@@ -221,7 +294,8 @@ export class DestinationMigration {
   /** All RAM is in place, then the devices: the guest could run. */
   async load(): Promise<void> {
     const { stepTimeoutMs, channelTimeoutMs } = this.#parameters;
-    await this.attempt.guard(this.#ofReceiver.ended(channelTimeoutMs));
+    if (this.#isPostcopy) beginPostcopy(this.#ofReceiver.control);
+    else await this.attempt.guard(this.#ofReceiver.ended(channelTimeoutMs));
     await this.attempt.askHost({
       action: "load devices",
       limitMs: stepTimeoutMs,
@@ -268,6 +342,7 @@ export class DestinationMigration {
       pages: pageFigures(counters, counters.untouched),
       channels,
       cpuMs: (cpu.user + cpu.system) / 1000,
+      ...(this.#faults === null ? {} : { faults: faultFigures(this.#faults) }),
     };
   }
 
@@ -293,10 +368,23 @@ export class DestinationMigration {
 
   async #conclude(first: MigrationError): Promise<MigrationError> {
     const failure = await preferPeersWord(first, this.#main);
+    if (this.#isPostcopy && this.attempt.isCommitted) this.#breakDoor();
     if (this.#main !== null && failure.at !== "source") {
       await this.#main.send("failure", encodeFailure(failure), FAREWELL_MS).catch(() => {});
     }
+    if (this.#isPostcopy && this.attempt.isCommitted) {
+      const facts = { reason: failure.message };
+      return new MigrationError("POSTCOPY_INTERRUPTED", facts, {
+        at: "destination",
+        cause: failure,
+      });
+    }
     return failure.from("destination");
+  }
+
+  #breakDoor(): void {
+    const { door } = this.#ofReceiver;
+    if (door !== null) Atomics.store(door.words, BROKEN, 1);
   }
 
   async close(): Promise<void> {
@@ -322,9 +410,12 @@ export class DestinationMigration {
     });
   }
 
-  /** Losing the source ends the attempt; but once COMMIT is here, nothing more is needed of it. */
+  /**
+   * Losing the source ends the attempt; but once COMMIT is here, nothing more is needed of it, unless
+   * memory follows.
+   */
   #lose(error: MigrationError): void {
-    if (!this.attempt.isCommitted) this.attempt.fail(error);
+    if (!this.attempt.isCommitted || this.#isPostcopy) this.attempt.fail(error);
   }
 
   /** Once: a thread that hangs is waited for before memory is given up, and not again after. */
@@ -335,9 +426,9 @@ export class DestinationMigration {
     return this.#threadsEnd;
   }
 
-  async #admitChannels(channels: number): Promise<void> {
+  async #admitChannels(): Promise<void> {
     const { connectTimeoutMs } = this.#parameters;
-    for await (const place of this.#ofDoorman.admitChannels(channels, connectTimeoutMs)) {
+    for await (const place of this.#ofDoorman.admitChannels(connectTimeoutMs)) {
       if (this.attempt.failure !== null) return;
       this.#receiveChannel(place);
     }
@@ -350,7 +441,8 @@ export class DestinationMigration {
 
   /** While pages may come. */
   get #isReceiving(): boolean {
-    return this.attempt.phase === "agree" || this.attempt.phase === "receive";
+    const { phase } = this.attempt;
+    return phase === "agree" || phase === "receive" || this.#isPostcopy;
   }
 
   #receiveChannel(place: ChannelPlace): void {
@@ -361,7 +453,7 @@ export class DestinationMigration {
         const body = encodeChannel(place.channel);
         this.#ofMain.send("lost", body, this.#parameters.channelTimeoutMs).catch(() => {});
       },
-      onFailure: (error) => this.attempt.fail(asMigrationError(error)),
+      onFailure: (error) => this.#lose(asMigrationError(error)),
     });
   }
 
@@ -385,6 +477,11 @@ export class DestinationMigration {
 
   async #receiveDone(): Promise<DoneMessage | null> {
     try {
+      if (this.#isPostcopy) {
+        // With what the source knows of them besides.
+        const { body } = await this.#ofMain.receive(["faults"], DONE_MS);
+        this.#faults = decodeFaults(body, 0);
+      }
       return decodeDone((await this.#ofMain.receive(["done"], DONE_MS)).body, 0);
     } catch (error) {
       // The guest runs here. What the source measured is lost, and nothing else.
@@ -418,7 +515,15 @@ export class DestinationMigration {
       deviceBytes: this.#deviceBytes,
       workingChannels: this.#receiver?.workingChannels ?? 0,
       elapsedMs: now - this.#startMs,
+      ...this.#faultProgress(),
     };
+  }
+
+  #faultProgress(): Pick<Progress, "faults"> {
+    const { door } = this.#ofReceiver;
+    if (door === null || !this.#isPostcopy) return {};
+    const { count, p50Us, p99Us, maxUs, blockedMs } = faultFigures(faultTimes(door));
+    return { faults: { count, p50Us, p99Us, maxUs, blockedMs } };
   }
 
   get #guestBytes(): number {

@@ -14,7 +14,8 @@ export const DESTINATION_PHASES = [
   "commit",
   "resume",
 ] as const;
-export type DestinationPhase = (typeof DESTINATION_PHASES)[number];
+/** In post-copy one more follows, until all memory has. */
+export type DestinationPhase = (typeof DESTINATION_PHASES)[number] | "postcopy";
 
 export interface MigrateInOptions extends ParameterOptions {
   /** Cancels: the guest runs on at the source. Once COMMIT has arrived it changes nothing. */
@@ -31,7 +32,8 @@ export interface MigrateInOptions extends ParameterOptions {
  *
  * On return the guest runs here. On a failure before COMMIT arrived, the host has discarded what it
  * prepared and the guest must not run here: it is the source's. On a failure after that (the host
- * cannot resume it) memory is kept, for the guest belongs here and nowhere else.
+ * cannot resume it) memory is kept, for the guest belongs here and nowhere else. In post-copy it may
+ * miss pages then, and waits for them: POSTCOPY_INTERRUPTED.
  *
  * Throws MigrationError only; CONFIGURATION_INVALID before anything is touched. `surroundings` are
  * for simulations.
@@ -59,6 +61,7 @@ export async function migrateIn(
     attempt.commit();
     undo.move(); // From here on the guest is ours.
     await attempt.run("resume", () => migration.resume());
+    if (migration.isPostcopy) await attempt.run("postcopy", () => migration.receiveMissing());
     return await migration.report();
   } catch (error) {
     throw (await migration.failureOf(error)).leaving(migration.leftover);

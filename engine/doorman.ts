@@ -41,6 +41,8 @@ export class Doorman {
   #migrationId: Uint8Array | null = null;
   /** Channels that may join; none before the hosts agreed. */
   #channels = 0;
+  /** Of these, the last ones: they carry the pages that a guest waits for. */
+  #lanes = 0;
   readonly #joined = new Map<number, FrameStream>();
   /** The main channel, where a lost one may be joined again. */
   #rejoinable: FrameStream | null = null;
@@ -71,9 +73,9 @@ export class Doorman {
     });
   }
 
-  /** Waits for all bulk channels, until closed. Throws CHANNELS_MISSING after `limitMs`. */
-  async *admitChannels(channels: number, limitMs: number): AsyncGenerator<ChannelPlace> {
-    this.expectChannels(channels);
+  /** Waits for all channels that are expected, until closed. Throws CHANNELS_MISSING after `limitMs`. */
+  async *admitChannels(limitMs: number): AsyncGenerator<ChannelPlace> {
+    const channels = this.#channels;
     const deadline = new Deadline(limitMs);
     for (let admitted = 0; admitted < channels; admitted += 1) {
       while (this.#places.length === 0) {
@@ -117,9 +119,10 @@ export class Doorman {
   }
 
   /** Must be called before the source is told that it may open them. */
-  expectChannels(channels: number): void {
-    this.#channels = channels;
-    this.#listener.expect(1 + channels);
+  expectChannels({ channels, lanes }: { channels: number; lanes: number }): void {
+    this.#channels = channels + lanes;
+    this.#lanes = lanes;
+    this.#listener.expect(1 + this.#channels);
   }
 
   /** Closes every connection, those of bulk channels once no thread uses them any more. */
@@ -222,7 +225,7 @@ export class Doorman {
     const version = chooseVersion(hello);
     const { channel } = hello;
     const isOurs =
-      hello.lane === "bulk" &&
+      hello.lane === (channel > this.#channels - this.#lanes ? "priority" : "bulk") &&
       this.#isOfMigration(hello) &&
       channel <= this.#channels &&
       !this.#joined.has(channel);

@@ -1,6 +1,12 @@
-import type { HypervisorLaps } from "../channels/messages.ts";
+import type { FaultsMessage, HypervisorLaps } from "../channels/messages.ts";
 import { COUNTERS, type Control, type Counter, CounterRow } from "../workers/control.ts";
-import type { ChannelFigures, DowntimeFigures, PageFigures, Report } from "./statistics.ts";
+import type {
+  ChannelFigures,
+  DowntimeFigures,
+  FaultFigures,
+  PageFigures,
+  Report,
+} from "./statistics.ts";
 
 /** The counters of all channels together. */
 export function sumCounters(control: Control, channels: number): Record<Counter, number> {
@@ -12,11 +18,15 @@ export function sumCounters(control: Control, channels: number): Record<Counter,
   return Object.fromEntries(sums) as Record<Counter, number>;
 }
 
-/** `losses` says, channel by channel, how often its connection was lost. */
-export function channelFigures(control: Control, losses: readonly number[]): ChannelFigures[] {
-  return rowsOf(control, losses.length).map((row, index) => ({
+/** Bulk channels first, then priority channels. `losses` says how often each connection was lost. */
+export function channelFigures(
+  control: Control,
+  losses: readonly number[],
+  lanes = 0,
+): ChannelFigures[] {
+  return rowsOf(control, losses.length + lanes).map((row, index) => ({
     id: index + 1,
-    lane: "bulk",
+    lane: index < losses.length ? "bulk" : "priority",
     losses: losses[index] ?? 0,
     sentBytes: row.read("movedBytes"),
     waitMs: row.read("waitMs"),
@@ -86,4 +96,11 @@ export function hypervisorReport(
   const loadMs = Math.max(0, devicesMs - saveMs);
   const hypervisor = { downtimeMs, stopMs, pagesMs: syncMs + pagesMs, saveMs, loadMs, resumeMs };
   return { hypervisor };
+}
+
+/** As a report has them. */
+export function faultFigures({ stages, vcpus }: FaultsMessage): FaultFigures {
+  const { total, ...others } = stages;
+  const blockedMs = vcpus.reduce((sum, each) => sum + each.blockedMs, 0);
+  return { ...total, blockedMs, vcpus, stages: others };
 }

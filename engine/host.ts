@@ -1,3 +1,4 @@
+import type { FaultDoor } from "../workers/fault-door.ts";
 import type { Block, BlockAnnouncement } from "./block.ts";
 import type { DirtyLog, ScanLog } from "./dirty-log.ts";
 
@@ -105,7 +106,18 @@ export interface DestinationHost {
    */
   prepare(announced: readonly BlockAnnouncement[], description: string): Promise<readonly Block[]>;
 
-  /** All RAM is in place. Called once, before READY is answered. */
+  /**
+   * Offers post-copy: the guest may run before all its memory is there. Called after `prepare` and
+   * before `loadDevices`, when the switch has come; from `resume` on, every vCPU looks before each
+   * access whether the page is there, and waits for it where it is not (`awaitPage`). Left out by a
+   * host that cannot: the migration is then refused before anything is touched.
+   */
+  takeFaults?(door: FaultDoor): void;
+
+  /**
+   * All RAM is in place, but for what a door that was taken says is missing. Called once, before
+   * READY is answered.
+   */
   loadDevices(sections: readonly DeviceSection[]): Promise<void>;
 
   /** Runs the guest. When it throws, the source stays paused and says HANDOVER_UNKNOWN. */

@@ -1,4 +1,6 @@
 import type { AddressKind } from "../channels/address.ts";
+import { CHANNELS_MAX } from "../channels/frame.ts";
+import { PRIORITY_CHANNELS_MAX } from "../channels/messages.ts";
 import type { ParameterKey, Parameters } from "./parameters.ts";
 import { AS_OPTIONS, type Wording } from "./wording.ts";
 
@@ -65,6 +67,12 @@ export interface LegalityRule {
 
 const ALWAYS: Condition = { all: [] };
 
+/** Every choice of `postcopy` but never. */
+const POSTCOPY: Condition = {
+  parameter: "postcopy",
+  oneOf: ["manual", "after-rounds", "not-converging"],
+};
+
 /** Which features and parameters go together. A row is the whole change. */
 export const LEGALITY: readonly LegalityRule[] = [
   {
@@ -122,6 +130,49 @@ export const LEGALITY: readonly LegalityRule[] = [
     when: { feature: "dirtyLog", is: "scan" },
     claim: { parameter: "maxRounds", atLeast: 2 },
     reason: "What is written shows only when memory is read a second time.",
+  },
+  {
+    id: "postcopy-rounds-need-after-rounds",
+    kind: "requires",
+    when: { given: "postcopyRounds" },
+    claim: { parameter: "postcopy", is: "after-rounds" },
+    reason: "Nothing else counts them.",
+  },
+  {
+    id: "priority-channels-need-postcopy",
+    kind: "excludes",
+    when: { given: "priorityChannels" },
+    claim: { parameter: "postcopy", is: "never" },
+    reason: "Only a guest that runs before its memory is there waits for pages.",
+  },
+  {
+    id: "postcopy-leaves-room-for-priority",
+    kind: "limits",
+    when: POSTCOPY,
+    claim: { parameter: "channels", atMost: CHANNELS_MAX - PRIORITY_CHANNELS_MAX },
+    reason: "Priority channels are numbered after the bulk channels, and numbers end.",
+  },
+  {
+    id: "scan-excludes-postcopy",
+    kind: "requires",
+    when: { feature: "dirtyLog", is: "scan" },
+    claim: { parameter: "postcopy", is: "never" },
+    reason:
+      "What is missing must be known at the switch, and a scan knows only after reading all memory.",
+  },
+  {
+    id: "postcopy-needs-its-descriptors",
+    kind: "requires",
+    when: { all: [{ feature: "address", is: "fd" }, { feature: "side", is: "source" }, POSTCOPY] },
+    claim: { feature: "descriptors", atLeast: { parameter: "channels", plus: 2 } },
+    reason: "A priority channel needs an inherited connection of its own.",
+  },
+  {
+    id: "fd-has-one-priority-channel",
+    kind: "limits",
+    when: { all: [{ feature: "address", is: "fd" }, POSTCOPY] },
+    claim: { parameter: "priorityChannels", atMost: 1 },
+    reason: "Inherited connections are counted before the migration, for one priority channel.",
   },
   {
     id: "zstd-level-needs-zstd",

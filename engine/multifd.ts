@@ -12,6 +12,7 @@ export {
   type Remedy,
 } from "../base/errors.ts";
 export { orBits } from "../workers/dirty-words.ts";
+export { awaitPage, type FaultBlock, type FaultDoor, isPresent } from "../workers/fault-door.ts";
 export type { RamPlace, RamRegion } from "../workers/ram.ts";
 export type { Block, BlockAnnouncement } from "./block.ts";
 export {
@@ -43,6 +44,7 @@ export {
   type Parameters,
   resolveParameters,
 } from "./parameters.ts";
+export { PostcopySwitch } from "./postcopy-switch.ts";
 export { type MigrateOutOptions, migrateOut, SOURCE_PHASES, type SourcePhase } from "./source.ts";
 export {
   type ChannelFigures,

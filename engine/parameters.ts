@@ -2,6 +2,7 @@ import { assert } from "../base/assert.ts";
 import { MigrationError } from "../base/errors.ts";
 import { GIB, HOUR_MS, KIB, MIB, SECOND_MS, TIB } from "../base/units.ts";
 import { CHANNELS_MAX } from "../channels/frame.ts";
+import { PRIORITY_CHANNELS_MAX } from "../channels/messages.ts";
 import {
   type BooleanDomain,
   type ChoiceDomain,
@@ -133,6 +134,40 @@ export const PARAMETERS = {
     meaning:
       "What happens when max-rounds are used up: cancel, or switch over although the downtime limit will be exceeded.",
     why: "A guest that stays where it runs is harmed less than one paused for an unknown time.",
+  },
+  postcopy: {
+    type: "choice",
+    default: "never",
+    choices: ["never", "manual", "after-rounds", "not-converging"],
+    agreed: false,
+    live: false,
+    side: "source",
+    meaning:
+      "When the guest goes over before all its memory has: never; when it is asked for; after postcopy-rounds; or where it would be given up for not converging. All but never also on request.",
+    why: "A link that breaks afterwards stops the guest: that is a decision for its owner.",
+  },
+  postcopyRounds: {
+    type: "count",
+    default: 1,
+    min: 1,
+    max: 1000,
+    agreed: false,
+    live: false,
+    side: "source",
+    meaning: "Passes over the memory before post-copy begins by itself.",
+    why: "One pass brings nearly all of it; what a busy guest dirties again follows when it is needed.",
+  },
+  priorityChannels: {
+    type: "count",
+    default: 1,
+    min: 1,
+    max: PRIORITY_CHANNELS_MAX,
+    agreed: false,
+    live: false,
+    side: "source",
+    meaning:
+      "Connections of their own for the pages that a guest waits for; opened where post-copy may happen.",
+    why: "One thread serves some ten thousand faults a second; several are for guests with many vCPUs.",
   },
   autoConverge: {
     type: "boolean",

@@ -4,13 +4,15 @@ import { MigrationError } from "../base/errors.ts";
 import { siblingModule } from "../base/module.ts";
 import { type Control, createControl, reviveChannel, stopChannel } from "../workers/control.ts";
 import { wordCountFor } from "../workers/dirty-words.ts";
-import type { ChannelPlace, ReceiveSetup, ReceiveTask } from "../workers/protocol.ts";
+import { createFaultDoor, type FaultDoor } from "../workers/fault-door.ts";
+import { createLaneWords } from "../workers/lane-words.ts";
+import type { ChannelPlace, LaneSetup, ReceiveSetup, ReceiveTask } from "../workers/protocol.ts";
 import { type Block, geometryOf } from "./block.ts";
 import { channelFigures, sumCounters } from "./figures.ts";
 import { isLoss } from "./loss.ts";
 import type { Parameters } from "./parameters.ts";
 import type { ChannelFigures } from "./statistics.ts";
-import type { Surroundings, ThreadPool } from "./surroundings.ts";
+import type { LaneThreads, Surroundings, ThreadPool } from "./surroundings.ts";
 
 /** Threads start within half a second; on a machine that is busy with 64 of them, in several. */
 const THREAD_START_MS = 30_000;
@@ -19,6 +21,10 @@ const THREAD_START_MS = 30_000;
 export class Receiver {
   readonly control: Control;
   readonly #channels: number;
+  /** Where the guest may run before all its pages are there. */
+  readonly door: FaultDoor | null;
+  readonly #laneCount: number;
+  readonly #lanes: LaneThreads;
   readonly #pool: ThreadPool;
   /** By channel: settled when its thread has no more to do with its connection. */
   readonly #tasks = new Map<number, Promise<void>>();
@@ -27,13 +33,19 @@ export class Receiver {
   /** Starts the threads. `blocks` are in the order of the agreement. */
   constructor(
     blocks: readonly Block[],
-    channels: number,
+    { channels, lanes = 0 }: { channels: number; lanes?: number },
     parameters: Parameters,
     surroundings: Surroundings,
   ) {
     this.#channels = channels;
     this.#losses = Array<number>(channels).fill(0);
-    this.control = createControl(channels);
+    this.#laneCount = lanes;
+    this.control = createControl(channels + lanes);
+    const geometries = blocks.map((block) => ({
+      name: block.name,
+      ...geometryOf(block, parameters.chunkBytes),
+    }));
+    this.door = lanes === 0 ? null : createFaultDoor(geometries);
     const setup: ReceiveSetup = {
       control: this.control,
       blocks: blocks.map((block) => {
@@ -54,7 +66,14 @@ export class Receiver {
       }),
       hasChecksum: parameters.checksum,
       channelTimeoutMs: parameters.channelTimeoutMs,
+      ...(this.door === null ? {} : { door: this.door }),
     };
+    const words = createLaneWords();
+    this.#lanes = surroundings.startLanes(
+      Array.from({ length: lanes }, (_, lane): LaneSetup => {
+        return { side: "destination", receive: setup, words, lane, lanes };
+      }),
+    );
     const module = siblingModule("../workers/receive-worker", import.meta.url);
     this.#pool = surroundings.startThreads({ module, setup, channels });
   }
@@ -63,7 +82,8 @@ export class Receiver {
   async start(): Promise<void> {
     const task: ReceiveTask = { kind: "start" };
     const channels = Array.from({ length: this.#channels }, (_, index) => index + 1);
-    const started = Promise.all(channels.map((channel) => this.#pool.run(channel, task)));
+    const pooled = channels.map((channel) => this.#pool.run(channel, task));
+    const started = Promise.all([...pooled, this.#lanes.start()]);
     const reason = `its thread did not start within ${THREAD_START_MS} ms`;
     const late = () => new MigrationError("WORKER_DIED", { channel: 1, reason });
     await within(THREAD_START_MS, started, late);
@@ -79,6 +99,11 @@ export class Receiver {
   ): void {
     const { channel } = place;
     assert(!this.#tasks.has(channel), "a channel has one connection at a time");
+    if (channel > this.#channels) {
+      // Nobody takes over from a lane: that it is lost ends the migration, as a failure does.
+      this.#lanes.serve(channel - this.#channels - 1, place, told.onFailure);
+      return;
+    }
     const task: ReceiveTask = { kind: "receive", place };
     reviveChannel(this.control, channel);
     const receiving = this.#pool.run(channel, task).then(
@@ -130,16 +155,22 @@ export class Receiver {
     return this.#channels;
   }
 
+  /** Returns when the source has said on every priority channel that all pages were applied. */
+  async lanesEnded(): Promise<void> {
+    await this.#lanes.ended();
+  }
+
   counters(): ReturnType<typeof sumCounters> {
-    return sumCounters(this.control, this.#channels);
+    return sumCounters(this.control, this.#channels + this.#laneCount);
   }
 
   channelFigures(): ChannelFigures[] {
-    return channelFigures(this.control, this.#losses);
+    return channelFigures(this.control, this.#losses, this.#laneCount);
   }
 
   /** False when a thread hangs and still holds its descriptors; see `ChannelPool.close`. */
   async close(limitMs?: number): Promise<boolean> {
-    return await this.#pool.close(limitMs);
+    const ends = await Promise.all([this.#pool.close(limitMs), this.#lanes.close(limitMs)]);
+    return ends.every((isGone) => isGone);
   }
 }

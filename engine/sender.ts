@@ -17,6 +17,7 @@ import type { ScanFacts } from "./convergence.ts";
 import { DirtyBitmap } from "./dirty-bitmap.ts";
 import type { DirtyLog, ScanLog } from "./dirty-log.ts";
 import { channelFigures, sumCounters } from "./figures.ts";
+import { laneCountOf } from "./lanes.ts";
 import { applySettings, cacheBytesOf } from "./live-settings.ts";
 import { isLoss } from "./loss.ts";
 import type { Parameters } from "./parameters.ts";
@@ -68,6 +69,9 @@ interface Replacement {
 /** The source's pages: what is dirty, who sends it, and what was sent. */
 export class Sender {
   readonly control: Control;
+  /** What its threads know, for those of the priority lanes. */
+  readonly setup: SendSetup;
+  readonly #lanes: number;
   readonly #blocks: readonly SentBlock[];
   /** By block; see `SendBlock`. */
   readonly #sent: Int32Array[] = [];
@@ -100,9 +104,10 @@ export class Sender {
   ) {
     const { channels } = parameters;
     this.#keeper = keeper;
+    this.#lanes = laneCountOf(parameters);
     this.#chunkBytes = parameters.chunkBytes;
     this.#shards = new Shards(channels);
-    this.control = createControl(channels);
+    this.control = createControl(channels + this.#lanes);
     applySettings(this.control, parameters);
     this.#blocks = blocks.map((block) => {
       const geometry = geometryOf(block, parameters.chunkBytes);
@@ -112,7 +117,7 @@ export class Sender {
     });
     const cacheBytes = cacheBytesOf(parameters, shardBytes(this.#blocks, channels));
     this.#hasCache = cacheBytes > 0;
-    const setup: SendSetup = {
+    this.setup = {
       control: this.control,
       blocks: this.#sendBlocks(channels),
       channels,
@@ -122,7 +127,7 @@ export class Sender {
       fenceTimeoutMs: parameters.stepTimeoutMs,
     };
     const module = siblingModule("../workers/send-worker", import.meta.url);
-    const pool = surroundings.startThreads({ module, setup, channels });
+    const pool = surroundings.startThreads({ module, setup: this.setup, channels });
     this.#pool = pool;
     const numbers = Array.from({ length: channels }, (_, index) => index + 1);
     this.#channels = numbers.map((number) => new SendChannel(number, pool, this.control));
@@ -176,6 +181,13 @@ export class Sender {
   /** Pages that are known to be dirty: of those that are scanned, what was not sent yet. */
   get dirtyPages(): number {
     return this.#blocks.reduce((sum, { bitmap }) => sum + bitmap.dirtyCount(), 0);
+  }
+
+  /** The pages that are dirty, block by block, for the destination to miss. */
+  *dirtyWords(): Generator<{ block: number; words: Int32Array }> {
+    for (const [block, { bitmap }] of this.#blocks.entries()) {
+      yield { block, words: bitmap.words.words };
+    }
   }
 
   get dirtyBytes(): number {
@@ -293,8 +305,8 @@ export class Sender {
   }
 
   channelFigures(): ChannelFigures[] {
-    const losses = this.#channels.map((channel) => channel.losses);
-    return channelFigures(this.control, losses);
+    const losses = this.#channels.map((channel) => channel.losses, this.#lanes);
+    return channelFigures(this.control, losses, this.#lanes);
   }
 
   counters(): ReturnType<typeof sumCounters> {
@@ -541,7 +553,7 @@ export class Sender {
   }
 
   #totals(): ReturnType<typeof sumCounters> {
-    return sumCounters(this.control, this.#channels.length);
+    return sumCounters(this.control, this.#channels.length + this.#lanes);
   }
 }
 

@@ -2,24 +2,30 @@ import { assert } from "../base/assert.ts";
 import { every, nowMs } from "../base/clock.ts";
 import { asMigrationError, MigrationError, reasonOf } from "../base/errors.ts";
 import { loadChecksum } from "../channels/checksum.ts";
+import type { FaultsMessage } from "../channels/messages.ts";
 import { stopWorkers } from "../workers/control.ts";
+import { beginPostcopy } from "../workers/gate.ts";
+import { createLaneWords, FINISH, OPEN, tellLanes } from "../workers/lane-words.ts";
+import { createLatencies, latencyFigures } from "../workers/latencies.ts";
 import { Attempt, callHost } from "./attempt.ts";
 import { configure } from "./configuration.ts";
 import { Convergence, type Judgement, type Verdict } from "./convergence.ts";
 import type { DirtyLog, ScanLog } from "./dirty-log.ts";
-import { hypervisorReport, mainChannelFigures, pageFigures } from "./figures.ts";
+import { faultFigures, hypervisorReport, mainChannelFigures, pageFigures } from "./figures.ts";
 import { startHeartbeat } from "./heartbeat.ts";
 import { Hold } from "./hold.ts";
 import type { DeviceSection, DeviceTerms, SourceHost } from "./host.ts";
 import { HypervisorView } from "./hypervisor-view.ts";
+import { laneCountOf } from "./lanes.ts";
 import { agreedParameters, type Parameters } from "./parameters.ts";
 import { preferPeersWord } from "./peers-word.ts";
+import { goesOver } from "./postcopy-policy.ts";
 import { Replacing } from "./replacing.ts";
 import { Sender, type SentRound } from "./sender.ts";
 import type { MigrateOutOptions, SourcePhase } from "./source.ts";
 import { SourcePeer } from "./source-peer.ts";
 import type { DowntimeFigures, Progress, Report, RoundFigures } from "./statistics.ts";
-import type { Surroundings } from "./surroundings.ts";
+import type { LaneThreads, Surroundings } from "./surroundings.ts";
 import { Throughput } from "./throughput.ts";
 
 /** Who waits for news has it within 100 ms, also on a busy machine; a look costs microseconds. */
@@ -55,6 +61,13 @@ export class SourceMigration {
   readonly #notUndone: { action: string; reason: string }[] = [];
   #parameters: Parameters;
   #sender: Sender | null = null;
+  #lanes: LaneThreads | null = null;
+  readonly #laneWords = createLaneWords();
+  readonly #served = createLatencies();
+  #faults: FaultsMessage | null = null;
+  /** The guest goes over before its memory; decided after a round. */
+  #isPostcopy = false;
+  #runsThere = false;
   #logs: readonly DirtyLog[] = [];
   #judgement: Judgement | null = null;
   #throttlePercent = 0;
@@ -109,6 +122,7 @@ export class SourceMigration {
       onPhase: _onPhase,
       onProgress: _onProgress,
       live: _live,
+      postcopySwitch: _postcopySwitch,
       ...given
     } = options;
     const { parameters, address: parsed } = configure(given, address, {
@@ -152,6 +166,18 @@ export class SourceMigration {
     );
     this.#sender = sender;
     this.#peer.onLost((channel) => this.#losesChannel(channel));
+    const laneCount = laneCountOf(this.#parameters);
+    const lanes = this.#surroundings.startLanes(
+      Array.from({ length: laneCount }, () => {
+        return {
+          side: "source",
+          send: sender.setup,
+          words: this.#laneWords,
+          served: this.#served,
+        };
+      }),
+    );
+    this.#lanes = lanes;
     this.attempt.onFailure(() => stopWorkers(sender.control));
     const blocks = this.#host.blocks.map(({ name, sizeBytes, pageBytes }) => ({
       name,
@@ -167,6 +193,12 @@ export class SourceMigration {
     await Promise.all(
       channels.map(async (channel) => sender.open(await this.#peer.openChannel(channel))),
     );
+    await this.attempt.guard(lanes.start());
+    for (let lane = 0; lane < laneCount; lane += 1) {
+      const channel = this.#parameters.channels + 1 + lane;
+      const place = await this.#peer.openChannel(channel, "priority");
+      lanes.serve(lane, place, (error) => this.attempt.fail(asMigrationError(error)));
+    }
   }
 
   /** Sends round after round while the guest runs, until it may be paused. */
@@ -181,10 +213,27 @@ export class SourceMigration {
     this.#logs = logs.filter((log) => log.kind !== "scan");
     await this.attempt.guard(this.#ofSender.scan(logs.filter((log) => log.kind === "scan")));
     this.#startTimeout();
+    const { postcopySwitch } = this.#options;
+    if (this.#parameters.postcopy !== "never") {
+      postcopySwitch?.attach(() => {
+        if (this.#pausedAtMs === 0) this.#ofSender.hurry();
+      });
+      this.#stops.push(() => postcopySwitch?.detach());
+    }
     for (;;) {
       const round = await this.#sendRound();
       this.#ofSender.sync(this.#logs);
       const verdict = this.#judge(round);
+      this.#isPostcopy = goesOver(
+        {
+          rounds: this.#rounds.length,
+          verdict: verdict.kind,
+          isRequested: postcopySwitch?.isRequested === true,
+          isOutOfTime: this.#isOutOfTime,
+        },
+        this.#parameters,
+      );
+      if (this.#isPostcopy) break;
       if (verdict.kind === "switch-over" || this.#isOutOfTime) break;
       if (verdict.kind === "give-up") throw this.#notConverging();
       await this.#throttle(verdict.throttlePercent);
@@ -205,12 +254,20 @@ export class SourceMigration {
     this.#hypervisor.paused(this.#host.stoppedAtMs, this.#lapStartMs);
   }
 
-  /** Sends the rest over all channels, until all of it is applied at the destination. */
+  /**
+   * Sends the rest over all channels, until all of it is applied at the destination; in post-copy,
+   * says what the rest is.
+   */
   async sendRest(): Promise<void> {
     const sender = this.#ofSender;
     sender.resumeRounds();
     sender.sync(this.#logs);
     this.#downtime.syncMs = this.#lap();
+    if (this.#isPostcopy) {
+      await this.attempt.guard(this.#peer.discard(sender.dirtyWords()));
+      this.#downtime.pagesMs = this.#lap();
+      return;
+    }
     await this.#sendRound();
     this.#replacing.end();
     await this.attempt.guard(sender.end());
@@ -238,15 +295,47 @@ export class SourceMigration {
 
   /** After this was called, the guest is not ours any more, whatever happens. */
   async handOver(): Promise<void> {
+    if (this.#isPostcopy) {
+      beginPostcopy(this.#ofSender.control);
+      tellLanes(this.#laneWords, OPEN);
+    }
     const running = await this.#peer.commit();
-    this.attempt.succeed();
+    this.#runsThere = true;
+    if (!this.#isPostcopy) this.attempt.succeed();
     this.#untouchedPages = running.untouchedPages;
     this.#downtime.handoverMs = this.#lap();
     this.#hypervisor.runs(running, this.#downtime.handoverMs);
     this.#totalMs = this.#lapStartMs - this.#startMs;
+    if (!this.#isPostcopy) await this.#tellDone();
+  }
+
+  async #tellDone(): Promise<void> {
     const hypervisor = this.#hypervisor.laps;
+    if (this.#faults !== null) await this.#peer.tellFaults(this.#faults).catch(() => {});
     const done = { totalMs: this.#totalMs, ...this.#downtime, hypervisor };
     await this.#peer.tellDone(done).catch(() => {}); // The guest runs there; the rest is figures.
+  }
+
+  /** Whether memory follows the guest. */
+  get isPostcopy(): boolean {
+    return this.#isPostcopy;
+  }
+
+  /** Sends what the guest misses over all bulk channels, while the lanes send what it waits for. */
+  async sendMissing(): Promise<void> {
+    const sender = this.#ofSender;
+    const { attempt } = this;
+    const round = await attempt.guard(sender.sendRound());
+    const { dirtyPages, sentPages, sentBytes, elapsedMs } = round;
+    this.#rounds.push({ dirtyPages, sentPages, sentBytes, elapsedMs });
+    await attempt.guard(sender.end());
+    assert(sender.dirtyPages === 0, "nothing is dirty when all was sent and nobody writes");
+    tellLanes(this.#laneWords, FINISH);
+    const { stages, vcpus } = await attempt.guard(this.#peer.awaitComplete());
+    this.#faults = { stages: { ...stages, served: latencyFigures(this.#served) }, vcpus };
+    attempt.succeed();
+    this.#totalMs = nowMs() - this.#startMs;
+    await this.#tellDone();
   }
 
   report(): Report {
@@ -264,6 +353,7 @@ export class SourceMigration {
       pages: pageFigures(this.#ofSender.counters(), this.#untouchedPages),
       channels,
       cpuMs: (cpu.user + cpu.system) / 1000,
+      ...(this.#faults === null ? {} : { faults: faultFigures(this.#faults) }),
     };
   }
 
@@ -288,6 +378,12 @@ export class SourceMigration {
     const first = this.attempt.failure ?? asMigrationError(thrown);
     const main = this.#peer.isConnected ? this.#peer.main : null;
     const failure = await preferPeersWord(first, main);
+    if (this.#runsThere) {
+      // The destination must not wait for pages that will not come.
+      await this.#peer.tellFailure(failure);
+      const facts = { reason: failure.message };
+      return new MigrationError("POSTCOPY_INTERRUPTED", facts, { at: "source", cause: failure });
+    }
     if (this.attempt.isCommitted) {
       return new MigrationError(
         "HANDOVER_UNKNOWN",
@@ -305,18 +401,22 @@ export class SourceMigration {
     this.#options.live?.detach();
     this.attempt.end();
     this.#replacing.end();
-    const sender = this.#sender;
-    if (sender !== null) stopWorkers(sender.control);
+    if (this.#sender !== null) stopWorkers(this.#sender.control);
     const limitMs = this.attempt.failure === null ? undefined : PATIENCE_MS;
-    const areThreadsGone = (await sender?.close(limitMs)) ?? true;
+    const areThreadsGone = await this.#endThreads(limitMs);
     this.#peer.close({ areThreadsGone });
     if (!areThreadsGone) void this.#closeLate();
   }
 
   /** Frees what a thread that hangs still holds, whenever it ends. */
   async #closeLate(): Promise<void> {
-    const areThreadsGone = (await this.#sender?.close(Number.POSITIVE_INFINITY)) ?? true;
+    const areThreadsGone = await this.#endThreads(Number.POSITIVE_INFINITY);
     this.#peer.close({ areThreadsGone });
+  }
+
+  async #endThreads(limitMs?: number): Promise<boolean> {
+    const ends = await Promise.all([this.#sender?.close(limitMs), this.#lanes?.close(limitMs)]);
+    return !ends.includes(false);
   }
 
   /** The destination lost it. While channels are opened that ends the attempt; later, others go on. */
@@ -399,9 +499,9 @@ export class SourceMigration {
 
   #startTimeout(): void {
     const check = (): void => {
-      const { timeoutMs, nonConvergence } = this.#parameters;
+      const { timeoutMs, nonConvergence, postcopy } = this.#parameters;
       if (this.#pausedAtMs !== 0 || nowMs() - this.#startMs < timeoutMs) return;
-      if (nonConvergence === "switch-over") {
+      if (nonConvergence === "switch-over" || postcopy === "not-converging") {
         this.#isOutOfTime = true;
         this.#ofSender.hurry();
       } else {

@@ -4,22 +4,28 @@ import { errnoOf, MigrationError } from "../base/errors.ts";
 import { type Address, formatAddress } from "../channels/address.ts";
 import type { Checksum } from "../channels/checksum.ts";
 import type { Connector } from "../channels/connection.ts";
-import { corrupt } from "../channels/frame.ts";
+import { corrupt, DISCARD_BITS_BYTES_MAX } from "../channels/frame.ts";
 import { FrameStream } from "../channels/frame-stream.ts";
 import {
   type Agreement,
   type DoneMessage,
   decodeChannel,
+  decodeFaults,
   decodeRejoin,
   decodeRunning,
   decodeWelcome,
   encodeAgreement,
   encodeChannel,
+  encodeDiscard,
   encodeDone,
   encodeFailure,
+  encodeFaults,
   encodeHello,
+  encodeLanes,
   encodeRejoin,
   encodeRound,
+  encodeSwitch,
+  type FaultsMessage,
   type Lane,
   MIGRATION_ID_BYTES,
   type RoundMessage,
@@ -27,12 +33,24 @@ import {
   TOKEN_BYTES,
   VERSION,
 } from "../channels/messages.ts";
+import { popcount } from "../workers/dirty-words.ts";
 import type { ChannelPlace } from "../workers/protocol.ts";
 import { fingerprintOf } from "./agreement.ts";
 import { sendDevices } from "./device-state.ts";
 import type { DeviceSection } from "./host.ts";
+import { laneCountOf } from "./lanes.ts";
 import type { Parameters } from "./parameters.ts";
 import type { Surroundings } from "./surroundings.ts";
+
+type SourceFrame =
+  | "lanes"
+  | "agree"
+  | "round"
+  | "discard"
+  | "switch"
+  | "commit"
+  | "faults"
+  | "done";
 
 const NOTHING = new Uint8Array(0);
 
@@ -50,7 +68,7 @@ export class SourcePeer {
   readonly #migrationId = new Uint8Array(randomBytes(MIGRATION_ID_BYTES));
   readonly #streams: FrameStream[] = [];
   readonly #address: string;
-  readonly #bulk = new Map<number, FrameStream>();
+  readonly #joined = new Map<number, FrameStream>();
   /** Channels that were given up and that the destination has not let go of. */
   readonly #leaving = new Map<number, () => void>();
   readonly #canRejoin: boolean;
@@ -97,16 +115,18 @@ export class SourcePeer {
   /** Throws PARAMETER_MISMATCH, BLOCK_MISMATCH or what the destination's host says. */
   async agree(terms: Omit<Agreement, "fingerprint" | "channels">): Promise<void> {
     const { channels, stepTimeoutMs } = this.#parameters;
+    const lanes = laneCountOf(this.#parameters);
+    if (lanes > 0) await this.#send("lanes", encodeLanes(lanes));
     const fingerprint = fingerprintOf(terms.parameters, this.#checksum);
     await this.#send("agree", encodeAgreement({ ...terms, fingerprint, channels }));
     await this.main.receive(["accept"], stepTimeoutMs);
   }
 
-  /** Opens one bulk channel, ready for a thread. */
-  async openChannel(channel: number): Promise<ChannelPlace> {
-    const { stream } = await this.#join(channel, "bulk");
+  /** Opens one channel, ready for a thread. */
+  async openChannel(channel: number, lane: Lane = "bulk"): Promise<ChannelPlace> {
+    const { stream } = await this.#join(channel, lane);
     this.closeChannel(channel);
-    this.#bulk.set(channel, stream);
+    this.#joined.set(channel, stream);
     return { channel, ...stream.release() };
   }
 
@@ -140,8 +160,8 @@ export class SourcePeer {
 
   /** Closes a channel that no thread uses. */
   closeChannel(channel: number): void {
-    this.#bulk.get(channel)?.close();
-    this.#bulk.delete(channel);
+    this.#joined.get(channel)?.close();
+    this.#joined.delete(channel);
   }
 
   async tellRound(round: RoundMessage): Promise<void> {
@@ -167,6 +187,35 @@ export class SourcePeer {
     return decodeRunning(body, 0);
   }
 
+  /** Names the pages that are missing at the destination. Stretches without any are left out. */
+  async discard(blocks: Iterable<{ block: number; words: Int32Array }>): Promise<void> {
+    const piece = DISCARD_BITS_BYTES_MAX / 4;
+    let pages = 0;
+    for (const { block, words } of blocks) {
+      for (let at = 0; at < words.length; at += piece) {
+        const bits = words.slice(at, at + piece);
+        const count = bits.reduce((sum, word) => sum + popcount(word), 0);
+        pages += count;
+        const body = encodeDiscard({ block, firstPage: at * 32, bits });
+        if (count > 0) await this.#send("discard", body);
+      }
+    }
+    await this.#send("switch", encodeSwitch(pages));
+  }
+
+  /** Returns when the destination has all pages, with how long its guest waited for some. */
+  async awaitComplete(): Promise<FaultsMessage> {
+    const { stepTimeoutMs } = this.#parameters;
+    const { body } = await this.main.receive(["faults"], stepTimeoutMs);
+    const faults = decodeFaults(body, 0);
+    await this.main.receive(["complete"], stepTimeoutMs);
+    return faults;
+  }
+
+  async tellFaults(faults: FaultsMessage): Promise<void> {
+    await this.#send("faults", encodeFaults(faults));
+  }
+
   async tellDone(done: DoneMessage): Promise<void> {
     await this.#send("done", encodeDone(done));
   }
@@ -185,7 +234,7 @@ export class SourcePeer {
     }
   }
 
-  async #send(name: "agree" | "round" | "commit" | "done", body: Uint8Array): Promise<void> {
+  async #send(name: SourceFrame, body: Uint8Array): Promise<void> {
     await this.main.send(name, body, this.#parameters.channelTimeoutMs);
   }
 

@@ -1,6 +1,7 @@
 import type { SourceHost } from "./host.ts";
 import type { LiveParameters } from "./live-parameters.ts";
 import type { ParameterOptions } from "./parameters.ts";
+import type { PostcopySwitch } from "./postcopy-switch.ts";
 import { SourceMigration } from "./source-migration.ts";
 import type { Progress, Report } from "./statistics.ts";
 import { REAL_SURROUNDINGS, type Surroundings } from "./surroundings.ts";
@@ -16,7 +17,8 @@ export const SOURCE_PHASES = [
   "ready",
   "commit",
 ] as const;
-export type SourcePhase = (typeof SOURCE_PHASES)[number];
+/** In post-copy one more follows, until all memory has. */
+export type SourcePhase = (typeof SOURCE_PHASES)[number] | "postcopy";
 
 export interface MigrateOutOptions extends ParameterOptions {
   /** Cancels: the guest runs on here. From COMMIT on it comes too late and changes nothing. */
@@ -26,6 +28,8 @@ export interface MigrateOutOptions extends ParameterOptions {
   readonly onProgress?: (progress: Progress) => void;
   /** Lets parameters change while the migration runs. */
   readonly live?: LiveParameters;
+  /** Lets post-copy begin while the migration runs. */
+  readonly postcopySwitch?: PostcopySwitch;
 }
 
 /**
@@ -34,7 +38,8 @@ export interface MigrateOutOptions extends ParameterOptions {
  * On return the guest is paused here and runs there. On a failure before COMMIT it runs here as it
  * was found, tracking and throttling are off, and a second attempt may follow. A failure after
  * COMMIT is HANDOVER_UNKNOWN and leaves it paused here: the destination may have started it, and
- * two running copies are the one outcome that cannot be repaired.
+ * two running copies are the one outcome that cannot be repaired. In post-copy the guest runs there
+ * and still needs pages from here: POSTCOPY_INTERRUPTED, and memory here must be kept.
  *
  * Throws MigrationError only; CONFIGURATION_INVALID before anything is touched. `surroundings` are
  * for simulations.
@@ -66,6 +71,7 @@ export async function migrateOut(
     attempt.commit();
     undo.move(); // The point of no return.
     await attempt.run("commit", () => migration.handOver());
+    if (migration.isPostcopy) await attempt.run("postcopy", () => migration.sendMissing());
     return migration.report();
   } catch (error) {
     throw await migration.failureOf(error);

@@ -1,4 +1,4 @@
-import type { Lane } from "../channels/messages.ts";
+import type { FaultStage, Lane, LatencyFigures } from "../channels/messages.ts";
 
 /** Where the downtime went. The parts follow each other and add up to `Report.downtimeMs`. */
 export interface DowntimeFigures {
@@ -75,11 +75,21 @@ export interface ScanFigures {
   readonly workMs: number;
 }
 
-export interface FaultFigures {
+/** Waits for pages that were missing: in all, by vCPU, and of those that lanes brought, by stage. */
+export interface FaultFigures extends LatencyFigures {
+  readonly blockedMs: number;
+  /** By seat at the door. */
+  readonly vcpus: readonly { readonly blockedMs: number }[];
+  readonly stages: Readonly<Record<Exclude<FaultStage, "total">, LatencyFigures>>;
+}
+
+/** What a vCPU waits for, so far. */
+export interface FaultProgress {
   readonly count: number;
   readonly p50Us: number;
   readonly p99Us: number;
   readonly maxUs: number;
+  readonly blockedMs: number;
 }
 
 /** What a migration came to, the same at both ends. Every field has its row in `STATISTICS`. */
@@ -116,6 +126,8 @@ export interface Progress {
   readonly deviceBytes: number;
   readonly workingChannels: number;
   readonly elapsedMs: number;
+  /** In post-copy, at the destination. */
+  readonly faults?: FaultProgress;
 }
 
 export type StatisticUnit =
@@ -145,6 +157,25 @@ type PathsOf<T, Path extends string = ""> = T extends readonly (infer Element)[]
         [K in keyof T & string]-?: PathsOf<NonNullable<T[K]>, Path extends "" ? K : `${Path}.${K}`>;
       }[keyof T & string]
     : Path;
+
+type LatencyRows<Path extends string> = Record<`${Path}.${keyof LatencyFigures}`, StatisticRow>;
+
+/** The rows of times that were counted in buckets: within 9 %, and never told too short. */
+function latencyRows<Path extends string>(path: Path, what: string): LatencyRows<Path> {
+  const row = (unit: StatisticUnit, meaning: string): StatisticRow => {
+    return { unit, optional: true, meaning: `${what}: ${meaning}` };
+  };
+  const rows: Record<keyof LatencyFigures, StatisticRow> = {
+    count: row("count", "how many after post-copy began."),
+    p50Us: row("microseconds", "half took this time or less."),
+    p90Us: row("microseconds", "9 of 10 took this time or less."),
+    p99Us: row("microseconds", "99 of 100 took this time or less."),
+    p999Us: row("microseconds", "999 of 1000 took this time or less."),
+    maxUs: row("microseconds", "the slowest, as all of these rounded up by at most 9 %."),
+  };
+  const named = Object.entries(rows).map(([name, each]) => [`${path}.${name}`, each]);
+  return Object.fromEntries(named) as LatencyRows<Path>;
+}
 
 /** Every figure, by its path. It compiles only while the paths are exactly those of the types. */
 export const STATISTICS = {
@@ -303,26 +334,27 @@ export const STATISTICS = {
       unit: "milliseconds",
       meaning: "Processor time of this process, user and system, all threads, while it migrated.",
     },
-    "faults.count": {
-      unit: "count",
+    ...latencyRows("faults", "A fault, from a vCPU's first look to its going on"),
+    "faults.blockedMs": {
+      unit: "milliseconds",
       optional: true,
-      meaning: "Page faults answered after post-copy began.",
+      meaning: "Time that vCPUs waited for pages, all of them together.",
     },
-    "faults.p50Us": {
-      unit: "microseconds",
+    "faults.vcpus[].blockedMs": {
+      unit: "milliseconds",
       optional: true,
-      meaning: "Half of the faults were answered in this time or less.",
+      meaning: "The same for each vCPU, by its seat at the door.",
     },
-    "faults.p99Us": {
-      unit: "microseconds",
-      optional: true,
-      meaning: "99 of 100 faults were answered in this time or less.",
-    },
-    "faults.maxUs": {
-      unit: "microseconds",
-      optional: true,
-      meaning: "The slowest answer to a fault.",
-    },
+    ...latencyRows("faults.stages.queued", "Of that, until the request for the page was written"),
+    ...latencyRows(
+      "faults.stages.wire",
+      "From there on until the answer began to come, the source's work included",
+    ),
+    ...latencyRows("faults.stages.served", "At the source, from a request to its answer"),
+    ...latencyRows(
+      "faults.stages.installed",
+      "From the answer's first byte until the page was placed and its vCPU woken",
+    ),
     verified: {
       unit: "boolean",
       optional: true,
@@ -361,5 +393,30 @@ export const STATISTICS = {
       meaning: "Bulk channels that work; others were lost and have no other connection so far.",
     },
     elapsedMs: { unit: "milliseconds", meaning: "Time since the migration began." },
+    "faults.count": {
+      unit: "count",
+      optional: true,
+      meaning: "In post-copy, at the destination: page faults answered so far.",
+    },
+    "faults.p50Us": {
+      unit: "microseconds",
+      optional: true,
+      meaning: "Half of them were answered in this time or less.",
+    },
+    "faults.p99Us": {
+      unit: "microseconds",
+      optional: true,
+      meaning: "99 of 100 of them were answered in this time or less.",
+    },
+    "faults.maxUs": {
+      unit: "microseconds",
+      optional: true,
+      meaning: "The slowest answer so far.",
+    },
+    "faults.blockedMs": {
+      unit: "milliseconds",
+      optional: true,
+      meaning: "Time that vCPUs waited for pages so far, all of them together.",
+    },
   } satisfies Record<PathsOf<Progress>, StatisticRow>,
 } as const;

@@ -1,9 +1,14 @@
 import type { Address } from "../channels/address.ts";
 import { type Connector, connector, type Listener, listen } from "../channels/connection.ts";
+import type { LaneSetup } from "../workers/protocol.ts";
+import { Lanes } from "./lanes.ts";
 import { ChannelPool } from "./pool.ts";
 
 /** A thread per channel, with the tasks of each done in order. See `ChannelPool`. */
 export type ThreadPool = Pick<ChannelPool, "run" | "close">;
+
+/** A thread for each priority lane. See `Lanes`. */
+export type LaneThreads = Pick<Lanes, "start" | "serve" | "ended" | "close">;
 
 /**
  * What a migration has around it: other machines and threads. With the clock (see base/clock.ts)
@@ -14,10 +19,13 @@ export interface Surroundings {
   connector(address: Address): Connector;
   listen(address: Address): Promise<Listener>;
   startThreads(options: { module: URL; setup: object; channels: number }): ThreadPool;
+  /** None where post-copy cannot happen. */
+  startLanes(setups: readonly LaneSetup[]): LaneThreads;
 }
 
 export const REAL_SURROUNDINGS: Surroundings = {
   connector,
   listen,
   startThreads: (options) => new ChannelPool(options),
+  startLanes: (setups) => new Lanes(setups),
 };

@@ -35,7 +35,7 @@ interface Stop {
   readonly other?: string | null;
 }
 
-const SOURCE_STOPS: Readonly<Record<SourcePhase, Stop>> = {
+const SOURCE_STOPS: Readonly<Record<Exclude<SourcePhase, "postcopy">, Stop>> = {
   connect: { hold: "hello", whenSenderGoes: "drop", other: null },
   agree: { hold: "accept" },
   precopy: { flags: SLOWLY },
@@ -47,7 +47,7 @@ const SOURCE_STOPS: Readonly<Record<SourcePhase, Stop>> = {
   commit: { hold: "running", isTooLate: true },
 };
 
-const DESTINATION_STOPS: Readonly<Record<DestinationPhase, Stop>> = {
+const DESTINATION_STOPS: Readonly<Record<Exclude<DestinationPhase, "postcopy">, Stop>> = {
   listen: { other: null },
   agree: { hold: "agree" },
   receive: { flags: SLOWLY },

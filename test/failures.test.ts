@@ -43,6 +43,8 @@ const SAMPLES: { readonly [C in FailureCode]: FactsOf<C> } = {
   TIMEOUT: { phase: "pre-copy", limitMs: 100 },
   CANCELLED: { phase: "pre-copy" },
   HANDOVER_UNKNOWN: { reason: "ECONNRESET" },
+  POSTCOPY_UNSUPPORTED: { reason: "this host cannot let its guest wait for pages" },
+  POSTCOPY_INTERRUPTED: { reason: "ECONNRESET" },
   GUEST_NOT_RESTORED: { action: "resume", reason: "no", after: "CANCELLED" },
   WORKER_DIED: { channel: 2, reason: "out of memory" },
   INTERNAL: { reason: "TypeError: x is not a function" },

@@ -60,6 +60,12 @@ const KINDS: { readonly [name in FrameName]: number } = {
   ping: 18,
   lost: 19,
   gone: 20,
+  lanes: 24,
+  discard: 25,
+  switch: 26,
+  request: 27,
+  complete: 28,
+  faults: 29,
   rejoin: 32,
 };
 
@@ -85,6 +91,12 @@ const BODY_BYTES_MAX: { readonly [name in FrameName]: number } = {
   ping: 0,
   lost: 4,
   gone: 4,
+  lanes: 4,
+  discard: 65_544,
+  switch: 8,
+  request: 12,
+  complete: 0,
+  faults: 2296,
   rejoin: 4,
 };
 

@@ -285,7 +285,7 @@ const SOURCES: readonly (readonly [
   ],
   [
     "speaks as a destination",
-    { code: "FRAME_UNEXPECTED", facts: { channel: 0, frame: "ready", wanted: "agree" } },
+    { code: "FRAME_UNEXPECTED", facts: { channel: 0, frame: "ready", wanted: "lanes or agree" } },
     ({ main }) => main.send(KIND.ready),
   ],
   [
@@ -323,7 +323,10 @@ const SOURCES: readonly (readonly [
   ],
   [
     "commits before there is anything",
-    { code: "FRAME_UNEXPECTED", facts: { frame: "commit", wanted: "round or devices or lost" } },
+    {
+      code: "FRAME_UNEXPECTED",
+      facts: { frame: "commit", wanted: "round or discard or switch or devices or lost" },
+    },
     afterAgreement(({ main }) => main.send(KIND.commit)),
   ],
   [
@@ -365,7 +368,7 @@ const SOURCES: readonly (readonly [
   ],
   [
     "gives up a channel before there is any",
-    { code: "FRAME_UNEXPECTED", facts: { channel: 0, frame: "lost", wanted: "agree" } },
+    { code: "FRAME_UNEXPECTED", facts: { channel: 0, frame: "lost", wanted: "lanes or agree" } },
     ({ main }) => main.send(KIND.lost, lostBody(1)),
   ],
   [
@@ -517,7 +520,7 @@ test("a source that falls silent is PEER_SILENT, whether it agreed or not", asyn
   second.source.main.startPings(50);
   expect((await second.destination.ended).failure).toMatchObject({
     code: "PEER_SILENT",
-    facts: { waitingFor: "agree", limitMs: 300 },
+    facts: { waitingFor: "lanes or agree", limitMs: 300 },
   });
   const third = await connectSource({ stepTimeoutMs: 300 });
   await third.source.agree({ blocks: third.guest, channels: 1 });

@@ -42,6 +42,9 @@ const VALUES: { readonly [K in ParameterKey]: readonly Parameters[K][] } = {
   maxRounds: [1, 2, 100],
   timeoutMs: [60_000],
   nonConvergence: ["cancel", "switch-over"],
+  postcopy: ["never", "manual", "after-rounds", "not-converging"],
+  postcopyRounds: [2],
+  priorityChannels: [2],
   autoConverge: [false, true],
   throttleInitialPercent: [30],
   throttleIncrementPercent: [5],
@@ -131,13 +134,15 @@ function brokenBy(configuration: Configuration) {
 const CONTEXTS: readonly Configuration[] = VALUES.compression.flatMap((compression) =>
   VALUES.xbzrle.flatMap((xbzrle) =>
     VALUES.autoConverge.flatMap((autoConverge) =>
-      VALUES.channels.map((channels) => {
-        const context = { compression, xbzrle, autoConverge, channels };
-        return Object.entries(context).map(([name, value]) => ({
-          name: name as keyof typeof context,
-          value,
-        }));
-      }),
+      VALUES.channels.flatMap((channels) =>
+        (["never", "after-rounds"] as const).map((postcopy) => {
+          const context = { compression, xbzrle, autoConverge, channels, postcopy };
+          return Object.entries(context).map(([name, value]) => ({
+            name: name as keyof typeof context,
+            value,
+          }));
+        }),
+      ),
     ),
   ),
 );
@@ -323,8 +328,14 @@ test("every pair that is illegal by itself is refused, with the reason of each r
       expect(problems.join("\n").toLowerCase()).toContain(reason.toLowerCase());
     }
   }
-  // Two rules take more than two settings, or another end, to be broken.
-  const others = ["timeout-exceeds-downtime", "throttle-in-order", "fd-names-a-bulk-channel"];
+  // These take more than two settings, another end, or more channels than are tried here.
+  const others = [
+    "timeout-exceeds-downtime",
+    "throttle-in-order",
+    "fd-names-a-bulk-channel",
+    "fd-has-one-priority-channel",
+    "postcopy-leaves-room-for-priority",
+  ];
   const expected = LEGALITY.map(({ id }) => id).filter((id) => !others.includes(id));
   expect([...refusedBy].sort()).toEqual(expected.sort());
 });

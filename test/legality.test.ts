@@ -49,6 +49,42 @@ const CASES: Readonly<Record<string, { breaks: Case; keeps: Case }>> = {
     breaks: [{ maxRounds: 1 }, { ...SOURCE, dirtyLog: "scan" }],
     keeps: [{ maxRounds: 2 }, { ...SOURCE, dirtyLog: "scan" }],
   },
+  "postcopy-rounds-need-after-rounds": {
+    breaks: [{ postcopyRounds: 2, postcopy: "manual" }],
+    keeps: [{ postcopyRounds: 2, postcopy: "after-rounds" }],
+  },
+  "priority-channels-need-postcopy": {
+    breaks: [{ priorityChannels: 2 }],
+    keeps: [{ priorityChannels: 2, postcopy: "manual" }],
+  },
+  "postcopy-leaves-room-for-priority": {
+    breaks: [{ channels: 61, postcopy: "manual" }],
+    keeps: [{ channels: 60, postcopy: "manual" }],
+  },
+  "scan-excludes-postcopy": {
+    breaks: [{ postcopy: "manual" }, { ...SOURCE, dirtyLog: "scan" }],
+    keeps: [{ postcopy: "never" }, { ...SOURCE, dirtyLog: "scan" }],
+  },
+  "postcopy-needs-its-descriptors": {
+    breaks: [
+      { channels: 2, postcopy: "manual" },
+      { ...SOURCE, address: "fd", descriptors: 3 },
+    ],
+    keeps: [
+      { channels: 2, postcopy: "manual" },
+      { ...SOURCE, address: "fd", descriptors: 4 },
+    ],
+  },
+  "fd-has-one-priority-channel": {
+    breaks: [
+      { channels: 2, postcopy: "manual", priorityChannels: 2 },
+      { ...SOURCE, address: "fd", descriptors: 5 },
+    ],
+    keeps: [
+      { channels: 2, postcopy: "manual", priorityChannels: 1 },
+      { ...SOURCE, address: "fd", descriptors: 4 },
+    ],
+  },
   "zstd-level-needs-zstd": {
     breaks: [{ zstdLevel: 3, compression: "deflate" }],
     keeps: [{ zstdLevel: 3, compression: "auto" }],

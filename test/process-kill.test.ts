@@ -32,7 +32,7 @@ interface Stop {
   readonly parameters?: ParameterOptions;
 }
 
-const SOURCE_STOPS: Readonly<Record<Exclude<SourcePhase, "commit">, Stop>> = {
+const SOURCE_STOPS: Readonly<Record<Exclude<SourcePhase, "commit" | "postcopy">, Stop>> = {
   connect: { frame: "welcome" },
   agree: { frame: "accept" },
   precopy: { parameters: SLOWLY },
@@ -42,7 +42,9 @@ const SOURCE_STOPS: Readonly<Record<Exclude<SourcePhase, "commit">, Stop>> = {
   ready: { frame: "ready" },
 };
 
-const DESTINATION_STOPS: Readonly<Record<Exclude<DestinationPhase, "listen" | "resume">, Stop>> = {
+const DESTINATION_STOPS: Readonly<
+  Record<Exclude<DestinationPhase, "listen" | "resume" | "postcopy">, Stop>
+> = {
   agree: { frame: "agree" },
   receive: { parameters: SLOWLY },
   devices: { frame: "section" },

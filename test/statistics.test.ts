@@ -1,6 +1,8 @@
 import { expect, test } from "vitest";
 import { type Progress, type Report, STATISTICS } from "../engine/statistics.ts";
 
+const LATENCY = { count: 1, p50Us: 1, p90Us: 1, p99Us: 1, p999Us: 1, maxUs: 1 };
+
 const REPORT: Required<Report> = {
   totalMs: 1,
   downtimeMs: 1,
@@ -24,7 +26,12 @@ const REPORT: Required<Report> = {
     },
   ],
   cpuMs: 1,
-  faults: { count: 1, p50Us: 1, p99Us: 1, maxUs: 1 },
+  faults: {
+    ...LATENCY,
+    blockedMs: 1,
+    vcpus: [{ blockedMs: 1 }],
+    stages: { queued: LATENCY, wire: LATENCY, served: LATENCY, installed: LATENCY },
+  },
   verified: true,
 };
 
@@ -42,6 +49,7 @@ const PROGRESS: Required<Progress> = {
   deviceBytes: 1,
   workingChannels: 1,
   elapsedMs: 1,
+  faults: { count: 1, p50Us: 1, p99Us: 1, maxUs: 1, blockedMs: 1 },
 };
 
 function pathsOf(value: unknown, path = ""): string[] {

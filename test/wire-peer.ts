@@ -152,6 +152,12 @@ export const KIND = {
   ping: 18,
   lost: 19,
   gone: 20,
+  lanes: 24,
+  discard: 25,
+  switch: 26,
+  request: 27,
+  complete: 28,
+  faults: 29,
   rejoin: 32,
 } as const;
 

@@ -12,6 +12,8 @@ import { TRIALS_WORDS } from "./trials.ts";
  *   limit     coordinator   bytes per second over all channels, 0 for no limit
  *   codec     coordinator   how payloads are compressed, see setCodecSettings
  *   trials    workers       what `auto` tries, in all channels together, see `workers/trials.ts`
+ *   gate      lanes         word 0: how many lanes have a page to bring that a guest waits for, see
+ *                           `workers/gate.ts`. Word 1, by the coordinator: 1 in post-copy
  *   counters  one channel   a row per channel, see COUNTERS; others only read
  */
 export interface Control {
@@ -19,6 +21,7 @@ export interface Control {
   /** Word 0: pace in ns, word 1: limit. */
   readonly pacing: BigInt64Array;
   readonly codec: Int32Array;
+  readonly gate: Int32Array;
   readonly trials: Int32Array;
   readonly counters: Float64Array;
 }
@@ -112,6 +115,7 @@ export function createControl(channels: number): Control {
     stop: new Int32Array(new SharedArrayBuffer(channels * STOP_ROW * 4)),
     pacing: new BigInt64Array(new SharedArrayBuffer(64)),
     codec: new Int32Array(new SharedArrayBuffer(64)),
+    gate: new Int32Array(new SharedArrayBuffer(64)),
     trials: new Int32Array(new SharedArrayBuffer(TRIALS_WORDS * 4)),
     counters: new Float64Array(new SharedArrayBuffer(channels * ROW * 8)),
   };

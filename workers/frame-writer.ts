@@ -11,6 +11,7 @@ import {
   writeChecksum,
 } from "../channels/frame.ts";
 import type { Control, CounterRow } from "./control.ts";
+import { passGate } from "./gate.ts";
 import { waitForPace } from "./pace.ts";
 import type { Workbench } from "./workbench.ts";
 
@@ -29,6 +30,7 @@ export class FrameWriter {
   readonly #checksum: Checksum | null;
   readonly #control: Control;
   readonly #counters: CounterRow;
+  readonly #yields: boolean;
   /** Of the next frame. */
   sequence: number;
 
@@ -40,6 +42,8 @@ export class FrameWriter {
       control: Control;
       counters: CounterRow;
       sequence: number;
+      /** A lane does not step aside for itself, and its pages are not paced. */
+      isLane?: boolean;
     },
   ) {
     this.#bench = bench;
@@ -47,6 +51,7 @@ export class FrameWriter {
     this.#checksum = options.checksum;
     this.#control = options.control;
     this.#counters = options.counters;
+    this.#yields = options.isLane !== true;
     this.sequence = options.sequence;
   }
 
@@ -77,9 +82,10 @@ export class FrameWriter {
 
   #send(frame: Uint8Array, rest: Uint8Array): WriteFigures {
     const { pacing } = this.#control;
+    if (this.#yields) passGate(this.#control);
     const bytes = frame.length + rest.length;
     const startMs = nowMs();
-    const pacedMs = waitForPace(pacing, this.#output.stop, bytes);
+    const pacedMs = this.#yields ? waitForPace(pacing, this.#output.stop, bytes) : 0;
     const waitedMs = pacedMs + writeAll(this.#output, frame, rest);
     const elapsedMs = nowMs() - startMs;
     this.#counters.add("movedBytes", bytes);

@@ -3,6 +3,14 @@ import { corrupt } from "../channels/frame.ts";
 import type { CounterRow } from "./control.ts";
 import { bitsBetween, PAGES_PER_WORD } from "./dirty-words.ts";
 import type { Run } from "./encodings/encoding.ts";
+import {
+  ARMED,
+  claimPages,
+  DROPPED,
+  type FaultDoor,
+  markPresent,
+  unclaimPages,
+} from "./fault-door.ts";
 import type { Ram } from "./ram.ts";
 import { PIECE_BYTES, type Workbench } from "./workbench.ts";
 
@@ -17,6 +25,8 @@ export interface WritableBlock {
   readonly received: Int32Array;
   /** By page: which version lies there. */
   readonly generations: Uint32Array;
+  /** Where the guest may run before all its pages are there. */
+  readonly door?: { readonly door: FaultDoor; readonly block: number } | undefined;
   /** For messages. */
   readonly channel: number;
 }
@@ -32,8 +42,9 @@ export interface RunDeltas {
 }
 
 /**
- * Places pages in one block. Zero pages of memory that was never written are not touched, so that
- * they take no memory; elsewhere they end up zero, and what is zero already is left alone (reading
+ * Places pages in one block. In post-copy only pages that are missing, each of them once: what is
+ * there already is the guest's, and what comes of it is dropped and counted. Zero pages of memory
+ * that was never written are not touched, so that they take no memory; elsewhere they end up zero, and what is zero already is left alone (reading
  * a hole of a file makes no page, writing would).
  */
 export class GuestWriter {
@@ -42,6 +53,8 @@ export class GuestWriter {
   readonly #bench: Workbench;
   readonly #zeros: Uint8Array;
   #generation = 0;
+  /** Runs that `view` claimed only a part of: the `write` that follows places them. */
+  #claimed: Run[] | null = null;
 
   constructor(block: WritableBlock, counters: CounterRow, bench: Workbench) {
     this.#block = block;
@@ -62,9 +75,12 @@ export class GuestWriter {
   write(firstPage: number, pages: number, source: Uint8Array): void {
     const { ram, pageBytes } = this.#block;
     assert(source.length === pages * pageBytes, "a run has whole pages");
-    this.begin(firstPage, pages);
-    ram.write(firstPage * pageBytes, source);
-    this.markReceived(firstPage, pages);
+    for (const run of this.#claim(firstPage, pages)) {
+      const at = (run.firstPage - firstPage) * pageBytes;
+      this.begin(run.firstPage, run.pages);
+      ram.write(run.firstPage * pageBytes, source.subarray(at, at + run.pages * pageBytes));
+      this.markReceived(run.firstPage, run.pages);
+    }
   }
 
   /**
@@ -84,10 +100,33 @@ export class GuestWriter {
   /** Where the pages of a run can be received without a copy, else null: `begin`, `markReceived`. */
   view(firstPage: number, pages: number): Uint8Array | null {
     const { ram, pageBytes } = this.#block;
-    return ram.view(firstPage * pageBytes, pages * pageBytes);
+    const view = ram.view(firstPage * pageBytes, pages * pageBytes);
+    if (view === null || !this.#isGuarded) return view;
+    const claimed = this.#claim(firstPage, pages);
+    if (claimed[0]?.pages === pages) return view;
+    this.#claimed = claimed;
+    return null;
+  }
+
+  /** The channel broke off within a view: in post-copy, another one must place these pages. */
+  abandon(firstPage: number, pages: number): void {
+    const { door } = this.#block;
+    if (door === undefined || !this.#isGuarded) return;
+    const end = firstPage + pages;
+    for (let index = firstPage >>> 5; index * PAGES_PER_WORD < end; index += 1) {
+      const base = index * PAGES_PER_WORD;
+      unclaimPages(door.door, door.block, index, bitsBetween(firstPage - base, end - base));
+    }
   }
 
   clear(firstPage: number, pages: number): void {
+    for (const run of this.#claim(firstPage, pages)) {
+      this.#clear(run.firstPage, run.pages);
+      this.#markPresent(run.firstPage, run.pages);
+    }
+  }
+
+  #clear(firstPage: number, pages: number): void {
     const end = firstPage + pages;
     this.#block.generations.fill(this.#generation, firstPage, end);
     if (this.#allReadAsZero(firstPage, end)) {
@@ -141,6 +180,49 @@ export class GuestWriter {
   /** The pages that were begun are there. */
   markReceived(firstPage: number, pages: number): void {
     this.#block.generations.fill(this.#generation, firstPage, firstPage + pages);
+    this.#markPresent(firstPage, pages);
+  }
+
+  /** Whether the guest may run here before all its pages are there. */
+  get #isGuarded(): boolean {
+    const { door } = this.#block;
+    return door !== undefined && Atomics.load(door.door.words, ARMED) !== 0;
+  }
+
+  /** The parts of a run that are this thread's to place; outside of post-copy all of it. */
+  #claim(firstPage: number, pages: number): Run[] {
+    const { door } = this.#block;
+    if (door === undefined || !this.#isGuarded) return [{ firstPage, pages }];
+    const before = this.#claimed;
+    this.#claimed = null;
+    if (before !== null) return before;
+    const runs: { firstPage: number; pages: number }[] = [];
+    const end = firstPage + pages;
+    let won = 0;
+    for (let page = firstPage; page < end; page = (Math.floor(page / 32) + 1) * 32) {
+      const base = Math.floor(page / 32) * 32;
+      const mask = bitsBetween(page - base, end - base);
+      const bits = claimPages(door.door, door.block, page >>> 5, mask);
+      for (let at = page; at < Math.min(end, base + 32); at += 1) {
+        if ((bits & (1 << (at & 31))) === 0) continue;
+        won += 1;
+        const last = runs.at(-1);
+        if (last !== undefined && last.firstPage + last.pages === at) last.pages += 1;
+        else runs.push({ firstPage: at, pages: 1 });
+      }
+    }
+    if (won < pages) Atomics.add(door.door.words, DROPPED, pages - won);
+    return runs;
+  }
+
+  #markPresent(firstPage: number, pages: number): void {
+    const { door } = this.#block;
+    if (door === undefined || !this.#isGuarded) return;
+    const end = firstPage + pages;
+    for (let index = firstPage >>> 5; index * PAGES_PER_WORD < end; index += 1) {
+      const base = index * PAGES_PER_WORD;
+      markPresent(door.door, door.block, index, bitsBetween(firstPage - base, end - base));
+    }
   }
 
   /** Told word by word: the usual case, for most of a guest's zero pages come in its first round. */

@@ -1,8 +1,9 @@
 import { assert } from "../base/assert.ts";
+import { nowMs } from "../base/clock.ts";
 import { MigrationError } from "../base/errors.ts";
 import { KIB } from "../base/units.ts";
 import type { Checksum } from "../channels/checksum.ts";
-import { type DescriptorOptions, readSome, writeAll } from "../channels/descriptor.ts";
+import { type DescriptorOptions, readNow, readSome, writeAll } from "../channels/descriptor.ts";
 import {
   CHECKSUMMED_HEADER_BYTES,
   corrupt,
@@ -18,14 +19,21 @@ import {
   RUNS_MAX,
   writeChecksum,
 } from "../channels/frame.ts";
-import { decodeFailure, decodeFence, encodeFence } from "../channels/messages.ts";
+import {
+  decodeFailure,
+  decodeFence,
+  encodeFence,
+  encodeRequest,
+  type RequestMessage,
+} from "../channels/messages.ts";
 import type { Codec } from "./codecs/codec.ts";
 import { letGo } from "./codecs/let-go.ts";
 import { codecOf } from "./codecs/list.ts";
-import { CounterRow, stopOf } from "./control.ts";
+import { type Control, CounterRow, stopOf } from "./control.ts";
 import type { PageEncoding, Run } from "./encodings/encoding.ts";
 import { encodingOf } from "./encodings/list.ts";
 import { raw } from "./encodings/raw.ts";
+import { passGate } from "./gate.ts";
 import { generationOf } from "./generation.ts";
 import { GuestWriter } from "./guest-writer.ts";
 import type { ChannelPlace, ReceiveSetup } from "./protocol.ts";
@@ -62,6 +70,7 @@ export class PageReceiver {
   readonly #output: DescriptorOptions;
   readonly #hasChecksum: boolean;
   readonly #checksum: Checksum;
+  readonly #control: Control;
   readonly #counters: CounterRow;
   readonly #rams: Ram[] = [];
   readonly #blocks: {
@@ -69,6 +78,8 @@ export class PageReceiver {
     readonly pageBytes: number;
     readonly pageCount: number;
   }[] = [];
+  /** When the last frame that `poll` received had begun to come. */
+  polledMs = 0;
   #readSequence: number;
   #writeSequence: number;
 
@@ -82,6 +93,7 @@ export class PageReceiver {
     const { control, channelTimeoutMs } = setup;
     const { channel, isDeep = false } = place;
     const common = { channel, isDeep, stop: stopOf(control, channel), limitMs: channelTimeoutMs };
+    this.#control = control;
     this.#input = { ...common, fd: place.readFd };
     this.#output = { ...common, fd: place.writeFd };
     this.#hasChecksum = setup.hasChecksum;
@@ -90,12 +102,22 @@ export class PageReceiver {
     this.#readSequence = place.readSequence;
     this.#writeSequence = place.writeSequence;
     const bench = new Workbench();
-    for (const block of setup.blocks) {
+    const { door } = setup;
+    for (const [index, block] of setup.blocks.entries()) {
       const ram = openRam(block, "write");
       this.#rams.push(ram);
       const { pageBytes, pageCount } = block;
       this.#blocks.push({
-        writer: new GuestWriter({ ...block, ram, channel: place.channel }, this.#counters, bench),
+        writer: new GuestWriter(
+          {
+            ...block,
+            ram,
+            channel: place.channel,
+            door: door === undefined ? undefined : { door, block: index },
+          },
+          this.#counters,
+          bench,
+        ),
         pageBytes,
         pageCount,
       });
@@ -108,6 +130,7 @@ export class PageReceiver {
       const header = this.#readHeader();
       switch (header.name) {
         case "pages":
+          passGate(this.#control);
           this.#receivePages(header);
           break;
         case "fence":
@@ -126,6 +149,33 @@ export class PageReceiver {
           });
       }
     }
+  }
+
+  /** A lane's turn: a frame if one has begun to come, without waiting for it to begin. */
+  poll(): "nothing" | "pages" | "end" {
+    if (this.#start === this.#end) {
+      this.#start = 0;
+      this.#end = readNow(this.#input, this.#buffer.subarray(0, EDGE_BYTES));
+      this.#counters.add("movedBytes", this.#end);
+      if (this.#end === 0) return "nothing";
+    }
+    this.polledMs = nowMs();
+    const header = this.#readHeader();
+    if (header.name === "pages") {
+      this.#receivePages(header);
+      return "pages";
+    }
+    const body = this.#readBody(header);
+    if (header.name === "end") return "end";
+    const { channel } = this.#input;
+    if (header.name === "failure") throw decodeFailure(body, channel, "source");
+    const facts = { channel, frame: header.name, wanted: "pages or end" };
+    throw new MigrationError("FRAME_UNEXPECTED", facts);
+  }
+
+  /** Asks the source for a page, on a lane. */
+  request(request: RequestMessage): void {
+    this.#write("request", encodeRequest(request));
   }
 
   close(): void {
@@ -275,17 +325,25 @@ export class PageReceiver {
     target.set(this.#buffer.subarray(this.#start, this.#start + buffered));
     this.#start += buffered;
     const rest = target.subarray(buffered);
-    this.#read(rest, { least: rest.length, isIdle: false });
+    try {
+      this.#read(rest, { least: rest.length, isIdle: false });
+    } catch (error) {
+      writer.abandon(run.firstPage, run.pages);
+      throw error;
+    }
     writer.markReceived(run.firstPage, run.pages);
     return true;
   }
 
   #answerFence(number: number): void {
-    const body = encodeFence(number);
+    this.#write("fenced", encodeFence(number));
+  }
+
+  #write(name: "fenced" | "request", body: Uint8Array): void {
     const frame = new Uint8Array(HEADER_BYTES + body.length);
     const view = new DataView(frame.buffer);
     const header = {
-      name: "fenced",
+      name,
       sequence: this.#writeSequence,
       length: body.length,
       hasChecksum: true,

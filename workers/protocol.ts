@@ -1,6 +1,8 @@
 import type { Failure } from "../base/errors.ts";
 import type { Control } from "./control.ts";
 import type { DirtyWords } from "./dirty-words.ts";
+import type { FaultDoor } from "./fault-door.ts";
+import type { Latencies } from "./latencies.ts";
 import type { RamRegion } from "./ram.ts";
 
 /**
@@ -133,7 +135,26 @@ export interface ReceiveSetup {
   readonly blocks: readonly ReceiveBlock[];
   readonly hasChecksum: boolean;
   readonly channelTimeoutMs: number;
+  /** Where the guest may run before all its pages are there; its blocks are these. */
+  readonly door?: FaultDoor;
 }
+
+/** What a lane's thread knows from its start, at either end. */
+export type LaneSetup =
+  | {
+      readonly side: "source";
+      readonly send: SendSetup;
+      readonly words: Int32Array;
+      readonly served: Latencies;
+    }
+  | {
+      readonly side: "destination";
+      readonly receive: ReceiveSetup;
+      readonly words: Int32Array;
+      /** Which of how many it is: they share the seats. */
+      readonly lane: number;
+      readonly lanes: number;
+    };
 
 /** Tasks of a destination's worker: it is there, and it receives until END. */
 export type ReceiveTask =

@@ -1,6 +1,7 @@
 import { totalmem } from "node:os";
 import { MigrationError, reasonOf } from "../../base/errors.ts";
 import type { Block, BlockAnnouncement } from "../../engine/block.ts";
+import type { FaultDoor } from "../../engine/faults.ts";
 import type { DestinationHost, DeviceSection } from "../../engine/host.ts";
 import { cannotLoad, decodeDevices } from "./devices.ts";
 import { MemoryGuest } from "./guest.ts";
@@ -27,6 +28,8 @@ interface Attempt {
   readonly threads: VcpuThread[];
   guest: MemoryGuest | null;
   isDiscarded: boolean;
+  /** In post-copy. */
+  door?: FaultDoor;
 }
 
 /**
@@ -70,6 +73,11 @@ export class MemoryGuestDestination implements DestinationHost {
     }));
   }
 
+  takeFaults(door: FaultDoor): void {
+    if (this.#attempt === null) throw cannotLoad("no memory was prepared");
+    this.#attempt.door = door;
+  }
+
   async loadDevices(sections: readonly DeviceSection[]): Promise<void> {
     const attempt = this.#attempt;
     if (attempt === null) throw cannotLoad("no memory was prepared");
@@ -79,7 +87,13 @@ export class MemoryGuestDestination implements DestinationHost {
     await addThreads(attempt, states.length - attempt.threads.length);
     const threads = attempt.threads.splice(0, states.length);
     this.#leaving = stopVcpuThreads(attempt.threads.splice(0));
-    const guest = await MemoryGuest.over({ shape, states, memory, threads });
+    const guest = await MemoryGuest.over({
+      shape,
+      states,
+      memory,
+      threads,
+      door: attempt.door,
+    });
     if (attempt.isDiscarded) {
       await guest.stop();
       throw cannotLoad("the attempt was discarded");

@@ -1,11 +1,13 @@
-import { must } from "../../base/assert.ts";
+import { assert, must } from "../../base/assert.ts";
 import { createDirtyLog, type DirtyLog } from "../../engine/dirty-log.ts";
+import { type FaultDoor, SEATS_MAX } from "../../engine/faults.ts";
 import type { DeviceSection, SourceHost } from "../../engine/host.ts";
 import { type Control, createControl, readState, writeState } from "./control.ts";
 import { encodeDevices, type GuestDevices } from "./devices.ts";
 import { allocateBlock, fillMemory, type SharedBlock } from "./memory.ts";
 import { checkShape, type GuestShape } from "./shape.ts";
 import { firstState, sweepsOf, type VcpuState } from "./sweep.ts";
+import type { VcpuFaults } from "./vcpu.ts";
 import { startVcpuThreads, stopVcpuThreads, type VcpuThread } from "./vcpu-thread.ts";
 import { verifyMemory } from "./verify.ts";
 
@@ -21,6 +23,8 @@ export interface GuestParts extends GuestDevices {
   readonly memory: readonly SharedBlock[];
   /** One for each vCPU. They belong to the guest from here on, also when it is not made. */
   readonly threads: readonly VcpuThread[];
+  /** Where its memory may still be on its way. */
+  readonly door?: FaultDoor | undefined;
 }
 
 /**
@@ -45,7 +49,7 @@ export class MemoryGuest implements SourceHost {
   /** Settles when the call before has ended. */
   #turn: Promise<unknown> = Promise.resolve();
 
-  private constructor({ shape, states, memory, threads }: GuestParts) {
+  private constructor({ shape, states, memory, threads, door }: GuestParts) {
     this.shape = shape;
     this.blocks = memory;
     this.#threads = threads;
@@ -55,7 +59,7 @@ export class MemoryGuest implements SourceHost {
       writeState(control, state);
       return control;
     });
-    for (const index of threads.keys()) this.#assign(index);
+    for (const index of threads.keys()) this.#assign(index, door);
   }
 
   /** A new guest, paused, in memory of its own. Throws RangeError with all problems of a shape. */
@@ -208,7 +212,7 @@ export class MemoryGuest implements SourceHost {
     return this.#stopping;
   }
 
-  #assign(index: number): void {
+  #assign(index: number, door: FaultDoor | undefined): void {
     const shape = must(this.shape.vcpus[index], "a thread has its vCPU");
     const number = this.blocks.findIndex(({ name }) => name === shape.block);
     const block = must(this.blocks[number], "a vCPU's block exists");
@@ -218,6 +222,7 @@ export class MemoryGuest implements SourceHost {
       memory: block.place.buffer,
       log: must(this.#logs[number], "a block has its log"),
       control: must(this.#controls[index], "a vCPU has its control words"),
+      ...(door === undefined ? {} : { faults: faultsOf(door, { seat: index, name: block.name }) }),
     });
   }
 
@@ -265,6 +270,13 @@ export class MemoryGuest implements SourceHost {
     this.#turn = mine.catch(() => {});
     return await mine;
   }
+}
+
+/** The door's blocks are in the order of the announcement, which need not be the shape's. */
+function faultsOf(door: FaultDoor, { seat, name }: { seat: number; name: string }): VcpuFaults {
+  const block = door.blocks.findIndex((one) => one.name === name);
+  assert(block !== -1 && seat < SEATS_MAX, "a door has every block, and a seat for each vCPU");
+  return { door, seat, block };
 }
 
 function clear({ words, summary }: DirtyLog): void {

@@ -1,6 +1,7 @@
 import { parentPort } from "node:worker_threads";
 import { must } from "../../base/assert.ts";
 import { type DirtyLog, markDirty } from "../../engine/dirty-log.ts";
+import { awaitPage, type FaultBlock, type FaultDoor, isPresent } from "../../engine/faults.ts";
 import {
   ADOPTED,
   type Control,
@@ -27,7 +28,18 @@ export interface VcpuJob {
   readonly memory: SharedArrayBuffer;
   readonly log: DirtyLog;
   readonly control: Control;
+  /** Where its pages may still be missing, and its seat there. */
+  readonly faults?: VcpuFaults;
 }
+
+export interface VcpuFaults {
+  readonly door: FaultDoor;
+  readonly seat: number;
+  readonly block: number;
+}
+
+/** A vCPU that waits for a page looks at its orders this often. */
+const FAULT_WAIT_MS = 20;
 
 /** Memory changed between two looks at the control words: about 100 us of work. */
 const BATCH_BYTES = 128 * 1024;
@@ -39,15 +51,25 @@ interface Vcpu {
   readonly sweeps: readonly Sweep[];
   readonly log: DirtyLog;
   readonly control: Control;
+  readonly faults: VcpuFaults | undefined;
+  readonly pageBytes: number;
 }
 
 const host = must(parentPort, "a vCPU is a thread");
 host.once("message", (job: VcpuJob) => {
-  const { shape, pageBytes, memory, log, control } = job;
+  const { shape, pageBytes, memory, log, control, faults } = job;
   const rewrite = rewriteOf(pageBytes, shape.changedBytes);
   const batchPages = Math.max(1, Math.floor(BATCH_BYTES / shape.changedBytes));
   runForever(
-    { words: new Int32Array(memory), rewrite, sweeps: sweepsOf(shape), log, control },
+    {
+      words: new Int32Array(memory),
+      rewrite,
+      sweeps: sweepsOf(shape),
+      log,
+      control,
+      faults,
+      pageBytes,
+    },
     new Pace(shape.rateBytesPerSecond / pageBytes),
     Math.min(BATCH_PAGES_MAX, batchPages),
   );
@@ -75,16 +97,17 @@ function runForever(vcpu: Vcpu, pace: Pace, batchPages: number): never {
     pace.advance(performance.now());
     const pages = Math.min(batchPages, pace.pages);
     if (pages > 0) {
-      writePages(vcpu, pages, orders.track);
-      written[0] = (written[0] as number) + pages;
-      pace.wrote(pages);
+      const count = writePages(vcpu, pages, orders.track);
+      written[0] = (written[0] as number) + count;
+      pace.wrote(count);
     } else {
       Atomics.wait(words, WANTED, adopted, pace.waitMs);
     }
   }
 }
 
-function writePages(vcpu: Vcpu, pages: number, isTracked: boolean): void {
+/** Returns how many were written: a page that does not come ends the batch, for there may be orders. */
+function writePages(vcpu: Vcpu, pages: number, isTracked: boolean): number {
   const { words, rewrite, sweeps, log } = vcpu;
   const control = vcpu.control.words;
   for (let i = 0; i < pages; i += 1) {
@@ -93,6 +116,7 @@ function writePages(vcpu: Vcpu, pages: number, isTracked: boolean): void {
     const at = SWEEPS + turn * SWEEP_WORDS;
     const position = control[at] as number;
     const page = pageAt(sweep, position);
+    if (vcpu.faults !== undefined && !isThere(vcpu.faults, page, vcpu.pageBytes)) return i;
     rewritePage(words, page * rewrite.pageWords, rewrite);
     // Only now: marked first, the page could be read in between and this write would be lost.
     if (isTracked) markDirty(log, page);
@@ -101,4 +125,15 @@ function writePages(vcpu: Vcpu, pages: number, isTracked: boolean): void {
     if (isLast) control[at + 1] = ((control[at + 1] as number) + 1) | 0;
     control[TURN] = turn + 1 === sweeps.length ? 0 : turn + 1;
   }
+  return pages;
+}
+
+/** Waits for a page of the guest, which may be several of the wire's. */
+function isThere({ door, seat, block }: VcpuFaults, page: number, pageBytes: number): boolean {
+  const count = pageBytes / (door.blocks[block] as FaultBlock).pageBytes;
+  for (let piece = page * count; piece < (page + 1) * count; piece += 1) {
+    if (isPresent(door, block, piece)) continue;
+    if (!awaitPage(door, { seat, block, page: piece }, FAULT_WAIT_MS)) return false;
+  }
+  return true;
 }

@@ -32,6 +32,9 @@ export class RecordingDestination implements DestinationHost {
     });
   }
 
+  /** Its guest never looks at a page. */
+  takeFaults(): void {}
+
   async loadDevices(sections: readonly DeviceSection[]): Promise<void> {
     await this.#call("loadDevices", async () => {
       this.sections = sections;

@@ -27,6 +27,11 @@ const HELLO_CHANNEL_AT = HEADER_BYTES + 20;
 export class Relay implements AsyncDisposable {
   readonly #server: Server;
   readonly #incidents: { point: Point; deed: Deed | (() => void); seen: number }[] = [];
+  readonly #forgeries: {
+    channel: number;
+    frame: FrameName;
+    forged: (bytes: Buffer) => Buffer;
+  }[] = [];
   readonly #channels: RelayedChannel[] = [];
   #target = "";
   /** Whether a channel that was cut may come back by another connection. */
@@ -61,6 +66,17 @@ export class Relay implements AsyncDisposable {
     return this;
   }
 
+  /** Passes on something else in the place of the first such frame of a channel. */
+  forge(channel: number, frame: FrameName, forged: (bytes: Buffer) => Buffer): this {
+    this.#forgeries.push({ channel, frame, forged });
+    return this;
+  }
+
+  /** Slips bytes in between two frames for the source, as if the destination had sent them. */
+  toSource(channel: number, bytes: Buffer): void {
+    for (const each of this.#channels) if (each.number === channel) each.toSource(bytes);
+  }
+
   /** Does it now, to a channel wherever it is in its traffic, or to all. */
   do(deed: "cut" | "stall", channel?: number): void {
     for (const each of this.#channels) {
@@ -90,6 +106,14 @@ export class Relay implements AsyncDisposable {
 
   /** Forwards a frame by `pass`, with what was planned for it. */
   #look(channel: RelayedChannel, frame: PassingFrame, pass: (bytes: Buffer) => void): void {
+    const forgery = this.#forgeries.findIndex((each) => {
+      return each.channel === channel.number && each.frame === frame.name;
+    });
+    if (forgery !== -1) {
+      const [each] = this.#forgeries.splice(forgery, 1);
+      if (each !== undefined) pass(each.forged(frame.bytes));
+      return;
+    }
     const met = this.#incidents.filter(({ point }) => {
       return point.channel === channel.number && point.frame === frame.name;
     });
@@ -147,6 +171,10 @@ class RelayedChannel {
     for (const socket of [this.#source, this.#destination]) {
       socket.destroySoon();
     }
+  }
+
+  toSource(bytes: Buffer): void {
+    this.#source.write(bytes);
   }
 
   close(): void {

@@ -18,7 +18,7 @@ import {
   SimulatedSourceHost,
 } from "./guest.ts";
 import { Network, type Wire } from "./network.ts";
-import { SimulatedThreads, type ThreadFlaws } from "./threads.ts";
+import { NoLanes, SimulatedThreads, type ThreadFlaws } from "./threads.ts";
 import { Side, World } from "./world.ts";
 
 /** What is simulated: the real engine, or one with a flaw that has to be found. */
@@ -155,6 +155,7 @@ class Simulation {
         this.#threads.push({ side, threads });
         return threads;
       },
+      startLanes: (setups) => new NoLanes(setups),
     };
   }
 

@@ -1,6 +1,6 @@
-import { must } from "../../base/assert.ts";
+import { assert, must } from "../../base/assert.ts";
 import { MigrationError } from "../../base/errors.ts";
-import type { ThreadPool } from "../../engine/surroundings.ts";
+import type { LaneThreads, ThreadPool } from "../../engine/surroundings.ts";
 import { CounterRow, isStopped, mustLeave, stopOf } from "../../workers/control.ts";
 import { lowestBit, PAGES_PER_WORD, takeWords, undoWords } from "../../workers/dirty-words.ts";
 import type {
@@ -40,6 +40,25 @@ const HAND_OVER_MS = 0.05;
 const LOOK_MS = 20;
 
 class Stopped extends Error {}
+
+/** Simulated migrations bring all memory before the guest: they have no priority lanes. */
+export class NoLanes implements LaneThreads {
+  constructor(setups: readonly unknown[]) {
+    assert(setups.length === 0, "nothing is simulated of priority lanes");
+  }
+
+  async start(): Promise<void> {}
+
+  serve(): void {
+    throw new Error("there is no lane");
+  }
+
+  async ended(): Promise<void> {}
+
+  async close(): Promise<boolean> {
+    return true;
+  }
+}
 
 /** Threads of one end, each a chain of tasks that moves pages through its simulated channel. */
 export class SimulatedThreads implements ThreadPool {

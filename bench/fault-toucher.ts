@@ -1,0 +1,39 @@
+import { parentPort, workerData } from "node:worker_threads";
+import { must } from "../base/assert.ts";
+import { nowMs } from "../base/clock.ts";
+import { awaitPage, type FaultBlock, type FaultDoor, isPresent } from "../engine/faults.ts";
+
+/** A vCPU that does nothing but touch pages at random, and takes down how long it waited. */
+export interface ToucherTask {
+  readonly door: FaultDoor;
+  readonly seed: number;
+  readonly pauseMs: number;
+  /** Word 0: how many times were taken down; word 1: 1 when it shall end; word 2: 1 when the guest runs. */
+  readonly words: Int32Array;
+  /** Microseconds. */
+  readonly times: Float64Array;
+}
+
+const FAULT_WAIT_MS = 5000;
+/** So many pages in a row that are there mean that hardly any is missing. */
+const TRIES_MAX = 2000;
+
+const { door, seed, pauseMs, words, times } = workerData as ToucherTask;
+const { pageCount } = door.blocks[0] as FaultBlock;
+must(parentPort, "it is a thread").postMessage("ready");
+Atomics.wait(words, 2, 0);
+let state = seed;
+let tries = 0;
+for (let count = 0; count < times.length && tries < TRIES_MAX && Atomics.load(words, 1) === 0; ) {
+  state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0;
+  const page = Math.floor((state / 2 ** 32) * pageCount);
+  tries += 1;
+  if (isPresent(door, 0, page)) continue;
+  tries = 0;
+  const startMs = nowMs();
+  if (!awaitPage(door, { seat: 0, block: 0, page }, FAULT_WAIT_MS)) throw new Error("no page came");
+  times[count] = (nowMs() - startMs) * 1000;
+  count += 1;
+  Atomics.store(words, 0, count);
+  if (pauseMs > 0) Atomics.wait(words, 1, 0, pauseMs);
+}

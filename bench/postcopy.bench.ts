@@ -1,0 +1,143 @@
+import { assert, must } from "../base/assert.ts";
+import { GIB, MIB } from "../base/units.ts";
+import { type Benchmark, gbps, listed, median } from "./measure.ts";
+import { Pair } from "./peer-process.ts";
+import { PAGE_BYTES } from "./workloads.ts";
+
+const SMOKE = {
+  guestBytes: 64 * MIB,
+  quietBytes: 8 * MIB,
+  channels: 2,
+  runs: 1,
+  faults: 50,
+  quietMs: 100,
+  warmups: 0,
+};
+
+/**
+ * How long a guest waits for a page in post-copy, while all of its memory is still to come, and what
+ * that costs the memory that comes by itself.
+ *
+ * All pages are dirty again when the guest goes over, and a thread at the destination touches them in
+ * no order, one after the other, as a vCPU would. Compared is the time of the same request and a page
+ * back between two threads of two processes that do nothing else, each blocked in the kernel, measured
+ * just before in the same run: `fault-floor.ts`. "Saturated" is with two bulk channels that send as fast
+ * as they can; "quiet" with them held to next to nothing.
+ *
+ * The background's rate is that of the round that follows the guest, when nobody touches a page, and it
+ * is compared with that of the first round of the same migration, before the guest paused.
+ */
+export const postcopy: Benchmark<typeof SMOKE> = {
+  name: "postcopy",
+  about: "page faults on the priority lane against bare request and answer, and the background",
+  smoke: SMOKE,
+  real: {
+    guestBytes: 1 * GIB,
+    quietBytes: 256 * MIB,
+    channels: 2,
+    runs: 5,
+    faults: 2000,
+    quietMs: 3000,
+    warmups: 1,
+  },
+
+  async run(report, { guestBytes, quietBytes, channels, runs, faults, quietMs, warmups }) {
+    await using pair = new Pair();
+    const { source, destination } = pair;
+    await Promise.all([
+      source.order("hold", { bytes: guestBytes, content: "random", seed: 1 }),
+      destination.order("hold", { bytes: guestBytes, content: "zero", seed: 0 }),
+    ]);
+    const floors: number[] = [];
+    const busy: number[] = [];
+    const huge: number[] = [];
+    const quiet: number[] = [];
+    const rates: number[] = [];
+
+    const move = async (what: {
+      bytes: number;
+      pageBytes: number;
+      faults: number;
+      pauseMs: number;
+      quietMs: number;
+    }) => {
+      const wanted = await source.order("digest", what.bytes);
+      await destination.order("soil");
+      const address = await destination.order("listenToFaults", what);
+      const travel = await source.order("departDirty", address, what, {
+        channels,
+        postcopy: "after-rounds",
+      });
+      await destination.order("arrived");
+      assert((await destination.order("digest", what.bytes)) === wanted, "every byte arrived");
+      return { times: await destination.order("faultTimes"), rounds: travel.report.rounds };
+    };
+
+    const plain = { bytes: guestBytes, pageBytes: PAGE_BYTES, faults: 0, pauseMs: 0, quietMs: 0 };
+    const touched = { ...plain, faults, pauseMs: 0.2 };
+    for (let run = -warmups; run < runs; run += 1) {
+      const floor = await floorOnce(pair, faults);
+      const inBulk = await move(touched);
+      const inHuge = await move({ ...touched, pageBytes: 2 * MIB });
+      const alone = await move({ ...touched, bytes: quietBytes, pauseMs: 0, quietMs });
+      const { rounds } = await move(plain);
+      if (run < 0) continue;
+      floors.push(...floor);
+      busy.push(...inBulk.times);
+      huge.push(...inHuge.times);
+      quiet.push(...alone.times);
+      const [first, rest] = [must(rounds[0], "a round"), must(rounds[1], "what followed")];
+      assert(rest.sentBytes > 0.9 * guestBytes, "all memory follows the guest");
+      rates.push(gbps(rest.sentBytes, rest.elapsedMs) / gbps(first.sentBytes, first.elapsedMs));
+    }
+    const floorOf = (share: number): number => quantile(floors, share);
+    report({
+      name: "floor, p50",
+      value: floorOf(0.5),
+      unit: "us",
+      detail: `${floors.length} pages`,
+    });
+    report({ name: "floor, p99", value: floorOf(0.99), unit: "us" });
+    for (const [name, times, goals] of [
+      ["saturated", busy, { p50: 2, p99: 5 }],
+      ["quiet", quiet, { p50: 1.3, p99: 2 }],
+      ["saturated, host pages of 2 MiB", huge, { p50: 4, p99: null }],
+    ] as const) {
+      assert(times.length > 0, "the guest waited for pages");
+      for (const [percent, share] of [
+        ["p50", 0.5],
+        ["p99", 0.99],
+      ] as const) {
+        const us = quantile(times, share);
+        const goal = goals[percent];
+        report({
+          name: `${name}, ${percent} / floor's`,
+          value: us / floorOf(share),
+          unit: "",
+          ...(goal === null ? {} : { goal: { atMost: goal } }),
+          detail: `${us.toFixed(0)} us, of ${times.length} faults`,
+        });
+      }
+    }
+    report({
+      name: "background / pre-copy",
+      value: median(rates),
+      unit: "",
+      goal: { atLeast: 0.8 },
+      detail: listed(rates),
+    });
+  },
+};
+
+async function floorOnce({ source, destination }: Pair, count: number): Promise<readonly number[]> {
+  const address = await source.order("answerFloor", count);
+  const times = await destination.order("askFloor", address, count);
+  await source.order("answeredFloor");
+  return times;
+}
+
+function quantile(values: readonly number[], share: number): number {
+  const sorted = values.toSorted((a, b) => a - b);
+  const at = Math.min(sorted.length - 1, Math.floor(sorted.length * share));
+  return must(sorted[at], "a quantile is of something");
+}

@@ -1,0 +1,203 @@
+import { expect, onTestFinished, test } from "vitest";
+import { KIB, MIB } from "../base/units.ts";
+import {
+  decodeDiscard,
+  decodeLanes,
+  decodeRequest,
+  encodeDiscard,
+  encodeLanes,
+  encodeRequest,
+} from "../channels/messages.ts";
+import { migrateIn } from "../engine/destination.ts";
+import type { DestinationHost } from "../engine/host.ts";
+import { resolveParameters } from "../engine/parameters.ts";
+import { goesOver } from "../engine/postcopy-policy.ts";
+import { migrateOut } from "../engine/source.ts";
+import { MemoryGuestDestination } from "../hosts/memory-guest/destination.ts";
+import { MemoryGuest } from "../hosts/memory-guest/guest.ts";
+import { CounterRow, createControl } from "../workers/control.ts";
+import {
+  ARMED,
+  awaitPage,
+  createFaultDoor,
+  DROPPED,
+  discardPages,
+  faultTimes,
+  isPresent,
+  MISSING,
+  nextMissing,
+  takeQuestion,
+} from "../workers/fault-door.ts";
+import { GuestWriter } from "../workers/guest-writer.ts";
+import { Prefetch } from "../workers/prefetch.ts";
+import { openRam } from "../workers/ram.ts";
+import { Workbench } from "../workers/workbench.ts";
+import { smallShape, untilWritten } from "./fixtures/memory-guest-shapes.ts";
+import { outcomeOf } from "./harness/pair.ts";
+import { seedFromEnvironment } from "./prng.ts";
+
+const seed = seedFromEnvironment();
+const BLOCKS = [{ pageCount: 40 }];
+
+test("what is missing is named within its block", () => {
+  const bits = new Int32Array([-1, 0xff]);
+  expect(decodeDiscard(encodeDiscard({ block: 0, firstPage: 0, bits }), 0, BLOCKS).bits).toEqual(
+    bits,
+  );
+  for (const wrong of [
+    { block: 1, firstPage: 0, bits: new Int32Array(1) },
+    { block: 0, firstPage: 8, bits: new Int32Array(1) },
+    { block: 0, firstPage: 64, bits: new Int32Array(1) },
+    { block: 0, firstPage: 0, bits: new Int32Array([0, 0x100]) },
+    { block: 0, firstPage: 0, bits: new Int32Array(3) },
+    { block: 0, firstPage: 0, bits: new Int32Array(0) },
+  ]) {
+    expect(() => decodeDiscard(encodeDiscard(wrong), 0, BLOCKS)).toThrow(
+      expect.objectContaining({ code: "FRAME_CORRUPT" }),
+    );
+  }
+});
+
+test("a request is for a page that exists, in order", () => {
+  const wanted = { blocks: BLOCKS, number: 7 };
+  const right = { block: 0, page: 39, number: 7 };
+  expect(decodeRequest(encodeRequest(right), 5, wanted)).toEqual(right);
+  for (const wrong of [{ block: 1 }, { page: 40 }, { page: 2 ** 32 - 1 }, { number: 8 }]) {
+    expect(() => decodeRequest(encodeRequest({ ...right, ...wrong }), 5, wanted)).toThrow(
+      expect.objectContaining({ code: "FRAME_CORRUPT" }),
+    );
+  }
+  for (const lanes of [0, 5, 65_535]) {
+    expect(() => decodeLanes(encodeLanes(lanes), 0)).toThrow();
+  }
+});
+
+test("a page is placed once, and what comes again changes nothing", () => {
+  const pageBytes = 4 * KIB;
+  const pageCount = 64;
+  const door = createFaultDoor([{ name: "ram", pageBytes, pageCount }]);
+  discardPages(door, 0, 0, 0b1110);
+  Atomics.store(door.words, ARMED, 1);
+  expect(Atomics.load(door.words, MISSING)).toBe(3);
+  const buffer = new SharedArrayBuffer(pageCount * pageBytes);
+  const memory = new Uint8Array(buffer);
+  memory.fill(7);
+  const region = {
+    name: "ram",
+    sizeBytes: memory.length,
+    place: { kind: "shared", buffer },
+  } as const;
+  const writer = new GuestWriter(
+    {
+      ram: openRam(region, "write"),
+      pageBytes,
+      pageCount,
+      isPristine: false,
+      received: new Int32Array(2),
+      generations: new Uint32Array(pageCount),
+      door: { door, block: 0 },
+      channel: 1,
+    },
+    new CounterRow(createControl(1), 0),
+    new Workbench(),
+  );
+  // Pages 0 to 3, of which 1 to 3 are missing.
+  expect(writer.view(0, 4)).toBe(null);
+  writer.write(0, 4, new Uint8Array(4 * pageBytes).fill(1));
+  expect([0, 1, 2, 3, 4].map((page) => memory[page * pageBytes])).toEqual([7, 1, 1, 1, 7]);
+  expect(Atomics.load(door.words, MISSING)).toBe(0);
+  expect(nextMissing(door.blocks[0] as never, 0)).toBe(-1);
+  writer.write(1, 2, new Uint8Array(2 * pageBytes).fill(2));
+  writer.clear(0, 64);
+  expect(writer.view(1, 1)).toBe(null);
+  writer.write(1, 1, new Uint8Array(pageBytes).fill(3));
+  expect(new Set(memory.subarray(pageBytes, 4 * pageBytes))).toEqual(new Set([1]));
+  expect(new Set(memory.subarray(4 * pageBytes))).toEqual(new Set([7]));
+  expect(Atomics.load(door.words, DROPPED)).toBeGreaterThan(60);
+});
+
+test("questions are merged, bounded by seats, and taken in turn", () => {
+  const door = createFaultDoor([{ name: "ram", pageBytes: 4 * KIB, pageCount: 64 }]);
+  discardPages(door, 0, 0, -1);
+  for (const [seat, page] of [
+    [0, 5],
+    [1, 5],
+    [2, 9],
+  ] as const) {
+    expect(awaitPage(door, { seat, block: 0, page }, 1)).toBe(false);
+  }
+  const share = { lane: 0, lanes: 1 };
+  expect(takeQuestion(door, { from: 1, ...share })).toMatchObject({ seat: 1, page: 5 });
+  expect(takeQuestion(door, { from: 2, ...share })).toMatchObject({ seat: 2, page: 9 });
+  expect(takeQuestion(door, { from: 3, ...share })).toBe(null);
+  expect(isPresent(door, 0, 40)).toBe(true);
+  expect(awaitPage(door, { seat: 0, block: 0, page: 40 }, 1)).toBe(true);
+  expect(faultTimes(door)).toMatchObject({ stages: { total: { count: 0 } }, vcpus: [{}, {}, {}] });
+  expect(() => awaitPage(door, { seat: 256, block: 0, page: 5 }, 1)).toThrow(RangeError);
+});
+
+test("the window of prefetch grows while it is used, and shrinks where it is not", () => {
+  const inOrder = new Prefetch();
+  let page = 0;
+  const windows = Array.from({ length: 7 }, () => {
+    const pages = inOrder.fault(0, page);
+    page += 1 + pages;
+    return pages;
+  });
+  expect(windows).toEqual([4, 8, 16, 32, 64, 64, 64]);
+  const scattered = new Prefetch();
+  const others = [0, 1000, 50, 7000, 300].map((at) => scattered.fault(0, at));
+  expect(others.at(-1)).toBe(0);
+});
+
+test("when the guest goes over", () => {
+  const facts = { rounds: 2, verdict: "continue", isRequested: false, isOutOfTime: false } as const;
+  const over = (postcopy: "never" | "manual" | "after-rounds" | "not-converging", more = {}) =>
+    goesOver({ ...facts, ...more }, resolveParameters({ postcopy }));
+  expect(over("never", { isRequested: true, isOutOfTime: true, verdict: "give-up" })).toBe(false);
+  expect([over("manual"), over("manual", { isRequested: true })]).toEqual([false, true]);
+  expect([over("after-rounds"), over("after-rounds", { rounds: 0 })]).toEqual([true, false]);
+  expect(over("not-converging")).toBe(false);
+  expect(over("not-converging", { verdict: "give-up" })).toBe(true);
+  expect(over("not-converging", { isOutOfTime: true })).toBe(true);
+});
+
+test(`a host that cannot wait for pages is spared; a cancel before COMMIT too, and the retry succeeds (SEED=${seed})`, async () => {
+  const guest = await MemoryGuest.create(smallShape(seed));
+  onTestFinished(() => guest.stop());
+  await guest.run();
+  const to = new MemoryGuestDestination();
+  onTestFinished(() => to.discard());
+  const { prepare, loadDevices, resume, discard } = to;
+  const plain: DestinationHost = {
+    prepare: prepare.bind(to),
+    loadDevices: loadDevices.bind(to),
+    resume: resume.bind(to),
+    discard: discard.bind(to),
+  };
+  const attempt = async (host: DestinationHost, cancelAt: string | null) => {
+    const address = Promise.withResolvers<string>();
+    const arriving = migrateIn(host, "tcp:127.0.0.1:0", { onListening: address.resolve });
+    const cancel = new AbortController();
+    const leaving = migrateOut(guest, await address.promise, {
+      channels: 2,
+      postcopy: "after-rounds",
+      maxBandwidthBytesPerSecond: 256 * MIB,
+      signal: cancel.signal,
+      onPhase: (phase) => {
+        if (phase === cancelAt) cancel.abort();
+      },
+    });
+    return await Promise.all([outcomeOf(leaving), outcomeOf(arriving)]);
+  };
+  const [refused] = await attempt(plain, null);
+  expect(refused.failure).toMatchObject({ code: "POSTCOPY_UNSUPPORTED", at: "destination" });
+  const [cancelled] = await attempt(to, "ready");
+  expect(cancelled.failure?.code).toBe("CANCELLED");
+  expect([guest.running, guest.tracking]).toEqual([true, false]);
+  await untilWritten(guest, guest.writtenPages + 100);
+  const outcomes = await attempt(to, null);
+  expect(outcomes.map(({ failure }) => failure)).toEqual([null, null]);
+  await to.guest.pause();
+  expect(await to.guest.verify()).toEqual([]);
+});

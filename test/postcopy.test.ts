@@ -1,0 +1,180 @@
+import { expect, onTestFinished, test } from "vitest";
+import { KIB, MIB } from "../base/units.ts";
+import type { BlockAnnouncement } from "../engine/block.ts";
+import { migrateIn } from "../engine/destination.ts";
+import type { ParameterOptions } from "../engine/parameters.ts";
+import { PostcopySwitch } from "../engine/postcopy-switch.ts";
+import { type MigrateOutOptions, migrateOut } from "../engine/source.ts";
+import type { Report } from "../engine/statistics.ts";
+import { MemoryGuestDestination } from "../hosts/memory-guest/destination.ts";
+import { MemoryGuest } from "../hosts/memory-guest/guest.ts";
+import type { GuestShape } from "../hosts/memory-guest/shape.ts";
+import { untilWritten } from "./fixtures/memory-guest-shapes.ts";
+import { outcomeOf } from "./harness/pair.ts";
+import { Relay } from "./harness/relay.ts";
+import { seedFromEnvironment } from "./prng.ts";
+
+const seed = seedFromEnvironment();
+
+/** A guest that rewrites most of its memory over and over: it would not converge by itself. */
+function busyShape(pageBytes = 4 * KIB, changes: Partial<GuestShape> = {}): GuestShape {
+  const sizeBytes = Math.max(16 * MIB, 8 * pageBytes);
+  const pages = sizeBytes / pageBytes;
+  const half = Math.floor(pages / 2);
+  const vcpu = { block: "ram", rateBytesPerSecond: 256 * MIB, changedBytes: 64 } as const;
+  return {
+    blocks: [{ name: "ram", sizeBytes, pageBytes }],
+    seed,
+    content: { zero: 0.3, text: 0.4, random: 0.3 },
+    vcpus: [
+      { ...vcpu, firstPage: 0, pageCount: half, pattern: "stride" },
+      { ...vcpu, firstPage: half, pageCount: half, pattern: "sweep" },
+    ],
+    ...changes,
+  };
+}
+
+interface Moved {
+  readonly guest: MemoryGuest;
+  readonly to: MemoryGuestDestination;
+  readonly phases: string[];
+  readonly source: Report;
+  readonly destination: Report;
+}
+
+/** Moves a running guest, checks every page there, and that it runs in one place. */
+async function moves(
+  options: MigrateOutOptions,
+  {
+    shape = busyShape(),
+    expected,
+    shared = {},
+  }: { shape?: GuestShape; expected?: BlockAnnouncement[]; shared?: ParameterOptions } = {},
+): Promise<Moved> {
+  const guest = await MemoryGuest.create(shape);
+  onTestFinished(() => guest.stop());
+  const to = new MemoryGuestDestination({
+    vcpuThreads: shape.vcpus.length,
+    ...(expected === undefined ? {} : { expected }),
+  });
+  onTestFinished(() => to.discard());
+  await guest.run();
+  await untilWritten(guest, 100);
+  const address = Promise.withResolvers<string>();
+  const phases: string[] = [];
+  const arriving = migrateIn(to, "tcp:127.0.0.1:0", {
+    ...shared,
+    onListening: address.resolve,
+    onPhase: (phase) => phases.push(phase),
+  });
+  arriving.catch(address.reject);
+  const leaving = migrateOut(guest, await address.promise, {
+    channels: 2,
+    // A switchover that fits would be no post-copy.
+    downtimeLimitMs: 1,
+    ...shared,
+    ...options,
+  });
+  const [source, destination] = await Promise.all([leaving, arriving]);
+  expect(guest.running).toBe(false);
+  expect(to.guest.running).toBe(true);
+  await untilWritten(to.guest, to.guest.writtenPages + 100);
+  await to.guest.pause();
+  expect(await to.guest.verify()).toEqual([]);
+  return { guest, to, phases, source, destination };
+}
+
+for (const [name, options] of [
+  ["one lane", { postcopy: "after-rounds" }],
+  [
+    "two lanes, zstd, checksum",
+    {
+      postcopy: "after-rounds",
+      priorityChannels: 2,
+      compression: "zstd",
+    },
+  ],
+] as const) {
+  test(`16, 18: the guest runs before its memory is there, and ends exact: ${name} (SEED=${seed})`, async () => {
+    const checksum = name.includes("checksum");
+    const { phases, destination, source } = await moves(options, { shared: { checksum } });
+    expect(phases.at(-1)).toBe("postcopy");
+    expect(destination.faults?.count).toBeGreaterThan(0);
+    expect(source.channels.filter(({ lane }) => lane === "priority")).toHaveLength(
+      "priorityChannels" in options ? 2 : 1,
+    );
+  });
+}
+
+for (const pageBytes of [64 * KIB, 2 * MIB]) {
+  test(`21: pages of ${pageBytes / KIB} KiB (SEED=${seed})`, async () => {
+    const { destination } = await moves(
+      { postcopy: "after-rounds" },
+      { shape: busyShape(pageBytes) },
+    );
+    expect(destination.faults?.count).toBeGreaterThan(0);
+  });
+}
+
+test(`a guest that does not converge goes over instead (SEED=${seed})`, async () => {
+  const { phases, source } = await moves({ postcopy: "not-converging", maxRounds: 2 });
+  expect(phases.at(-1)).toBe("postcopy");
+  expect(source.rounds).toHaveLength(3);
+});
+
+test(`post-copy begins when it is asked for (SEED=${seed})`, async () => {
+  const postcopySwitch = new PostcopySwitch();
+  const { phases } = await moves({
+    postcopy: "manual",
+    postcopySwitch,
+    maxRounds: 1000,
+    maxBandwidthBytesPerSecond: 64 * MIB,
+    onProgress: () => postcopySwitch.start(),
+  });
+  expect(phases.at(-1)).toBe("postcopy");
+});
+
+test(`a guest that converges first goes as ever, with its lanes unused (SEED=${seed})`, async () => {
+  const shape = busyShape();
+  const { phases, destination } = await moves(
+    { postcopy: "not-converging", downtimeLimitMs: 100_000, timeoutMs: 200_000 },
+    {
+      shape: { ...shape, vcpus: shape.vcpus.map((vcpu) => ({ ...vcpu, rateBytesPerSecond: MIB })) },
+    },
+  );
+  expect(phases.at(-1)).toBe("resume");
+  expect(destination.faults).toBeUndefined();
+});
+
+test(`17: a link that breaks in post-copy leaves both ends with their memory, and says so (SEED=${seed})`, async () => {
+  const shape = busyShape();
+  const guest = await MemoryGuest.create(shape);
+  onTestFinished(() => guest.stop());
+  const to = new MemoryGuestDestination({ vcpuThreads: 2 });
+  onTestFinished(() => to.discard());
+  await guest.run();
+  const address = Promise.withResolvers<string>();
+  const arriving = outcomeOf(
+    migrateIn(to, "tcp:127.0.0.1:0", { onListening: address.resolve, channelTimeoutMs: 2000 }),
+  );
+  await using relay = await Relay.start();
+  // What is missing has begun to come, and the rest never will.
+  relay.at({ channel: 1, frame: "end", where: "before" }, "cut link");
+  const leaving = outcomeOf(
+    migrateOut(guest, relay.before(await address.promise), {
+      channels: 2,
+      postcopy: "after-rounds",
+      channelTimeoutMs: 2000,
+      stepTimeoutMs: 5000,
+    }),
+  );
+  const outcomes = await Promise.all([leaving, arriving]);
+  expect(outcomes.map(({ failure }) => failure?.code)).toEqual([
+    "POSTCOPY_INTERRUPTED",
+    "POSTCOPY_INTERRUPTED",
+  ]);
+  // The source's guest stays paused, and vCPUs that wait for a page still follow orders.
+  expect([guest.running, to.guest.running]).toEqual([false, true]);
+  await to.guest.pause();
+  expect(to.guest.running).toBe(false);
+});

@@ -1,0 +1,223 @@
+import { nowMs } from "../base/clock.ts";
+import { VCPUS_MAX } from "../channels/frame.ts";
+import type { FaultsMessage } from "../channels/messages.ts";
+import { lowestBit, popcount } from "./dirty-words.ts";
+import { createLatencies, type Latencies, latencyFigures, noteLatency } from "./latencies.ts";
+
+/**
+ * Where a vCPU that touches a page which is not there yet asks for it, and is woken when it comes.
+ *
+ * Plain data over shared memory, so that any thread of a host can use it, and no event loop or task
+ * queue lies between the one that asks and the lane's thread that answers. Each vCPU has a seat of
+ * its own, so what can be asked for at once is bounded, and the lane serves the seats in turn.
+ *
+ *   words   BELL     whoever asks rings it; the lane sleeps on it
+ *           ARMED    0 until it is known which pages are missing; 1 from then on
+ *           MISSING  pages of all blocks that are not there
+ *           DROPPED  pages that came once more, and were not written
+ *           BROKEN   1 when nothing will come any more
+ *   seats   by seat: state, block, page
+ *   sinceMs, blockedMs   by seat: when its question was asked, and all its waits together
+ *   latencies            how long pages were waited for in all, and in the parts of it:
+ *                        queued      until the request was written
+ *                        wire        until the answer began to come, the source's work included
+ *                        installed   until it was placed, and who waits was woken
+ */
+export interface FaultDoor {
+  readonly words: Int32Array;
+  readonly seats: Int32Array;
+  readonly sinceMs: Float64Array;
+  readonly blockedMs: Float64Array;
+  readonly latencies: {
+    readonly total: Latencies;
+    readonly queued: Latencies;
+    readonly wire: Latencies;
+    readonly installed: Latencies;
+  };
+  readonly blocks: readonly FaultBlock[];
+}
+
+/** A bit per wire page in each table. */
+export interface FaultBlock {
+  readonly name: string;
+  /** Wire page. */
+  readonly pageBytes: number;
+  readonly pageCount: number;
+  /** The page is there: it is the guest's, and nobody else writes it any more. */
+  readonly present: Int32Array;
+  /** Somebody is placing it, or has. Who sets the bit places the page, and nobody else ever does. */
+  readonly claimed: Int32Array;
+  /** It was asked for. */
+  readonly requested: Int32Array;
+}
+
+export const BELL = 0;
+export const ARMED = 1;
+export const MISSING = 2;
+export const DROPPED = 3;
+export const BROKEN = 4;
+const WORDS = 16;
+
+export const SEATS_MAX = VCPUS_MAX;
+const SEAT_WORDS = 4;
+const SEAT_IDLE = 0;
+const SEAT_ASKED = 1;
+
+export function createFaultDoor(
+  blocks: readonly { name: string; pageBytes: number; pageCount: number }[],
+): FaultDoor {
+  const words = (count: number): Int32Array => new Int32Array(new SharedArrayBuffer(count * 4));
+  const doubles = (count: number): Float64Array =>
+    new Float64Array(new SharedArrayBuffer(count * 8));
+  return {
+    words: words(WORDS),
+    seats: words(SEATS_MAX * SEAT_WORDS),
+    sinceMs: doubles(SEATS_MAX),
+    blockedMs: doubles(SEATS_MAX),
+    latencies: {
+      total: createLatencies(),
+      queued: createLatencies(),
+      wire: createLatencies(),
+      installed: createLatencies(),
+    },
+    blocks: blocks.map(({ name, pageBytes, pageCount }) => {
+      const count = Math.ceil(pageCount / 32);
+      const [present, claimed, requested] = [words(count), words(count), words(count)];
+      present.fill(-1);
+      claimed.fill(-1);
+      return { name, pageBytes, pageCount, present, claimed, requested };
+    }),
+  };
+}
+
+/** Whether the page may be read and written. A vCPU looks before every access. */
+export function isPresent(door: FaultDoor, block: number, page: number): boolean {
+  const { present } = door.blocks[block] as FaultBlock;
+  return (Atomics.load(present, page >>> 5) & (1 << (page & 31))) !== 0;
+}
+
+/**
+ * Asks for a page, and waits for it. False when it did not come within `limitMs`: the caller may do
+ * something else and ask again, which costs nothing. A seat is used by one thread.
+ */
+export function awaitPage(
+  door: FaultDoor,
+  { seat, block, page }: { seat: number; block: number; page: number },
+  limitMs: number,
+): boolean {
+  if (isPresent(door, block, page)) return true;
+  if (!(seat >= 0 && seat < SEATS_MAX)) throw new RangeError(`Cannot ask from seat ${seat}`);
+  const { words, seats, sinceMs, blockedMs } = door;
+  const { present } = door.blocks[block] as FaultBlock;
+  const [index, bit] = [page >>> 5, 1 << (page & 31)];
+  const startMs = nowMs();
+  if (sinceMs[seat] === 0) sinceMs[seat] = startMs;
+  const at = seat * SEAT_WORDS;
+  Atomics.store(seats, at + 1, block);
+  Atomics.store(seats, at + 2, page);
+  Atomics.store(seats, at, SEAT_ASKED);
+  Atomics.add(words, BELL, 1);
+  Atomics.notify(words, BELL);
+  let isThere = false;
+  for (;;) {
+    const value = Atomics.load(present, index);
+    isThere = (value & bit) !== 0;
+    const leftMs = startMs + limitMs - nowMs();
+    if (isThere || leftMs <= 0) break;
+    Atomics.wait(present, index, value, leftMs);
+  }
+  const endMs = nowMs();
+  blockedMs[seat] = (blockedMs[seat] as number) + endMs - startMs;
+  if (isThere) {
+    noteLatency(door.latencies.total, endMs - (sinceMs[seat] as number));
+    sinceMs[seat] = 0;
+  }
+  return isThere;
+}
+
+/**
+ * Takes the next question of the seats from `from` on that are this lane's. Null when there is
+ * none. A page that was asked for before is not returned again: who waits is woken all the same.
+ */
+export function takeQuestion(
+  door: FaultDoor,
+  { from, lane, lanes }: { from: number; lane: number; lanes: number },
+): { seat: number; block: number; page: number; sinceMs: number } | null {
+  const { seats } = door;
+  for (let step = 0; step < SEATS_MAX; step += 1) {
+    const seat = (from + step) % SEATS_MAX;
+    const at = seat * SEAT_WORDS;
+    if (seat % lanes !== lane || Atomics.load(seats, at) !== SEAT_ASKED) continue;
+    const block = Atomics.load(seats, at + 1);
+    const page = Atomics.load(seats, at + 2) >>> 0;
+    Atomics.compareExchange(seats, at, SEAT_ASKED, SEAT_IDLE);
+    const { requested, present } = door.blocks[block] as FaultBlock;
+    const [index, bit] = [page >>> 5, 1 << (page & 31)];
+    if ((Atomics.load(present, index) & bit) !== 0) continue;
+    if ((Atomics.or(requested, index, bit) & bit) === 0) {
+      return { seat, block, page, sinceMs: door.sinceMs[seat] as number };
+    }
+  }
+  return null;
+}
+
+/** Pages that are missing at the destination: called before anything arrives, per word of bits. */
+export function discardPages(door: FaultDoor, block: number, index: number, bits: number): void {
+  const { present, claimed } = door.blocks[block] as FaultBlock;
+  const gone = Atomics.and(present, index, ~bits) & bits;
+  Atomics.and(claimed, index, ~bits);
+  Atomics.add(door.words, MISSING, popcount(gone));
+}
+
+/** Claims the pages that `bits` names; returns those that are the caller's to place. */
+export function claimPages(door: FaultDoor, block: number, index: number, bits: number): number {
+  const { claimed } = door.blocks[block] as FaultBlock;
+  return bits & ~Atomics.or(claimed, index, bits);
+}
+
+/** The caller claimed these pages and cannot place them after all. */
+export function unclaimPages(door: FaultDoor, block: number, index: number, bits: number): void {
+  const { claimed } = door.blocks[block] as FaultBlock;
+  Atomics.and(claimed, index, ~bits);
+}
+
+/** The claimed pages are placed: whoever waits for one goes on. */
+export function markPresent(door: FaultDoor, block: number, index: number, bits: number): void {
+  const { present } = door.blocks[block] as FaultBlock;
+  const fresh = bits & ~Atomics.or(present, index, bits);
+  Atomics.notify(present, index);
+  const count = popcount(fresh);
+  if (count > 0 && Atomics.sub(door.words, MISSING, count) === count) {
+    Atomics.notify(door.words, MISSING);
+    Atomics.notify(door.words, BELL);
+  }
+}
+
+/** The first page from `from` on that is missing; -1 when all are there. For tests and recovery. */
+export function nextMissing({ present, pageCount }: FaultBlock, from: number): number {
+  for (let page = from; page < pageCount; page = (page | 31) + 1) {
+    const missing = ~Atomics.load(present, page >>> 5) & (-1 << (page & 31));
+    if (missing !== 0) {
+      const found = (page & ~31) + lowestBit(missing);
+      return found < pageCount ? found : -1;
+    }
+  }
+  return -1;
+}
+
+/** How long pages were waited for so far. What the source took is known to the source. */
+export function faultTimes({ latencies, blockedMs }: FaultDoor): FaultsMessage {
+  const bySeat = Array.from(blockedMs);
+  while (bySeat.at(-1) === 0) bySeat.pop();
+  const { total, queued, wire, installed } = latencies;
+  return {
+    stages: {
+      total: latencyFigures(total),
+      queued: latencyFigures(queued),
+      wire: latencyFigures(wire),
+      served: latencyFigures(createLatencies()),
+      installed: latencyFigures(installed),
+    },
+    vcpus: bySeat.map((each) => ({ blockedMs: each })),
+  };
+}

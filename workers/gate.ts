@@ -1,0 +1,43 @@
+import { setPriority } from "node:os";
+import type { Control } from "./control.ts";
+
+/** The longest that a bulk thread steps aside at a frame: faults without end must not starve it. */
+const YIELD_MS_MAX = 1;
+
+/** Given up for good by a bulk thread in post-copy: Linux lowers just the thread that asks. */
+const NICE = 5;
+
+const niced = new Set<Int32Array>();
+
+/** A guest waits for a page that this lane is about to bring. */
+export function closeGate({ gate }: Control): void {
+  Atomics.add(gate, 0, 1);
+}
+
+export function openGate({ gate }: Control): void {
+  if (Atomics.sub(gate, 0, 1) === 1) Atomics.notify(gate, 0);
+}
+
+/** From now on bulk threads stand behind the lanes' also for the processor. */
+export function beginPostcopy({ gate }: Control): void {
+  Atomics.store(gate, 1, 1);
+}
+
+/** Called by bulk threads before each frame: steps aside while a page is waited for, but not long. */
+export function passGate({ gate }: Control): void {
+  if (Atomics.load(gate, 1) === 0) return;
+  if (!niced.has(gate)) {
+    niced.add(gate);
+    giveWay();
+  }
+  const closed = Atomics.load(gate, 0);
+  if (closed > 0) Atomics.wait(gate, 0, closed, YIELD_MS_MAX);
+}
+
+function giveWay(): void {
+  try {
+    setPriority(0, NICE);
+  } catch {
+    // Not allowed here: the gate is what matters.
+  }
+}

@@ -1,0 +1,61 @@
+import { readlinkSync, writeFileSync } from "node:fs";
+import { nowMs } from "../base/clock.ts";
+import { Stopped } from "../channels/descriptor.ts";
+
+/** While faults follow each other, a lane looks this often; the system adds little, see below. */
+const HOT_MS = 0.015;
+const HOT_FOR_MS = 5;
+const COLD_MS = 0.2;
+/** Where nobody needs an answer soon: before post-copy. */
+const ASLEEP_MS = 5;
+
+/** Attempts before the first sleep: an answer is often there before a thread could have slept. */
+const SPINS = 20;
+
+/**
+ * How a lane waits for its descriptor, which nothing can tell a thread of: first it looks again at
+ * once, then it sleeps, short while pages are asked for and longer when there is nothing to do. Any
+ * sleep is cut short by whoever notifies the word that it sleeps on.
+ */
+export class Idleness {
+  #looks = 0;
+  #busyUntilMs = 0;
+
+  constructor() {
+    lowerTimerSlack();
+  }
+
+  /** Something happened: the next one may follow soon. */
+  wake(): void {
+    this.#looks = 0;
+    this.#busyUntilMs = nowMs() + HOT_FOR_MS;
+  }
+
+  /** Waits on a word that had this value. Returns the milliseconds slept; throws Stopped when all is over. */
+  rest(
+    stop: Int32Array,
+    on: { words: Int32Array; index: number; value: number },
+    { isAsleep = false }: { isAsleep?: boolean } = {},
+  ): number {
+    if (Atomics.load(stop, 0) !== 0) throw new Stopped();
+    this.#looks += 1;
+    if (!isAsleep && this.#looks <= SPINS) return 0;
+    const ms = isAsleep ? ASLEEP_MS : nowMs() < this.#busyUntilMs ? HOT_MS : COLD_MS;
+    const startMs = nowMs();
+    Atomics.wait(on.words, on.index, on.value, ms);
+    return nowMs() - startMs;
+  }
+}
+
+/**
+ * Linux may wake a thread 50 us late, so that several wake at once. A lane cannot afford that, and a
+ * thread may ask for less. Elsewhere, or where it is not allowed, sleeps are longer.
+ */
+function lowerTimerSlack(): void {
+  try {
+    const thread = readlinkSync("/proc/thread-self").split("/").at(-1);
+    writeFileSync(`/proc/${thread}/timerslack_ns`, "1");
+  } catch {
+    // Slower, and just as right.
+  }
+}

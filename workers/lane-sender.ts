@@ -1,0 +1,230 @@
+import { nowMs } from "../base/clock.ts";
+import { MigrationError } from "../base/errors.ts";
+import type { Checksum } from "../channels/checksum.ts";
+import { type DescriptorOptions, readNow } from "../channels/descriptor.ts";
+import {
+  CHECKSUMMED_HEADER_BYTES,
+  corrupt,
+  decodeHeader,
+  FRAMES,
+  HEADER_BYTES,
+  nextSequence,
+  PAGES_HEAD_BYTES,
+  RUN_BYTES,
+} from "../channels/frame.ts";
+import { decodeFailure, decodeRequest, type RequestMessage } from "../channels/messages.ts";
+import { type Control, CounterRow, stopOf } from "./control.ts";
+import { orBits } from "./dirty-words.ts";
+import { raw } from "./encodings/raw.ts";
+import { zero } from "./encodings/zero.ts";
+import { FrameWriter } from "./frame-writer.ts";
+import { closeGate, openGate } from "./gate.ts";
+import { Idleness } from "./lane-idle.ts";
+import { FINISH, OPEN } from "./lane-words.ts";
+import { type Latencies, noteLatency } from "./latencies.ts";
+import { Prefetch } from "./prefetch.ts";
+import type { ChannelPlace, SendBlock, SendSetup } from "./protocol.ts";
+import { openRam, type Ram } from "./ram.ts";
+import { PAGES_AT, Workbench } from "./workbench.ts";
+
+/** Sent between two looks for a request: what the next fault waits for at most. */
+const PREFETCH_PAGES = 4;
+
+interface OpenBlock extends SendBlock {
+  readonly index: number;
+  readonly ram: Ram;
+  /** A bit per page that this lane has sent: it is on its way, and nothing can overtake it. */
+  readonly sentHere: Uint32Array;
+}
+
+/** The source's end of a priority lane: pages that a guest waits for, and a few around them. */
+export class LaneSender {
+  readonly #control: Control;
+  readonly #input: DescriptorOptions;
+  readonly #words: Int32Array;
+  readonly #served: Latencies;
+  readonly #checksum: Checksum | null;
+  readonly #counters: CounterRow;
+  readonly #bench = new Workbench();
+  readonly #writer: FrameWriter;
+  readonly #blocks: readonly OpenBlock[];
+  readonly #requestsMax: number;
+  /** A page that comes once more would be the wrong base of a delta. */
+  readonly #mayRepeat: boolean;
+  readonly #prefetch = new Prefetch();
+  readonly #buffer = new Uint8Array(HEADER_BYTES + FRAMES.failure.bodyBytesMax);
+  readonly #view = new DataView(this.#buffer.buffer);
+  #bytes = 0;
+  #sequence: number;
+  #requests = 0;
+  #next: { block: OpenBlock; page: number; left: number } | null = null;
+
+  constructor(
+    setup: SendSetup,
+    place: ChannelPlace,
+    {
+      words,
+      served,
+      checksum,
+    }: { words: Int32Array; served: Latencies; checksum: Checksum | null },
+  ) {
+    const { control, channelTimeoutMs } = setup;
+    const { channel, isDeep = false } = place;
+    const common = { channel, isDeep, stop: stopOf(control, channel), limitMs: channelTimeoutMs };
+    this.#control = control;
+    this.#words = words;
+    this.#served = served;
+    this.#checksum = checksum;
+    this.#counters = new CounterRow(control, channel - 1);
+    this.#input = { ...common, fd: place.readFd };
+    this.#sequence = place.readSequence;
+    this.#writer = new FrameWriter(this.#bench, {
+      output: { ...common, fd: place.writeFd },
+      checksum,
+      control,
+      counters: this.#counters,
+      sequence: place.writeSequence,
+      isLane: true,
+    });
+    this.#blocks = setup.blocks.map((block, index) => ({
+      ...block,
+      index,
+      ram: openRam(block, "read"),
+      sentHere: new Uint32Array(Math.ceil(block.pageCount / 32)),
+    }));
+    this.#mayRepeat = setup.cacheBytes === 0;
+    this.#requestsMax = setup.blocks.reduce((sum, { pageCount }) => sum + pageCount, 0);
+  }
+
+  /** Serves until the coordinator says that nothing is left. */
+  serve(): void {
+    const idleness = new Idleness();
+    for (;;) {
+      const request = this.#takeRequest();
+      if (request !== null) {
+        idleness.wake();
+        this.#answer(request);
+      } else if (this.#next !== null) {
+        this.#sendNext(this.#next);
+      } else if (Atomics.load(this.#words, FINISH) !== 0) {
+        this.#writer.write("end", PAGES_AT, PAGES_AT);
+        return;
+      } else {
+        const isAsleep = Atomics.load(this.#words, OPEN) === 0;
+        const on = { words: this.#words, index: isAsleep ? OPEN : FINISH, value: 0 };
+        const sleptMs = idleness.rest(this.#input.stop, on, { isAsleep });
+        this.#counters.add("waitMs", sleptMs);
+      }
+    }
+  }
+
+  close(): void {
+    for (const { ram } of this.#blocks) ram.close();
+  }
+
+  #answer({ block: index, page }: RequestMessage): void {
+    const block = this.#blocks[index] as OpenBlock;
+    const startMs = nowMs();
+    closeGate(this.#control);
+    try {
+      this.#sendPages(block, page, 1);
+      if (this.#mayRepeat) this.#repeat(block, page);
+    } finally {
+      openGate(this.#control);
+    }
+    noteLatency(this.#served, nowMs() - startMs);
+    const left = this.#prefetch.fault(index, page);
+    this.#next = left === 0 ? null : { block, page: page + 1, left };
+  }
+
+  #sendNext({ block, page, left }: { block: OpenBlock; page: number; left: number }): void {
+    const pages = Math.min(PREFETCH_PAGES, left, block.pageCount - page);
+    if (pages > 0) this.#sendPages(block, page, pages);
+    const isOver = pages <= 0 || left <= pages;
+    this.#next = isOver ? null : { block, page: page + pages, left: left - pages };
+  }
+
+  /** Sends those of the pages that nobody has sent: whoever takes a page's bit does. */
+  #sendPages(block: OpenBlock, firstPage: number, pages: number): void {
+    for (let page = firstPage; page < firstPage + pages; page += 1) {
+      const [word, bit] = [page >>> 5, 1 << (page & 31)];
+      if ((Atomics.and(block.dirty.words, word, ~bit) & bit) === 0) continue;
+      try {
+        this.#sendPage(block, page);
+      } catch (error) {
+        orBits(block.dirty, word, bit); // Nobody knows whether it arrived.
+        throw error;
+      }
+    }
+  }
+
+  /**
+   * Somebody else has taken the page, and it may lie behind megabytes in a buffer, or be held back by a
+   * limit on bandwidth. Nobody writes it any more, so that it is the same twice, and the destination
+   * places what comes first.
+   */
+  #repeat(block: OpenBlock, page: number): void {
+    const sent = block.sentHere[page >>> 5] as number;
+    if ((sent & (1 << (page & 31))) === 0) this.#sendPage(block, page);
+  }
+
+  #sendPage({ index, ram, pageBytes, sentHere }: OpenBlock, page: number): void {
+    ram.read(page * pageBytes, this.#bench.piece(pageBytes));
+    const encoding = this.#bench.scanZero(1, pageBytes) === 1 ? zero : raw;
+    const bytes = encoding === zero ? 0 : pageBytes;
+    const tableAt = PAGES_AT - PAGES_HEAD_BYTES - RUN_BYTES;
+    const { view } = this.#bench;
+    view.setUint32(tableAt, index, true);
+    view.setUint16(tableAt + 4, 1, true);
+    view.setUint16(tableAt + 6, 0, true);
+    const runAt = tableAt + PAGES_HEAD_BYTES;
+    view.setUint32(runAt, page, true);
+    view.setUint16(runAt + 4, 1, true);
+    view.setUint8(runAt + 6, encoding.number);
+    view.setUint8(runAt + 7, 0);
+    view.setUint32(runAt + 8, bytes, true);
+    this.#writer.write("pages", tableAt, PAGES_AT + bytes);
+    sentHere[page >>> 5] = (sentHere[page >>> 5] as number) | (1 << (page & 31));
+    this.#counters.add("pages", 1);
+    this.#counters.add(encoding.counter, 1);
+  }
+
+  /** The next request, checked; null when none is there yet. */
+  #takeRequest(): RequestMessage | null {
+    const { channel } = this.#input;
+    if (this.#bytes < HEADER_BYTES && !this.#readMore(HEADER_BYTES)) return null;
+    const header = decodeHeader(this.#view, 0, { channel, sequence: this.#sequence });
+    const end = HEADER_BYTES + header.length;
+    if (this.#bytes < end && !this.#readMore(end)) return null;
+    const body = this.#buffer.slice(HEADER_BYTES, end);
+    if (this.#checksum !== null) {
+      if (!header.hasChecksum) throw corrupt(channel, "checksum", "missing");
+      const covered = this.#buffer.subarray(0, CHECKSUMMED_HEADER_BYTES);
+      if (this.#checksum.ofPair(covered, body) !== header.checksum) {
+        throw new MigrationError("CHECKSUM_MISMATCH", { channel, sequence: header.sequence });
+      }
+    }
+    if (header.name === "failure") throw decodeFailure(body, channel, "destination");
+    const isOpen = Atomics.load(this.#words, OPEN) !== 0;
+    if (header.name !== "request" || !isOpen) {
+      const wanted = isOpen ? "request" : "nothing before the guest runs there";
+      throw new MigrationError("FRAME_UNEXPECTED", { channel, frame: header.name, wanted });
+    }
+    const request = decodeRequest(body, channel, {
+      blocks: this.#blocks,
+      number: this.#requests,
+    });
+    this.#requests += 1;
+    // Each page is asked for once, so more requests than pages are a flood.
+    if (this.#requests > this.#requestsMax) throw corrupt(channel, "requests", this.#requests);
+    this.#sequence = nextSequence(this.#sequence);
+    this.#bytes = 0;
+    return request;
+  }
+
+  /** Reads on until `bytes` are there, and never past them; false when they have not come yet. */
+  #readMore(bytes: number): boolean {
+    this.#bytes += readNow(this.#input, this.#buffer.subarray(this.#bytes, bytes));
+    return this.#bytes >= bytes;
+  }
+}
