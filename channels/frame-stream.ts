@@ -36,13 +36,28 @@ const QUEUE_MAX = 32;
 
 const NOTHING = new Uint8Array(0);
 
+/** A peer that loses its connection again and again must not keep us for ever. */
+const INTERRUPTIONS_MAX = 16;
+
+/** A frame that is sent again should the peer not have it when it rejoins. */
+interface LastingFrame {
+  readonly name: FrameName;
+  readonly body: Uint8Array;
+  readonly sent: PromiseWithResolvers<void>;
+}
+
+/** What a connection in place of another need not repeat: it has its own. */
+const PASSING: ReadonlySet<FrameName> = new Set(["hello", "welcome", "ping", "rejoin", "failure"]);
+
 /**
  * Frames over a connection in the event loop: the main channel all its life, the others until they
  * are admitted and handed to a thread. Every frame here carries a checksum. The first failure ends
- * the stream; everyone who waits gets it, and everyone who comes later.
+ * the stream; everyone who waits gets it, and everyone who comes later. But the loss of a connection
+ * only interrupts a stream that may rejoin: it goes on, without a frame lost or doubled, once
+ * another stream's connection has taken the place of the lost one.
  */
 export class FrameStream {
-  readonly #connection: Connection;
+  #connection: Connection;
   readonly #checksum: Checksum;
   readonly #peer: Origin;
   /** For messages; a destination learns it from HELLO. */
@@ -56,6 +71,17 @@ export class FrameStream {
   #failure: MigrationError | null = null;
   #failed = Promise.withResolvers<never>();
   #isClosed = false;
+  /** Called at a loss of the connection; null where that is the end. */
+  #onInterruption: ((reason: MigrationError) => void) | null = null;
+  /** Why there is no connection just now. */
+  #interruption: MigrationError | null = null;
+  #interruptions = 0;
+  /** When another connection last took the place of a lost one, and who waits for that. */
+  #joinedAtMs = Number.NEGATIVE_INFINITY;
+  #joined = Promise.withResolvers<void>();
+  /** All there were, in order: they are few and small, or their bytes are the host's own. */
+  readonly #lasting: LastingFrame[] = [];
+  #lastingReceived = 0;
   /** What the peer sends cannot be read any more, but it can still be told so. */
   #isUnreadable = false;
   /** The only frames that are let in, else FRAME_UNEXPECTED before any body is kept. */
@@ -76,7 +102,117 @@ export class FrameStream {
     this.channel = options.channel;
     this.#admitted = options.admitted ?? null;
     this.#failed.promise.catch(() => {}); // Waiting for it is optional.
-    const { reader, writer } = connection;
+    this.#attach();
+  }
+
+  /** From now on the loss of a connection is told and is not the end, until `endRejoining`. */
+  mayRejoin(onInterruption: (reason: MigrationError) => void): void {
+    this.#onInterruption = onInterruption;
+  }
+
+  /** A loss is the end again, also one that is there already. */
+  endRejoining(): void {
+    this.#onInterruption = null;
+    if (this.#interruption !== null) this.#fail(this.#interruption);
+  }
+
+  /** Nobody took the place of the connection that was lost for `reason`. */
+  giveUp(reason: MigrationError): void {
+    if (this.#interruption === reason) this.#fail(reason);
+  }
+
+  /** What ended it. */
+  get failure(): MigrationError | null {
+    return this.#failure;
+  }
+
+  get mayBeRejoined(): boolean {
+    return this.#onInterruption !== null && this.#failure === null;
+  }
+
+  get isInterrupted(): boolean {
+    return this.#interruption !== null;
+  }
+
+  /** Frames that the peer need not send again; see `adopt`. */
+  get lastingReceived(): number {
+    return this.#lastingReceived;
+  }
+
+  /** The connection is of no use any more: it is lost, or the peer says nothing. */
+  interrupt(reason: MigrationError): void {
+    if (this.#failure !== null || this.#interruption !== null) return;
+    const told = this.#onInterruption;
+    this.#interruptions += 1;
+    if (told === null || this.#interruptions > INTERRUPTIONS_MAX) {
+      this.#fail(reason);
+      return;
+    }
+    this.#interruption = reason;
+    this.#detach();
+    this.#abandonConnection();
+    this.#unread = NOTHING;
+    told(reason);
+  }
+
+  /**
+   * Goes on with the connection of `other`, a stream that is over with that. The peer has received
+   * `peerReceived` of our lasting frames; it gets the others. Throws what ended either stream, and
+   * FRAME_CORRUPT for a figure that cannot be.
+   */
+  adopt(other: FrameStream, peerReceived: number): void {
+    if (this.#failure !== null) throw this.#failure;
+    if (other.#failure !== null) throw other.#failure;
+    if (peerReceived > this.#lasting.length) {
+      const facts = { channel: this.channel, field: "received", found: peerReceived };
+      throw new MigrationError("FRAME_CORRUPT", facts);
+    }
+    if (this.#interruption === null) {
+      this.#detach();
+      this.#abandonConnection();
+    }
+    this.#interruption = null;
+    other.#detach();
+    other.#isClosed = true;
+    this.#connection = other.#connection;
+    this.#readSequence = other.#readSequence;
+    this.#writeSequence = other.#writeSequence;
+    this.#unread = other.#unread;
+    this.heardAtMs = nowMs();
+    this.#attach();
+    for (const frame of this.#lasting.slice(peerReceived)) this.#transmitLasting(frame);
+    for (const frame of other.#queue.splice(0)) this.#accept(frame);
+    this.#takeFrames();
+    this.#joinedAtMs = nowMs();
+    this.#joined.resolve();
+    this.#joined = Promise.withResolvers<void>();
+  }
+
+  /**
+   * Settles as `work` does, which waits for the peer, or throws what `late` makes when that takes
+   * `limitMs`. Where the stream may rejoin, the limit is the peer's alone: time without a connection
+   * is no part of it, and one over which nothing came all that time is given up as lost.
+   */
+  async within<T>(limitMs: number, work: Promise<T>, late: () => MigrationError): Promise<T> {
+    let sinceMs = nowMs();
+    for (;;) {
+      let lateness: MigrationError | null = null;
+      try {
+        return await within(sinceMs + limitMs - nowMs(), work, () => (lateness = late()));
+      } catch (error) {
+        if (lateness === null || error !== lateness || this.#onInterruption === null) throw error;
+        if (this.#interruption === null && this.#joinedAtMs <= sinceMs) {
+          if (this.heardAtMs > sinceMs) throw error;
+          this.interrupt(lateness);
+        }
+        if (this.#interruption !== null) await Promise.race([this.#joined.promise, this.failed]);
+        sinceMs = this.#joinedAtMs;
+      }
+    }
+  }
+
+  #attach(): void {
+    const { reader, writer } = this.#connection;
     reader.on("data", this.#onData);
     reader.on("end", this.#onEnd);
     for (const socket of new Set<Socket>([reader, writer])) {
@@ -84,6 +220,12 @@ export class FrameStream {
       socket.on("close", this.#onEnd);
     }
     reader.resume();
+  }
+
+  #abandonConnection(): void {
+    const { reader, writer } = this.#connection;
+    for (const socket of [reader, writer]) socket.on("error", () => {});
+    this.#connection.close();
   }
 
   /** The peer is known now: from here on every frame of its lane is let in. */
@@ -106,6 +248,26 @@ export class FrameStream {
     const isFarewell = name === "failure" && this.#isUnreadable && !this.#isClosed;
     if (this.#failure !== null && !isFarewell) throw this.#failure;
     assert(!this.#isClosed, "a closed stream sends nothing");
+    const facts = { channel: this.channel, direction: "write", limitMs } as const;
+    const late = (): MigrationError => new MigrationError("CHANNEL_STALLED", facts);
+    if (PASSING.has(name) || this.#onInterruption === null) {
+      if (this.#interruption !== null) throw this.#interruption;
+      return await within(limitMs, this.#transmit(name, body), late);
+    }
+    const lasting = { name, body, sent: Promise.withResolvers<void>() };
+    lasting.sent.promise.catch(() => {}); // Whoever sent it may have gone.
+    this.#lasting.push(lasting);
+    if (this.#interruption === null) this.#transmitLasting(lasting);
+    await this.within(limitMs, lasting.sent.promise, late);
+  }
+
+  #transmitLasting({ name, body, sent }: LastingFrame): void {
+    // What fails to go is sent again, or rejected when the stream fails.
+    this.#transmit(name, body).then(sent.resolve, () => {});
+  }
+
+  /** Settles when the operating system has taken the frame. */
+  async #transmit(name: FrameName, body: Uint8Array): Promise<void> {
     const frame = new Uint8Array(HEADER_BYTES + body.length);
     const view = new DataView(frame.buffer);
     const header = { name, sequence: this.#writeSequence, length: body.length, hasChecksum: true };
@@ -123,8 +285,7 @@ export class FrameStream {
     this.#connection.writer.write(frame, (error) =>
       error ? reject(this.#lost(reasonOf(error))) : resolve(),
     );
-    const facts = { channel: this.channel, direction: "write", limitMs } as const;
-    await within(limitMs, promise, () => new MigrationError("CHANNEL_STALLED", facts));
+    await promise;
   }
 
   /** The next frame, which must be one of `wanted`, within `limitMs`. Pings never show here. */
@@ -133,7 +294,7 @@ export class FrameStream {
       new MigrationError("PEER_SILENT", { waitingFor: wanted.join(" or "), limitMs });
     let frame: Frame;
     try {
-      frame = await within(limitMs, this.#next(), late);
+      frame = await this.within(limitMs, this.#next(), late);
     } finally {
       this.#taker = null;
     }
@@ -177,10 +338,9 @@ export class FrameStream {
     if (this.#isClosed) return;
     this.#isClosed = true;
     this.#fail(this.#lost("this end closed it"));
+    if (this.#interruption !== null) return;
     this.#detach();
-    for (const socket of [this.#connection.reader, this.#connection.writer])
-      socket.on("error", () => {});
-    this.#connection.close();
+    this.#abandonConnection();
   }
 
   #next(): Promise<Frame> {
@@ -203,6 +363,10 @@ export class FrameStream {
     this.receivedBytes += bytes.length;
     if (this.#failure !== null) return; // What follows a failure is not kept: it has no limit.
     this.#unread = this.#unread.length === 0 ? bytes : joined(this.#unread, bytes);
+    this.#takeFrames();
+  };
+
+  #takeFrames(): void {
     try {
       while (this.#failure === null && this.#takeFrame()) {}
     } catch (error) {
@@ -212,10 +376,10 @@ export class FrameStream {
       this.#fail(error);
     }
     if (this.#queue.length >= QUEUE_MAX) this.#connection.reader.pause();
-  };
+  }
 
-  readonly #onEnd = (): void => this.#fail(this.#lost("the other end closed it"));
-  readonly #onError = (error: Error): void => this.#fail(this.#lost(reasonOf(error)));
+  readonly #onEnd = (): void => this.interrupt(this.#lost("the other end closed it"));
+  readonly #onError = (error: Error): void => this.interrupt(this.#lost(reasonOf(error)));
 
   #takeFrame(): boolean {
     const source = this.#unread;
@@ -256,6 +420,7 @@ export class FrameStream {
 
   #accept(frame: Frame): void {
     if (frame.name === "ping") return;
+    if (!PASSING.has(frame.name)) this.#lastingReceived += 1;
     const notice = this.#notices.get(frame.name);
     if (notice !== undefined) {
       notice(frame.body);
@@ -273,6 +438,7 @@ export class FrameStream {
     if (this.#failure !== null) return;
     this.#failure = error;
     this.#failed.reject(error);
+    for (const { sent } of this.#lasting) sent.reject(error);
     this.#taker?.reject(error);
     this.#taker = null;
   }

@@ -290,6 +290,15 @@ export const FRAMES = {
     meaning:
       "How long pages were waited for: in all, queued, on the wire, served and installed, and how long each vCPU waited. From the destination before COMPLETE, with nothing served; from the source, complete, before DONE.",
   },
+  rejoin: {
+    kind: 32,
+    lane: "main",
+    from: "both",
+    bodyBytesMax: 4,
+    layout: "u32 received",
+    meaning:
+      "On a connection that takes the place of a lost main channel: frames received on the main channel so far, without HELLO, WELCOME, PING and REJOIN. Those after them are sent again.",
+  },
 } as const satisfies Record<string, FrameRow>;
 
 export type FrameName = keyof typeof FRAMES;

@@ -168,6 +168,17 @@ function decodeBlock(reader: WireReader): AnnouncedBlock {
   return { name, sizeBytes, pageBytes };
 }
 
+export function encodeRejoin(received: number): Uint8Array {
+  return new WireWriter().u32(received).finish();
+}
+
+export function decodeRejoin(body: Uint8Array, channel: number): number {
+  const reader = new WireReader(body, channel);
+  const received = reader.u32("received");
+  reader.end();
+  return received;
+}
+
 export interface RoundMessage {
   readonly round: number;
   readonly dirtyPages: number;

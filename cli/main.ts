@@ -3,6 +3,7 @@ import { asMigrationError, MigrationError } from "../base/errors.ts";
 import { nearest } from "../engine/nearest.ts";
 import { DEMO, demo } from "./demo.ts";
 import { type Command, parseFlags } from "./flags.ts";
+import { HANDOVER, handover } from "./handover.ts";
 import { helpText, overviewText } from "./help.ts";
 import { checkLegality, isCheck, LEGALITY_CHECK } from "./legality.ts";
 import { chooseOutput } from "./output.ts";
@@ -24,6 +25,7 @@ const COMMANDS: readonly Entry[] = [
   { command: DEMO, run: demo },
   { command: RECEIVE, run: receive },
   { command: SEND, run: send },
+  { command: HANDOVER, run: handover },
   tableEntry(
     "parameters",
     "Tells every parameter: type, bounds, default and why.",

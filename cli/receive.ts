@@ -2,10 +2,12 @@ import { type MigrateInOptions, migrateIn } from "../engine/destination.ts";
 import type { DestinationHost } from "../engine/host.ts";
 import type { Report } from "../engine/statistics.ts";
 import { fileGuestDestination } from "../hosts/file-guest.ts";
+import { type HandoverRecord, ifPossible, recordedDestination } from "../hosts/handover-record.ts";
 import { QemuDestination } from "../hosts/qemu.ts";
 import { addressProblems } from "./address-problems.ts";
 import { addressFeatures, type Command, parseFlags } from "./flags.ts";
 import { GUEST_FLAGS, type GuestChoice, parseGuestFlags } from "./guest-flags.ts";
+import { beginRecord, RECORD_FLAG } from "./handover.ts";
 import { chooseOutput } from "./output.ts";
 import { checkUsage, runMigration, tellFailure } from "./run.ts";
 import { HELP_FLAG, JSON_FLAG } from "./shared-flags.ts";
@@ -17,7 +19,7 @@ export const RECEIVE = {
   positionals: [
     { name: "ADDRESS", meaning: "tcp:HOST:PORT (port 0: any), unix:PATH, fd:N,N… or exec:COMMAND" },
   ],
-  flags: { ...GUEST_FLAGS, json: JSON_FLAG, help: HELP_FLAG },
+  flags: { ...GUEST_FLAGS, record: RECORD_FLAG, json: JSON_FLAG, help: HELP_FLAG },
   parameters: true,
   features: ([address]) => ({
     side: "destination",
@@ -34,19 +36,36 @@ export async function receive(argv: readonly string[]): Promise<number> {
     const problems = [...addressProblems(positionals[0]), ...found];
     const guest = parseGuestFlags(flags, problems);
     checkUsage(problems);
+    const record = beginRecord(flags.record, "destination");
     await using host = await openDestination(guest);
+    const recorded = record === undefined ? host : recordedDestination(host, record);
     return await runMigration(output, (signal) =>
-      migrateInto(host, address, {
-        ...options,
-        signal,
-        onListening: (actual) => output.listening(actual),
-        // Where it listens is known a moment later, and says this phase as well.
-        onPhase: (phase) => phase !== "listen" && output.phase(phase),
-        onProgress: (progress) => output.progress(progress),
-      }),
+      keepingRecord(record, () =>
+        migrateInto(recorded, address, {
+          ...options,
+          signal,
+          onListening: (actual) => output.listening(actual),
+          // Where it listens is known a moment later, and says this phase as well.
+          onPhase: (phase) => phase !== "listen" && output.phase(phase),
+          onProgress: (progress) => output.progress(progress),
+        }),
+      ),
     );
   } catch (error) {
     return tellFailure(output, error);
+  }
+}
+
+/** An attempt that failed before COMMIT will not run the guest any more; else it was decided. */
+async function keepingRecord(
+  record: HandoverRecord | undefined,
+  migrate: () => Promise<Report>,
+): Promise<Report> {
+  try {
+    return await migrate();
+  } catch (error) {
+    ifPossible(() => record?.decide("source"));
+    throw error;
   }
 }
 

@@ -1,7 +1,10 @@
+import { MigrationError } from "../base/errors.ts";
 import type { SourceHost } from "../engine/host.ts";
 import type { ParameterOptions } from "../engine/parameters.ts";
 import { migrateOut } from "../engine/source.ts";
+import type { Report } from "../engine/statistics.ts";
 import { type FileGuestOptions, fileGuest } from "../hosts/file-guest.ts";
+import { type HandoverRecord, ifPossible, recordedSource } from "../hosts/handover-record.ts";
 import { QemuSource } from "../hosts/qemu.ts";
 import { addressProblems } from "./address-problems.ts";
 import { addressFeatures, type Command, parseFlags } from "./flags.ts";
@@ -12,6 +15,7 @@ import {
   parseWriterFlags,
   WRITER_FLAGS,
 } from "./guest-flags.ts";
+import { beginRecord, RECORD_FLAG } from "./handover.ts";
 import { chooseOutput, type Output } from "./output.ts";
 import { switchOnSignal } from "./postcopy-signal.ts";
 import { checkUsage, runMigration, tellFailure } from "./run.ts";
@@ -21,7 +25,7 @@ export const SEND = {
   name: "send",
   summary: "Sends a guest to a destination that listens at ADDRESS.",
   positionals: [{ name: "ADDRESS", meaning: "tcp:HOST:PORT, unix:PATH, fd:N,N… or exec:COMMAND" }],
-  flags: { ...GUEST_FLAGS, ...WRITER_FLAGS, json: JSON_FLAG, help: HELP_FLAG },
+  flags: { ...GUEST_FLAGS, ...WRITER_FLAGS, record: RECORD_FLAG, json: JSON_FLAG, help: HELP_FLAG },
   parameters: true,
   features: ([address], { "dirty-log": dirtyLog, qemu }) => ({
     side: "source",
@@ -47,21 +51,42 @@ export async function send(argv: readonly string[]): Promise<number> {
     const guest = parseGuestFlags(flags, problems);
     const writer = parseWriterFlags(flags, guest, problems);
     checkUsage(problems);
+    const record = beginRecord(flags.record, "source");
     await using host = await openSource(guest, { writer, options });
     for (const note of host.notes ?? []) output.note(note);
     const possible = withoutThrottle(host, options, output);
+    const recorded = record === undefined ? host : recordedSource(host, record);
     using postcopy = switchOnSignal();
     return await runMigration(output, (signal) =>
-      migrateOut(host, address, {
-        ...possible,
-        signal,
-        postcopySwitch: postcopy.postcopySwitch,
-        onPhase: (phase) => output.phase(phase),
-        onProgress: (progress) => output.progress(progress),
-      }),
+      keepingRecord(record, () =>
+        migrateOut(recorded, address, {
+          ...possible,
+          signal,
+          postcopySwitch: postcopy.postcopySwitch,
+          onPhase: (phase) => output.phase(phase),
+          onProgress: (progress) => output.progress(progress),
+        }),
+      ),
     );
   } catch (error) {
     return tellFailure(output, error);
+  }
+}
+
+/** Notes how it ended. HANDOVER_UNKNOWN was noted before it could come to that. */
+async function keepingRecord(
+  record: HandoverRecord | undefined,
+  migrate: () => Promise<Report>,
+): Promise<Report> {
+  try {
+    const report = await migrate();
+    ifPossible(() => record?.write({ side: "source", owner: "destination", runs: false }));
+    return report;
+  } catch (error) {
+    const isUnknown = error instanceof MigrationError && error.code === "HANDOVER_UNKNOWN";
+    if (!isUnknown)
+      ifPossible(() => record?.write({ side: "source", owner: "source", runs: false }));
+    throw error;
   }
 }
 

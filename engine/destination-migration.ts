@@ -1,5 +1,5 @@
 import { assert, must } from "../base/assert.ts";
-import { every, nowMs } from "../base/clock.ts";
+import { after, every, nowMs } from "../base/clock.ts";
 import { asMigrationError, MigrationError } from "../base/errors.ts";
 import type { Address } from "../channels/address.ts";
 import { type Checksum, loadChecksum } from "../channels/checksum.ts";
@@ -134,12 +134,14 @@ export class DestinationMigration {
 
   /** Waits for the source's main channel. */
   async listen(): Promise<void> {
-    const { acceptTimeoutMs, connectTimeoutMs, channelTimeoutMs } = this.#parameters;
+    const { acceptTimeoutMs, connectTimeoutMs, channelTimeoutMs, reconnectTimeoutMs } =
+      this.#parameters;
     const listener = await this.#surroundings.listen(this.#address);
+    const isOnlyChance = this.#address.kind === "fd" || this.#address.kind === "exec";
     const doorman = new Doorman(listener, {
       checksum: this.#checksum,
       helloTimeoutMs: connectTimeoutMs,
-      isOnlyChance: this.#address.kind === "fd" || this.#address.kind === "exec",
+      isOnlyChance,
     });
     this.#doorman = doorman;
     if (this.attempt.failure !== null) return doorman.close({ areThreadsGone: true });
@@ -150,7 +152,12 @@ export class DestinationMigration {
     this.#startMs = nowMs();
     this.#cpuBefore = process.cpuUsage();
     main.failed.catch((error) => this.#lose(asMigrationError(error)));
-    this.#stops.push(startHeartbeat(main, channelTimeoutMs, (error) => this.#lose(error)));
+    if (reconnectTimeoutMs > 0 && !isOnlyChance) this.#awaitRejoining(doorman, main);
+    const onSilence = (error: MigrationError): void => {
+      if (main.mayBeRejoined) main.interrupt(error);
+      else this.#lose(error);
+    };
+    this.#stops.push(startHeartbeat(main, channelTimeoutMs, onSilence));
   }
 
   /** Agrees on parameters and blocks, has the host prepare memory, and lets the channels in. */
@@ -302,6 +309,7 @@ export class DestinationMigration {
 
   async resume(): Promise<void> {
     const { stepTimeoutMs, channelTimeoutMs } = this.#parameters;
+    this.#ofMain.endRejoining();
     await callHost("resume the guest", stepTimeoutMs, () => this.#host.resume());
     this.#endMs = nowMs();
     const { untouched: untouchedPages } = this.#ofReceiver.counters();
@@ -382,6 +390,15 @@ export class DestinationMigration {
     this.attempt.end();
     const areThreadsGone = await this.#endThreads();
     this.#doorman?.close({ areThreadsGone });
+  }
+
+  /** A main channel that is lost may be joined again, for a while. */
+  #awaitRejoining(doorman: Doorman, main: FrameStream): void {
+    doorman.mayRejoin(main);
+    main.mayRejoin((reason) => {
+      const { reconnectTimeoutMs } = this.#parameters;
+      this.#stops.push(after(reconnectTimeoutMs, () => main.giveUp(reason)));
+    });
   }
 
   /**

@@ -8,7 +8,9 @@ import { FrameStream } from "../channels/frame-stream.ts";
 import {
   chooseVersion,
   decodeHello,
+  decodeRejoin,
   encodeFailure,
+  encodeRejoin,
   encodeWelcome,
   type Hello,
   TOKEN_BYTES,
@@ -42,6 +44,8 @@ export class Doorman {
   /** Of these, the last ones: they carry the pages that a guest waits for. */
   #lanes = 0;
   readonly #joined = new Map<number, FrameStream>();
+  /** The main channel, where a lost one may be joined again. */
+  #rejoinable: FrameStream | null = null;
   #strangers = 0;
   #isClosed = false;
 
@@ -85,6 +89,11 @@ export class Doorman {
       assert(place !== undefined, "a place was announced");
       yield place;
     }
+  }
+
+  /** From now on, who has the migration's token may take the place of a lost `main`. */
+  mayRejoin(main: FrameStream): void {
+    this.#rejoinable = main;
   }
 
   /** Hands over the connections that join later, each in the place of one that was let go. */
@@ -173,7 +182,10 @@ export class Doorman {
 
   async #welcomeMain(stream: FrameStream, hello: Hello): Promise<void> {
     const version = chooseVersion(hello);
-    if (this.#migrationId !== null) throw new MigrationError("TOKEN_REFUSED", { channel: 0 });
+    if (this.#migrationId !== null) {
+      await this.#welcomeBack(stream, hello, version);
+      return;
+    }
     this.#migrationId = hello.migrationId;
     const welcome = encodeWelcome({ version, token: this.#token });
     try {
@@ -185,14 +197,36 @@ export class Doorman {
     this.#main.resolve(stream);
   }
 
+  /** The source is here again: it goes on where its last connection ended. */
+  async #welcomeBack(stream: FrameStream, hello: Hello, version: number): Promise<void> {
+    const main = this.#rejoinable;
+    if (main?.mayBeRejoined !== true || !this.#isOfMigration(hello)) {
+      throw new MigrationError("TOKEN_REFUSED", { channel: 0 });
+    }
+    const token = new Uint8Array(TOKEN_BYTES);
+    await stream.send("welcome", encodeWelcome({ version, token }), this.#helloTimeoutMs);
+    const { body } = await stream.receive(["rejoin"], this.#helloTimeoutMs);
+    // What we say we have must not change any more by what the old connection may still bring.
+    const reason = "the source has joined again";
+    main.interrupt(new MigrationError("CHANNEL_LOST", { channel: 0, reason }));
+    await stream.send("rejoin", encodeRejoin(main.lastingReceived), this.#helloTimeoutMs);
+    main.adopt(stream, decodeRejoin(body, 0));
+  }
+
+  #isOfMigration({ migrationId, token }: Hello): boolean {
+    return (
+      this.#migrationId !== null &&
+      timingSafeEqual(migrationId, this.#migrationId) &&
+      timingSafeEqual(token, this.#token)
+    );
+  }
+
   async #welcomeChannel(stream: FrameStream, hello: Hello): Promise<void> {
     const version = chooseVersion(hello);
     const { channel } = hello;
     const isOurs =
       hello.lane === (channel > this.#channels - this.#lanes ? "priority" : "bulk") &&
-      this.#migrationId !== null &&
-      timingSafeEqual(hello.migrationId, this.#migrationId) &&
-      timingSafeEqual(hello.token, this.#token) &&
+      this.#isOfMigration(hello) &&
       channel <= this.#channels &&
       !this.#joined.has(channel);
     if (!isOurs) throw new MigrationError("TOKEN_REFUSED", { channel });

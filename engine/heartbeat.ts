@@ -25,6 +25,7 @@ export function startHeartbeat(
     const now = nowMs();
     const wasAsleep = now - beatAtMs > 2 * beatMs;
     beatAtMs = now;
+    if (stream.isInterrupted) return; // Nobody can be heard; another watch is on that.
     if (now - stream.spokeAtMs >= beatMs / 2) {
       stream.send("ping", NOTHING, limitMs).catch(() => {}); // The stream itself tells why.
     }

@@ -305,6 +305,19 @@ export const PARAMETERS = {
       "Time for a connection to be made, for all channels to have joined, and for another connection to be found for one that is lost.",
     why: "Covers three lost SYN packets (1, 3 and 7 s) and no more.",
   },
+  reconnectTimeoutMs: {
+    type: "milliseconds",
+    default: 0,
+    min: TIMEOUT_MS_MIN,
+    max: 1 * HOUR_MS,
+    zero: "off",
+    agreed: false,
+    live: false,
+    side: "both",
+    meaning:
+      "Before the guest is handed over, how long a lost main channel may take to be joined again with the migration's token; 0 ends the migration at once.",
+    why: "Whoever knows that a peer is dead wants to hear it at once; where links break and come back, a few seconds are right.",
+  },
   channelTimeoutMs: {
     type: "milliseconds",
     default: 10 * SECOND_MS,

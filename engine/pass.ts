@@ -45,12 +45,22 @@ export interface PassTerms {
   onDeath(batch: Batch): void;
 }
 
+/** Waits for work of another channel. */
+interface Claim {
+  readonly lane: Lane;
+  /** What it was found to be worth asking for. */
+  readonly bytesPerMs: number;
+  readonly settle: () => void;
+}
+
 /** A channel within a pass. */
 interface Lane {
   readonly channel: SendChannel;
   readonly inFlight: Set<Promise<unknown>>;
   /** Who waits for what its thread has not begun. */
-  readonly claims: { readonly lane: Lane; readonly settle: () => void }[];
+  readonly claims: Claim[];
+  /** What its thread had begun when it last gave something back; -1 before. */
+  askedAtBytes: number;
   readonly flow: Flow;
   /** It begins nothing more, for it would be the last: see `tooLate`. */
   isLate: boolean;
@@ -181,8 +191,7 @@ export class Pass {
     const pace = lane.flow.paceAt(now);
     if (pace === null) return null;
     const { queuedBytes, givenBytes } = this.#loadOf(lane, now);
-    const { begunBytes } = lane.channel.progress;
-    const bytes = pace.movedBytes > 0 ? (lane.bytes + begunBytes) / pace.movedBytes : 0;
+    const bytes = pace.movedBytes > 0 ? begunBytesOf(lane) / pace.movedBytes : 0;
     const bytesPerMs = bytes * pace.movedBytesPerMs;
     const leftBytes = queuedBytes + givenBytes;
     return { channel: lane.channel.number, leftBytes, bytesPerMs, backlogMs: pace.backlogMs };
@@ -210,7 +219,8 @@ export class Pass {
 
   /** Gets a channel that has nothing to do some of another's work, if that pays. */
   async #hasHelp(lane: Lane): Promise<boolean> {
-    const help = this.#helpFor(lane);
+    const bytesPerMs = this.#paceOf(lane);
+    const help = this.#helpFor(lane, bytesPerMs);
     if (help === null) return false;
     const { number } = lane.channel;
     if (help.kind === "take") {
@@ -218,36 +228,46 @@ export class Pass {
       return true;
     }
     const owner = must(this.#lanes.get(help.channel), "who is helped has a lane");
+    // Asked again before it begins anything, two channels could pass a chunk to and fro for ever.
+    if (begunBytesOf(owner) <= owner.askedAtBytes) return false;
     const { promise, resolve } = Promise.withResolvers<void>();
     const startMs = nowMs();
-    owner.claims.push({ lane, settle: resolve });
+    owner.claims.push({ lane, bytesPerMs, settle: resolve });
     askBack(this.#terms.control, help.channel, true);
     await promise;
     lane.idleMs += nowMs() - startMs;
     return true;
   }
 
-  #helpFor(lane: Lane): Help | null {
+  #helpFor(lane: Lane, bytesPerMs: number): Help | null {
+    const loads = this.#othersThan(lane);
+    const { paysMs, chunkBytes } = this.#terms;
+    return helpFor(bytesPerMs, loads, { paysMs, leastBytes: chunkBytes });
+  }
+
+  /** Who had nothing to do so far may be as fast as the fastest. */
+  #paceOf(lane: Lane): number {
+    const own = this.#loadOf(lane, nowMs()).bytesPerMs;
+    if (own > 0) return own;
+    return Math.max(0, ...this.#othersThan(lane).map(({ bytesPerMs }) => bytesPerMs));
+  }
+
+  #othersThan(lane: Lane): ChannelLoad[] {
     const now = nowMs();
     const others = [...this.#lanes.values()].filter((each) => {
       return each !== lane && each.channel.doom === null;
     });
-    const { paysMs, chunkBytes } = this.#terms;
-    const loads = others.map((each) => this.#loadOf(each, now));
-    const own = this.#loadOf(lane, now).bytesPerMs;
-    // Who had nothing to do so far may be as fast as the fastest.
-    const pace = own > 0 ? own : Math.max(0, ...loads.map(({ bytesPerMs }) => bytesPerMs));
-    return helpFor(pace, loads, { paysMs, leastBytes: chunkBytes });
+    return others.map((each) => this.#loadOf(each, now));
   }
 
-  #loadOf({ channel, bytes, startMs, idleMs }: Lane, now: number): ChannelLoad {
-    const { begunBytes, givenBytes } = channel.progress;
+  #loadOf(lane: Lane, now: number): ChannelLoad {
+    const { channel, startMs, idleMs } = lane;
     const ms = startMs === 0 ? 0 : now - startMs - idleMs;
     return {
       channel: channel.number,
       queuedBytes: this.#work.queuedBytes(channel.number),
-      givenBytes,
-      bytesPerMs: ms > 0 ? (bytes + begunBytes) / ms : 0,
+      givenBytes: channel.progress.givenBytes,
+      bytesPerMs: ms > 0 ? begunBytesOf(lane) / ms : 0,
     };
   }
 
@@ -257,13 +277,12 @@ export class Pass {
     if (claims.length === 0) return;
     const { number } = lane.channel;
     askBack(this.#terms.control, number, false);
-    const now = nowMs();
-    const paceOf = (each: Lane): number => this.#loadOf(each, now).bytesPerMs;
-    const all = claims.reduce((sum, claim) => sum + paceOf(claim.lane), paceOf(lane));
+    lane.askedAtBytes = begunBytesOf(lane);
+    const own = this.#loadOf(lane, nowMs()).bytesPerMs;
+    const all = claims.reduce((sum, claim) => sum + claim.bytesPerMs, own);
     const bytes = this.#work.queuedBytes(number);
     for (const claim of claims) {
-      const share = all > 0 ? paceOf(claim.lane) / all : 0;
-      this.#work.move(number, claim.lane.channel.number, bytes * share);
+      this.#work.move(number, claim.lane.channel.number, (bytes * claim.bytesPerMs) / all);
       claim.settle();
     }
   }
@@ -275,6 +294,7 @@ export class Pass {
       channel,
       inFlight: new Set(),
       claims: [],
+      askedAtBytes: -1,
       flow: new Flow(),
       isLate: false,
       bytes: 0,
@@ -285,4 +305,9 @@ export class Pass {
     this.#lanes.set(channel.number, lane);
     return lane;
   }
+}
+
+/** Guest memory that its thread has begun in this pass. */
+function begunBytesOf({ channel, bytes }: Lane): number {
+  return bytes + channel.progress.begunBytes;
 }

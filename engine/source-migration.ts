@@ -137,7 +137,11 @@ export class SourceMigration {
     const { main } = this.#peer;
     main.failed.catch((error) => this.attempt.fail(asMigrationError(error)));
     const { channelTimeoutMs } = this.#parameters;
-    this.#stops.push(startHeartbeat(main, channelTimeoutMs, (error) => this.attempt.fail(error)));
+    const onSilence = (error: MigrationError): void => {
+      if (main.mayBeRejoined) main.interrupt(error);
+      else this.attempt.fail(error);
+    };
+    this.#stops.push(startHeartbeat(main, channelTimeoutMs, onSilence));
   }
 
   /** Agrees on parameters and blocks, and opens all channels, each with its thread. */

@@ -1,6 +1,6 @@
 import { randomBytes } from "node:crypto";
-import { within } from "../base/clock.ts";
-import { MigrationError } from "../base/errors.ts";
+import { after, Deadline, within } from "../base/clock.ts";
+import { errnoOf, MigrationError } from "../base/errors.ts";
 import { type Address, formatAddress } from "../channels/address.ts";
 import type { Checksum } from "../channels/checksum.ts";
 import type { Connector } from "../channels/connection.ts";
@@ -11,6 +11,7 @@ import {
   type DoneMessage,
   decodeChannel,
   decodeFaults,
+  decodeRejoin,
   decodeRunning,
   decodeWelcome,
   encodeAgreement,
@@ -21,6 +22,7 @@ import {
   encodeFaults,
   encodeHello,
   encodeLanes,
+  encodeRejoin,
   encodeRound,
   encodeSwitch,
   type FaultsMessage,
@@ -55,6 +57,9 @@ const NOTHING = new Uint8Array(0);
 /** A failing source tells the peer why, but does not wait for it. */
 const FAREWELL_MS = 200;
 
+/** Between two tries to join again: soon enough not to be noticed, and no flood. */
+const RETRY_MS = 50;
+
 /** The destination as the source talks to it: over the main channel, and to open the others. */
 export class SourcePeer {
   readonly #connector: Connector;
@@ -66,6 +71,7 @@ export class SourcePeer {
   readonly #joined = new Map<number, FrameStream>();
   /** Channels that were given up and that the destination has not let go of. */
   readonly #leaving = new Map<number, () => void>();
+  readonly #canRejoin: boolean;
   #main: FrameStream | null = null;
   #isClosed = false;
   #token = new Uint8Array(TOKEN_BYTES);
@@ -77,6 +83,8 @@ export class SourcePeer {
     surroundings: Surroundings,
   ) {
     this.#address = formatAddress(address);
+    const isLasting = address.kind === "tcp" || address.kind === "unix";
+    this.#canRejoin = isLasting && parameters.reconnectTimeoutMs > 0;
     this.#connector = surroundings.connector(address);
     this.#parameters = parameters;
     this.#checksum = checksum;
@@ -101,6 +109,7 @@ export class SourcePeer {
     const { stream, token } = await this.#join(0, "main");
     this.#main = stream;
     this.#token = token;
+    if (this.#canRejoin) stream.mayRejoin((reason) => void this.#rejoin(stream, reason));
   }
 
   /** Throws PARAMETER_MISMATCH, BLOCK_MISMATCH or what the destination's host says. */
@@ -146,7 +155,7 @@ export class SourcePeer {
     await this.main.send("lost", encodeChannel(channel), channelTimeoutMs);
     const facts = { waitingFor: `end of channel ${channel}`, limitMs: stepTimeoutMs };
     const late = () => new MigrationError("PEER_SILENT", facts);
-    await within(stepTimeoutMs, Promise.race([gone, this.main.failed]), late);
+    await this.main.within(stepTimeoutMs, Promise.race([gone, this.main.failed]), late);
   }
 
   /** Closes a channel that no thread uses. */
@@ -166,6 +175,9 @@ export class SourcePeer {
 
   async awaitReady(): Promise<void> {
     await this.main.receive(["ready"], this.#parameters.stepTimeoutMs);
+    // From here on nothing is said twice: COMMIT least of all.
+    this.main.endRejoining();
+    if (this.main.failure !== null) throw this.main.failure;
   }
 
   /** Hands the guest over and returns what the destination says when it runs. */
@@ -261,4 +273,41 @@ export class SourcePeer {
       throw error;
     }
   }
+
+  /** Finds another connection for a main channel that lost its own, or gives it up. */
+  async #rejoin(main: FrameStream, reason: MigrationError): Promise<void> {
+    const deadline = new Deadline(this.#parameters.reconnectTimeoutMs);
+    while (!this.#isClosed && !deadline.passed) {
+      try {
+        await within(deadline.leftMs, this.#joinAgain(main), () => reason);
+        return;
+      } catch (error) {
+        if (isFinal(error)) break;
+      }
+      const { promise, resolve } = Promise.withResolvers<void>();
+      after(RETRY_MS, resolve);
+      await promise;
+    }
+    main.giveUp(reason);
+  }
+
+  async #joinAgain(main: FrameStream): Promise<void> {
+    const { connectTimeoutMs } = this.#parameters;
+    const { stream } = await this.#join(0, "main");
+    try {
+      await stream.send("rejoin", encodeRejoin(main.lastingReceived), connectTimeoutMs);
+      const { body } = await stream.receive(["rejoin"], connectTimeoutMs);
+      main.adopt(stream, decodeRejoin(body, 0));
+    } catch (error) {
+      stream.close();
+      throw error;
+    }
+  }
+}
+
+/** Nobody is there any more who knows of this migration: no other try would change that. */
+function isFinal(error: unknown): boolean {
+  if (!(error instanceof MigrationError)) return true;
+  const errno = errnoOf(error.cause);
+  return error.at === "destination" || errno === "ECONNREFUSED" || errno === "ENOENT";
 }

@@ -1,6 +1,7 @@
 import { expect, test } from "vitest";
 import { MIB } from "../base/units.ts";
 import { Choice, type Way } from "../workers/choice.ts";
+import { TRIALS_WORDS, Trials } from "../workers/trials.ts";
 import { LINK_STEP_MS, type Outcome, type Scene, transfer } from "./fixtures/simulated-link.ts";
 import { Prng, seedFromEnvironment } from "./prng.ts";
 
@@ -31,6 +32,36 @@ function shareOf(
   const then = frames.filter(({ ms }) => ms >= fromMs && ms < toMs);
   expect(then.length).toBeGreaterThan(50);
   return then.filter((frame) => frame.way === way).length / then.length;
+}
+
+/** A frame of 1 MiB. */
+function frame(elapsedMs: number, blockedMs = 0, wireBytes = MIB): Parameters<Choice["learn"]>[0] {
+  return { payloadBytes: MIB, wireBytes, elapsedMs, blockedMs };
+}
+
+/** Does `step` as long as `isSo`, which is not for ever. */
+function turn(isSo: () => boolean, step: () => void): void {
+  let count = 0;
+  for (; isSo() && count < 10_000; count += 1) step();
+  expect(count).toBeLessThan(10_000);
+}
+
+/** The only channel of its link, or one of those that share `words`. */
+class Channel {
+  readonly choice: Choice;
+  readonly #trials: Trials;
+  #ms = 1;
+
+  constructor(extraTime = 0, words = new Int32Array(TRIALS_WORDS)) {
+    this.choice = new Choice(extraTime);
+    this.#trials = new Trials(words);
+  }
+
+  learn(facts: Parameters<Choice["learn"]>[0]): void {
+    this.#ms += facts.elapsedMs;
+    this.choice.learn(facts);
+    this.#trials.consult(this.choice, this.#ms);
+  }
 }
 
 test(`a slow link is given no raw memory but a frame now and then (SEED=${seed})`, () => {
@@ -96,13 +127,20 @@ test(`bytes are worth the time that was allowed for them, and no more (SEED=${se
 });
 
 test("a channel that never blocks goes back to the codec where its time is allowed for", () => {
-  const choice = new Choice(4);
-  while (choice.way === "codec") choice.learn(frame(6, 0, MIB / 10));
-  while (choice.chosen === "codec") choice.learn(frame(1));
+  const channel = new Channel(4);
+  const { choice } = channel;
+  turn(
+    () => choice.way === "codec",
+    () => channel.learn(frame(6, 0, MIB / 10)),
+  );
+  turn(
+    () => choice.chosen === "codec",
+    () => channel.learn(frame(choice.way === "raw" ? 0.5 : 6)),
+  );
   expect(choice.way).toBe("raw");
   // Raw memory takes longer from now on, though not for the connection's sake.
   for (let count = 0; count < 1000 && choice.chosen === "raw"; count += 1) {
-    choice.learn(choice.way === "raw" ? frame(2) : frame(6, 0, MIB / 10));
+    channel.learn(choice.way === "raw" ? frame(2) : frame(6, 0, MIB / 10));
   }
   expect([choice.chosen, choice.changes]).toEqual(["codec", 2]);
 });
@@ -117,9 +155,9 @@ const MEMORIES = { TEXT, POOR, RANDOM, HALVES, MIXED };
 
 /**
  * What may be lost beside the percentages: the first look, at up to 40 MB/s of compression, and the
- * trial that follows.
+ * trials that follow, of one channel and of all.
  */
-const FIRST_LOOK_MS = 60;
+const FIRST_LOOK_MS = 70;
 
 for (const [channels, cores] of [
   [1, 1],
@@ -185,18 +223,20 @@ test("the simulation keeps its books: no time is lost, and none is won", () => {
   expect(codec.ms).toBeLessThan(raw.ms);
 });
 
-/** A frame of 1 MiB. */
-function frame(elapsedMs: number, blockedMs = 0, wireBytes = MIB): Parameters<Choice["learn"]>[0] {
-  return { payloadBytes: MIB, wireBytes, elapsedMs, blockedMs };
-}
-
 test("what is chosen stays so while the other way is tried", () => {
-  const choice = new Choice();
+  const channel = new Channel();
+  const { choice } = channel;
   expect([choice.way, choice.chosen, choice.costMs]).toEqual(["codec", "codec", NOT_TRIED]);
-  while (choice.way === "codec") choice.learn(frame(5, 0, MIB / 10));
+  turn(
+    () => choice.way === "codec",
+    () => channel.learn(frame(5, 0, MIB / 10)),
+  );
   expect(choice.chosen).toBe("codec");
   expect(choice.costMs).toEqual({ raw: null, codec: 5 / MIB });
-  while (choice.chosen === "codec") choice.learn(frame(1));
+  turn(
+    () => choice.chosen === "codec",
+    () => channel.learn(frame(1)),
+  );
   expect([choice.way, choice.changes]).toEqual(["raw", 1]);
   expect(choice.costMs).toEqual({ raw: 1 / MIB, codec: 5 / MIB });
 });
@@ -204,20 +244,88 @@ test("what is chosen stays so while the other way is tried", () => {
 const NOT_TRIED = { raw: null, codec: null };
 
 test("a raw frame that waits longer than compressed memory takes ends its trial at once", () => {
-  const choice = new Choice();
-  while (choice.way === "codec") choice.learn(frame(5, 0, MIB / 10));
-  choice.learn(frame(1));
-  choice.learn(frame(80, 79));
+  const channel = new Channel();
+  const { choice } = channel;
+  turn(
+    () => choice.way === "codec",
+    () => channel.learn(frame(5, 0, MIB / 10)),
+  );
+  channel.learn(frame(1));
+  channel.learn(frame(80, 79));
   expect([choice.way, choice.chosen, choice.changes]).toEqual(["codec", "codec", 0]);
   expect(choice.costMs.raw).toBe(79 / MIB);
 });
 
 test("frames without payload and frames that take no time are no reason to stumble", () => {
-  const choice = new Choice();
+  const channel = new Channel();
+  const { choice } = channel;
   for (let count = 0; count < 1000; count += 1) {
-    choice.learn({ payloadBytes: 0, wireBytes: 100, elapsedMs: 1, blockedMs: 0 });
-    choice.learn({ payloadBytes: 4096, wireBytes: 4096, elapsedMs: 0, blockedMs: 0 });
+    channel.learn({ payloadBytes: 0, wireBytes: 100, elapsedMs: 1, blockedMs: 0 });
+    channel.learn({ payloadBytes: 4096, wireBytes: 4096, elapsedMs: 0, blockedMs: 0 });
   }
   for (const cost of Object.values(choice.costMs)) expect(Number.isNaN(cost)).toBe(false);
-  expect(() => choice.learn(frame(-1))).toThrow("no less than nothing");
+  expect(() => channel.learn(frame(-1))).toThrow("no less than nothing");
+});
+
+/** Channels of one link that compress a MiB in 5 ms each, without blocking. */
+function neighbours(count: number) {
+  const words = new Int32Array(TRIALS_WORDS);
+  const channels = Array.from({ length: count }, () => new Channel(0, words));
+  const learn = (rawMs: number) => {
+    for (const channel of channels) {
+      const isRaw = channel.choice.way === "raw";
+      channel.learn(isRaw ? frame(rawMs, rawMs) : frame(5, 0, MIB / 10));
+    }
+  };
+  return { channels, learn, ways: () => channels.map(({ choice }) => choice.way) };
+}
+
+test("one channel tries raw memory alone, and where it is worse no other one does", () => {
+  const { learn, ways } = neighbours(4);
+  turn(
+    () => !ways().includes("raw"),
+    () => learn(1),
+  );
+  expect(ways().filter((way) => way === "raw")).toHaveLength(1);
+  let rawFrames = 0;
+  for (let count = 0; count < 100; count += 1) {
+    rawFrames += ways().filter((way) => way === "raw").length;
+    learn(80);
+  }
+  expect(rawFrames).toBeLessThanOrEqual(2);
+});
+
+test("where raw memory is better for one, all try it together, and keep it if it is", () => {
+  const { channels, learn, ways } = neighbours(4);
+  turn(
+    () => ways().filter((way) => way === "raw").length < 4,
+    () => learn(1),
+  );
+  expect(channels.map(({ choice }) => choice.chosen)).toEqual(Array(4).fill("codec"));
+  for (let count = 0; count < 20; count += 1) learn(1);
+  expect(channels.map(({ choice }) => choice.chosen)).toEqual(Array(4).fill("raw"));
+});
+
+test("what is better for one alone is given up where it is worse for all", () => {
+  const { channels, learn, ways } = neighbours(4);
+  turn(
+    () => ways().filter((way) => way === "raw").length < 4,
+    () => learn(1),
+  );
+  for (let count = 0; count < 20; count += 1) learn(20);
+  expect(channels.map(({ choice }) => choice.chosen)).toEqual(Array(4).fill("codec"));
+});
+
+test("a channel that went ahead and is not heard of is not waited for", () => {
+  const words = new Int32Array(TRIALS_WORDS);
+  const [lost, other] = [new Channel(0, words), new Channel(0, words)];
+  turn(
+    () => lost.choice.way === "codec",
+    () => lost.learn(frame(5, 0, MIB / 10)),
+  );
+  let ms = 0;
+  for (; other.choice.way === "codec" && ms < 10_000; ms += 5) other.learn(frame(5, 0, MIB / 10));
+  expect(other.choice.way).toBe("raw");
+  expect(ms).toBeGreaterThan(1900);
+  expect(ms).toBeLessThan(2300);
 });

@@ -341,3 +341,20 @@ test("a stream that has ended releases nothing, but says what ended it", async (
   stream.close();
   expect(() => stream.release()).toThrow(lost);
 });
+
+test("a peer that loses its connection again and again is given up", async () => {
+  const { near } = await makeStreams();
+  let interruptions = 0;
+  near.mayRejoin(() => {
+    interruptions += 1;
+  });
+  const reason = new MigrationError("CHANNEL_LOST", { channel: 0, reason: "cut" });
+  for (;;) {
+    near.interrupt(reason);
+    if (near.failure !== null) break;
+    near.adopt((await makeStreams()).near, 0);
+  }
+  expect(near.failure).toBe(reason);
+  expect(interruptions).toBe(16);
+  near.close();
+});

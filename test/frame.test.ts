@@ -66,6 +66,7 @@ const KINDS: { readonly [name in FrameName]: number } = {
   request: 27,
   complete: 28,
   faults: 29,
+  rejoin: 32,
 };
 
 /** What a peer may make us allocate for a frame. */
@@ -96,6 +97,7 @@ const BODY_BYTES_MAX: { readonly [name in FrameName]: number } = {
   request: 12,
   complete: 0,
   faults: 2296,
+  rejoin: 4,
 };
 
 for (const name of NAMES) {

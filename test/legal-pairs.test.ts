@@ -57,6 +57,7 @@ const VALUES: { readonly [K in ParameterKey]: readonly Parameters[K][] } = {
   xbzrle: [false, true],
   xbzrleCacheBytes: [64 * KIB, 16 * MIB],
   connectTimeoutMs: [5000],
+  reconnectTimeoutMs: [5000],
   channelTimeoutMs: [9000],
   stepTimeoutMs: [20_000],
   acceptTimeoutMs: [60_000],

@@ -158,6 +158,7 @@ test("flags are the keys without their units, and are never renamed", () => {
     "xbzrle",
     "xbzrle-cache-size",
     "connect-timeout",
+    "reconnect-timeout",
     "channel-timeout",
     "step-timeout",
     "accept-timeout",

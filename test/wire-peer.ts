@@ -158,6 +158,7 @@ export const KIND = {
   request: 27,
   complete: 28,
   faults: 29,
+  rejoin: 32,
 } as const;
 
 export const LANE = { main: 1, bulk: 2 } as const;
@@ -185,6 +186,7 @@ const BODY_BYTES_MAX = new Map<number, number>([
   [KIND.ping, 0],
   [KIND.lost, 4],
   [KIND.gone, 4],
+  [KIND.rejoin, 4],
 ]);
 
 const NOTHING = new Uint8Array(0);

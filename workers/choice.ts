@@ -35,6 +35,9 @@ const CODEC_BLOCKED_SHARE = 0.5;
 /** The other way must be better by this to be worth a change. */
 const MARGIN = 0.95;
 
+/** One that tries alone has more room than it will have, and should find much. */
+const MARGIN_ALONE = 0.8;
+
 /** A difference so clear that a trial need not go on. */
 const CLEAR = 1.5;
 const TRIAL_BYTES = 2 * MIB;
@@ -57,7 +60,9 @@ const STAY_MS_MAX = 4000;
  * codec that does block has filled the link with fewer bytes than raw memory would be.
  *
  * It begins with the codec: on a slow link, a few MiB sent raw by mistake cost more than a few MiB
- * compressed by mistake cost on a fast one.
+ * compressed by mistake cost on a fast one. For the same reason one channel of a link tries raw
+ * memory first, alone; where it finds the room that the others' compression leaves it, that says
+ * nothing yet, and all of them try together. `Trials` is how they know of each other.
  *
  * Who would rather have fewer bytes says how much longer they may take: raw memory then counts as
  * that much slower than it is.
@@ -72,9 +77,10 @@ export class Choice {
   /** How long the way has been kept since the last trial, and how long it must be. */
   #stayedMs = 0;
   #stayMs = 0;
-  #trial: { payloadBytes: number; settleBytes: number } | null = null;
+  #trial: Trial | null = null;
+  #isRawDue = false;
+  #verdict: "better" | "worse" | null = null;
   #changes = 0;
-  #rawTrials = 0;
   /** What a millisecond counts for. */
   readonly #price: { readonly [way in Way]: number };
 
@@ -103,19 +109,37 @@ export class Choice {
     return this.#changes;
   }
 
-  /** Trials of raw memory that it began by itself. */
-  get rawTrials(): number {
-    return this.#rawTrials;
+  /** Whether raw memory is worth a trial by now; see `scout`. */
+  get isRawDue(): boolean {
+    return this.#isRawDue;
   }
 
-  /**
-   * Another channel of the same link begins to try raw memory. This one does so, too: one alone would
-   * find the room that the others' compression leaves it, and each of them would find the same.
-   */
+  /** Tries raw memory while the other channels do not. */
+  scout(): void {
+    assert(this.#isRawDue, "a trial is due before it begins");
+    this.#begin({ isAlone: true });
+  }
+
+  /** What a trial alone has come to, once. Better: all channels should try together. */
+  takeVerdict(): "better" | "worse" | null {
+    const verdict = this.#verdict;
+    this.#verdict = null;
+    return verdict;
+  }
+
+  /** All channels of the link begin to try raw memory. */
   join(): void {
     if (this.#trial !== null || this.#way === "raw") return;
     if (this.#window.payloadBytes > 0) this.#cost.codec = costOf(this.#window);
-    if (this.#cost.codec !== null) this.#begin();
+    if (this.#cost.codec !== null) this.#begin({ isAlone: false });
+  }
+
+  /** Another channel found raw memory worse, and so would this one. */
+  postpone(): void {
+    if (this.#trial !== null || this.#way === "raw") return;
+    this.#isRawDue = false;
+    this.#stayedMs = 0;
+    this.#stayMs = STAY_MS_MAX;
   }
 
   /** Tells what a frame cost that went `way`. */
@@ -135,17 +159,16 @@ export class Choice {
     if (!isFull || window.payloadBytes === 0) return;
     this.#cost[this.#way] = costOf(window);
     this.#window = emptyWindow();
-    if (this.#way === "raw" ? this.#isCodecDue(window) : this.#isRawDue(window)) {
-      if (this.#way === "codec") this.#rawTrials += 1;
-      this.#begin();
-    }
+    if (this.#way === "codec") this.#isRawDue = this.#mayRawGain(window);
+    else if (this.#isCodecDue(window)) this.#begin({ isAlone: false });
   }
 
   /** Tries the other way. */
-  #begin(): void {
+  #begin({ isAlone }: { isAlone: boolean }): void {
     this.#turn();
     // What went raw still fills the buffers; what was compressed may have left them empty.
-    this.#trial = { payloadBytes: 0, settleBytes: this.#way === "raw" ? BUFFER_BYTES : 0 };
+    const settleBytes = this.#way === "raw" ? BUFFER_BYTES : 0;
+    this.#trial = { isAlone, payloadBytes: 0, settleBytes };
   }
 
   #isCodecDue(window: Window): boolean {
@@ -159,14 +182,14 @@ export class Choice {
   }
 
   /** A link that is full of compressed memory takes raw memory no faster than that, byte by byte. */
-  #isRawDue(window: Window): boolean {
+  #mayRawGain(window: Window): boolean {
     const isBlocked = window.blockedMs > window.elapsedMs * CODEC_BLOCKED_SHARE;
     if (!isBlocked) return this.#isDue(this.#stayMs);
     const trialMs = (TRIAL_BYTES * window.elapsedMs) / Math.max(1, window.wireBytes);
     return this.#isDue(Math.max(STAY_MS_MAX, trialMs / TRIALS_SHARE));
   }
 
-  #try(frame: FrameFacts, trial: { payloadBytes: number; settleBytes: number }): void {
+  #try(frame: FrameFacts, trial: Trial): void {
     const knownMs = this.#cost[other(this.#way)];
     assert(knownMs !== null, "a trial compares with what is known");
     const known = knownMs * this.#price[other(this.#way)];
@@ -177,7 +200,7 @@ export class Choice {
       if (frame.blockedMs > 0) trial.settleBytes = 0;
       // While it waited, no more than this frame can have drained.
       const least = frame.blockedMs / Math.max(1, frame.payloadBytes);
-      if (least * price > known * CLEAR) this.#judge(least, knownMs, trial.payloadBytes);
+      if (least * price > known * CLEAR) this.#judge(least, knownMs, trial);
       return;
     }
     const window = add(this.#window, frame);
@@ -187,11 +210,11 @@ export class Choice {
     const lostMs = (cost - known) * window.payloadBytes;
     const isClear = cost > known * CLEAR || cost * CLEAR < known;
     const isOver = (isClear && window.payloadBytes >= TRIAL_BYTES) || isWhole(window);
-    if (isOver || lostMs >= TRIAL_LOSS_MS) this.#judge(costMs, knownMs, trial.payloadBytes);
+    if (isOver || lostMs >= TRIAL_LOSS_MS) this.#judge(costMs, knownMs, trial);
   }
 
   /** Ends a trial: its way took `costMs` where the way before it takes `knownMs`. */
-  #judge(costMs: number, knownMs: number, payloadBytes: number): void {
+  #judge(costMs: number, knownMs: number, { isAlone, payloadBytes }: Trial): void {
     this.#cost[this.#way] = costMs;
     const cost = costMs * this.#price[this.#way];
     const known = knownMs * this.#price[other(this.#way)];
@@ -200,14 +223,25 @@ export class Choice {
     this.#stayedMs = 0;
     const lostMs = Math.max(0, (cost - known) * payloadBytes);
     this.#stayMs = Math.min(Math.max(lostMs / TRIALS_SHARE, STAY_MS_MIN), STAY_MS_MAX);
-    if (cost < known * MARGIN) this.#changes += 1;
+    const isBetter = cost < known * (isAlone ? MARGIN_ALONE : MARGIN);
+    if (isAlone) this.#verdict = isBetter ? "better" : "worse";
+    if (isBetter && !isAlone) this.#changes += 1;
     else this.#turn();
   }
 
   #turn(): void {
     this.#way = other(this.#way);
+    this.#isRawDue = false;
     this.#window = emptyWindow();
   }
+}
+
+interface Trial {
+  /** The other channels go on as they were. */
+  readonly isAlone: boolean;
+  payloadBytes: number;
+  /** To be sent before it counts. */
+  settleBytes: number;
 }
 
 interface Window {

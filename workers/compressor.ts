@@ -1,20 +1,14 @@
 import { must } from "../base/assert.ts";
 import { nowMs } from "../base/clock.ts";
-import { Choice, type FrameFacts } from "./choice.ts";
+import { Choice } from "./choice.ts";
 import type { Codec } from "./codecs/codec.ts";
 import { letGo } from "./codecs/let-go.ts";
 import { codecOf } from "./codecs/list.ts";
-import {
-  announceRawTrial,
-  type CodecSettings,
-  type Control,
-  type CounterRow,
-  readCodecSettings,
-  readRawTrials,
-} from "./control.ts";
+import { type CodecSettings, type Control, type CounterRow, readCodecSettings } from "./control.ts";
 import { CpuBudget } from "./cpu-budget.ts";
 import type { WriteFigures } from "./frame-writer.ts";
 import { Stubbornness } from "./stubbornness.ts";
+import { Trials } from "./trials.ts";
 
 /** Where a payload comes from: what did not shrink is known by it. */
 export interface Memory {
@@ -47,11 +41,11 @@ export class Compressor {
   #choice: Choice;
   #budget = new CpuBudget();
   #lastEndMs = nowMs();
-  /** In all channels. */
-  #seenTrials = 0;
+  readonly #trials: Trials;
 
   constructor(control: Control, counters: CounterRow) {
     this.#control = control;
+    this.#trials = new Trials(control.trials);
     this.#counters = counters;
     this.#settings = readCodecSettings(control);
     this.#choice = new Choice(this.#settings.extraTime);
@@ -102,22 +96,13 @@ export class Compressor {
     this.#lastEndMs = endMs;
     if (!this.#settings.isAuto) return;
     const { payloadBytes, wireBytes, write } = frame;
-    this.#learn({ payloadBytes, wireBytes, elapsedMs, blockedMs: write.waitedMs });
+    this.#choice.learn({ payloadBytes, wireBytes, elapsedMs, blockedMs: write.waitedMs });
+    this.#trials.consult(this.#choice, endMs);
     const { chosen, costMs } = this.#choice;
     this.#counters.set("choiceWay", chosen === "raw" ? 1 : 2);
     this.#counters.set("choiceChanges", this.#choice.changes);
     this.#counters.set("choiceRawMsPerMiB", (costMs.raw ?? 0) * 2 ** 20);
     this.#counters.set("choiceCodecMsPerMiB", (costMs.codec ?? 0) * 2 ** 20);
-  }
-
-  /** Trials of raw memory are made by all channels together; see `Choice`. */
-  #learn(frame: FrameFacts): void {
-    const before = this.#choice.rawTrials;
-    this.#choice.learn(frame);
-    if (this.#choice.rawTrials > before) announceRawTrial(this.#control);
-    const trials = readRawTrials(this.#control);
-    if (trials !== this.#seenTrials) this.#choice.join();
-    this.#seenTrials = trials;
   }
 
   #takeSettings(): CodecSettings {

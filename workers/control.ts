@@ -1,4 +1,5 @@
 import { assert } from "../base/assert.ts";
+import { TRIALS_WORDS } from "./trials.ts";
 
 /**
  * The words that the coordinator and its workers share, by who writes them:
@@ -9,9 +10,8 @@ import { assert } from "../base/assert.ts";
  *                           migration must stop, for which no channel is taken up again
  *   pace      workers       when the next byte may go, see `workers/pace.ts`
  *   limit     coordinator   bytes per second over all channels, 0 for no limit
- *   codec     coordinator   how payloads are compressed, see setCodecSettings. Word 2: workers,
- *                           trials of raw memory that `auto` began in any channel.
- *                           Word 3: see CodecSettings
+ *   codec     coordinator   how payloads are compressed, see setCodecSettings
+ *   trials    workers       what `auto` tries, in all channels together, see `workers/trials.ts`
  *   gate      lanes         word 0: how many lanes have a page to bring that a guest waits for, see
  *                           `workers/gate.ts`. Word 1, by the coordinator: 1 in post-copy
  *   counters  one channel   a row per channel, see COUNTERS; others only read
@@ -21,6 +21,7 @@ export interface Control {
   /** Word 0: pace in ns, word 1: limit. */
   readonly pacing: BigInt64Array;
   readonly codec: Int32Array;
+  readonly trials: Int32Array;
   readonly gate: Int32Array;
   readonly counters: Float64Array;
 }
@@ -48,7 +49,7 @@ export function setCodecSettings(control: Control, settings: CodecSettings): voi
   const { codec, level, isAuto, cpuShare, extraTime } = settings;
   assert(codec >= 0 && codec < 256 && level >= 0 && level < 256, "a codec and a level are bytes");
   Atomics.store(control.codec, 1, Math.ceil(cpuShare * CPU_SHARE_UNIT));
-  Atomics.store(control.codec, 3, Math.round(extraTime * EXTRA_TIME_UNIT));
+  Atomics.store(control.codec, 2, Math.round(extraTime * EXTRA_TIME_UNIT));
   Atomics.store(control.codec, 0, codec | (level << LEVEL_SHIFT) | (isAuto ? AUTO_BIT : 0));
 }
 
@@ -59,17 +60,8 @@ export function readCodecSettings({ codec }: Control): CodecSettings {
     level: (word >>> LEVEL_SHIFT) & 0xff,
     isAuto: (word & AUTO_BIT) !== 0,
     cpuShare: Atomics.load(codec, 1) / CPU_SHARE_UNIT,
-    extraTime: Atomics.load(codec, 3) / EXTRA_TIME_UNIT,
+    extraTime: Atomics.load(codec, 2) / EXTRA_TIME_UNIT,
   };
-}
-
-/** Tells the other channels that this one tries raw memory. */
-export function announceRawTrial({ codec }: Control): void {
-  Atomics.add(codec, 2, 1);
-}
-
-export function readRawTrials({ codec }: Control): number {
-  return Atomics.load(codec, 2);
 }
 
 /**
@@ -123,6 +115,7 @@ export function createControl(channels: number): Control {
     stop: new Int32Array(new SharedArrayBuffer(channels * STOP_ROW * 4)),
     pacing: new BigInt64Array(new SharedArrayBuffer(64)),
     codec: new Int32Array(new SharedArrayBuffer(64)),
+    trials: new Int32Array(new SharedArrayBuffer(TRIALS_WORDS * 4)),
     gate: new Int32Array(new SharedArrayBuffer(64)),
     counters: new Float64Array(new SharedArrayBuffer(channels * ROW * 8)),
   };

@@ -56,6 +56,7 @@ export interface Plan {
   readonly timeoutMs: number;
   readonly nonConvergence: "cancel" | "switch-over";
   readonly autoConverge: boolean;
+  readonly reconnectTimeoutMs: number;
   readonly faults: readonly Fault[];
   readonly troubles: readonly { readonly call: HostCall; readonly trouble: HostTrouble }[];
 }
@@ -81,6 +82,7 @@ export function drawSetting(seed: number, random: Prng): Plan {
     timeoutMs: pick(random, [60, 250, 20_000]),
     nonConvergence: pick(random, ["cancel", "switch-over", "switch-over"]),
     autoConverge: random.below(2) === 0,
+    reconnectTimeoutMs: pick(random, [0, 100, 1000, 1000]),
     faults: [],
     troubles: [],
   };

@@ -349,7 +349,12 @@ export class Network {
     const door = this.#doors.get(name);
     if (this.isUnreachable || door === undefined || door.side.isCrashed) {
       const reason = this.isUnreachable ? "no answer" : "connect ECONNREFUSED";
-      throw new MigrationError("CONNECT_FAILED", { address: name, reason });
+      const refused = Object.assign(new Error(reason), { code: "ECONNREFUSED" });
+      throw new MigrationError(
+        "CONNECT_FAILED",
+        { address: name, reason },
+        this.isUnreachable ? {} : { cause: refused },
+      );
     }
     const source = this.#socket(side);
     const destination = this.#socket(door.side);

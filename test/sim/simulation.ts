@@ -45,8 +45,8 @@ const CHUNK_BYTES = 128 * 1024;
 const STEP_TIMEOUT_MS = 1500;
 const LIMITS = {
   stepTimeoutMs: STEP_TIMEOUT_MS,
-  channelTimeoutMs: 800,
-  connectTimeoutMs: 700,
+  channelTimeoutMs: 500,
+  connectTimeoutMs: 1000,
   acceptTimeoutMs: 3000,
 };
 
@@ -160,7 +160,7 @@ class Simulation {
   }
 
   get #parameters(): ParameterOptions {
-    const { channels, timeoutMs, nonConvergence, autoConverge } = this.#plan;
+    const { channels, timeoutMs, nonConvergence, autoConverge, reconnectTimeoutMs } = this.#plan;
     return {
       ...LIMITS,
       channels,
@@ -168,6 +168,7 @@ class Simulation {
       timeoutMs,
       nonConvergence,
       autoConverge,
+      reconnectTimeoutMs,
       downtimeLimitMs: 20,
     };
   }
@@ -194,6 +195,7 @@ class Simulation {
         ADDRESS,
         {
           ...LIMITS,
+          reconnectTimeoutMs: this.#plan.reconnectTimeoutMs,
           chunkBytes: CHUNK_BYTES,
           signal: this.#cancels.destination.signal,
           onPhase: (phase) => this.#arm(`destination ${phase}`),

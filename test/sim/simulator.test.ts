@@ -1,5 +1,6 @@
 import { beforeAll, describe, expect, test } from "vitest";
 import { loadChecksum } from "../../channels/checksum.ts";
+import { SOURCE_PHASES } from "../../engine/source.ts";
 import { Prng, seedFromEnvironment } from "../prng.ts";
 import { BROKEN } from "./broken.ts";
 import {
@@ -29,6 +30,9 @@ const SLOW_MACHINE_MS = 240_000;
 
 /** So many of the runs are run twice, to compare. */
 const REPEATED_RUNS = 40;
+
+/** With so many networks and guests each way of losing a main channel is tried. */
+const REJOINED_RUNS = 4;
 
 /** A flaw must show within so many seeds. */
 const BROKEN_RUNS = 400;
@@ -93,6 +97,51 @@ describe("every fault at every step of the protocol", () => {
     const setting = { ...drawSetting(own, new Prng(own)), timeoutMs: 20_000 };
     return { ...setting, faults: [fault as Plan["faults"][number]] };
   }
+});
+
+describe("a main channel that is lost before COMMIT is joined again, and the migration completes", () => {
+  const kinds = [
+    "cut",
+    "cut that only the source sees",
+    "cut that only the destination sees",
+    "half-open to source",
+    "half-open to destination",
+  ] as const;
+  for (const kind of kinds) {
+    for (const phase of SOURCE_PHASES.slice(1, -1)) {
+      test(`${kind} in ${phase} (SEED=${seed})`, async () => {
+        for (let index = 0; index < REJOINED_RUNS; index += 1) {
+          const own = (seed + index) >>> 0;
+          const moment = { step: `source ${phase}`, afterMs: 0 };
+          const { ends } = await expectSound({
+            ...drawSetting(own, new Prng(own)),
+            timeoutMs: 20_000,
+            reconnectTimeoutMs: 2000,
+            nonConvergence: "switch-over",
+            faults: [{ kind, target: "main", moment }],
+          });
+          expect(ends, `SEED=${own}`).toEqual(["migrateIn completed", "migrateOut completed"]);
+        }
+      });
+    }
+  }
+});
+
+test("two channels do not pass a chunk that neither has begun to and fro for ever", async () => {
+  const moment = { step: "source rest", afterMs: 0 };
+  await expectSound({
+    seed: 2622705429,
+    channels: 3,
+    latencyMs: 2.35,
+    bytesPerMs: 10_000,
+    eagerness: 1,
+    timeoutMs: 60,
+    nonConvergence: "cancel",
+    autoConverge: false,
+    reconnectTimeoutMs: 0,
+    faults: [{ kind: "cut that only the source sees", target: "bulk", moment }],
+    troubles: [],
+  });
 });
 
 test(`every host may be slow, fail or hang, whatever it is asked (SEED=${seed})`, async () => {

@@ -1,0 +1,198 @@
+import {
+  closeSync,
+  fsyncSync,
+  linkSync,
+  openSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeSync,
+} from "node:fs";
+import { dirname } from "node:path";
+import { errnoOf, MigrationError, reasonOf } from "../base/errors.ts";
+import type { DestinationHost, SourceHost } from "../engine/host.ts";
+
+export type Side = "source" | "destination";
+
+/** What one end knows of who owns the guest. */
+export interface HandoverNote {
+  readonly side: Side;
+  /** `unknown`: COMMIT may be sent, at the source; nothing is decided yet, at the destination. */
+  readonly owner: Side | "unknown";
+  /** At the destination: it resumed the guest, and that worked. */
+  readonly runs: boolean;
+}
+
+/**
+ * A file in which one end keeps who owns the guest, so that it is known when its process is gone.
+ *
+ * At the destination it is decided once, by whoever links the decision to its name first: the
+ * migration when COMMIT comes, or somebody who takes the guest back to the source. So a COMMIT that
+ * is still on its way can be overtaken, and no two may both believe that the guest is theirs.
+ */
+export class HandoverRecord {
+  readonly path: string;
+  readonly #decision: string;
+
+  constructor(path: string) {
+    this.path = path;
+    this.#decision = `${path}.owner`;
+  }
+
+  /** Throws CONFIGURATION_INVALID where there is no record. */
+  read(): HandoverNote {
+    return noteIn(this.#decision) ?? this.#begun() ?? this.#throw("there is no such record");
+  }
+
+  /** Begins one. Throws CONFIGURATION_INVALID where an older one does not say "source". */
+  begin(side: Side): void {
+    const old = noteIn(this.#decision) ?? this.#begun();
+    if (old !== null && old.owner !== "source") {
+      this.#throw("it is of a guest that was handed over, or may be: see `multifd handover`");
+    }
+    try {
+      rmSync(this.#decision, { force: true });
+      this.write({ side, owner: side === "source" ? "source" : "unknown", runs: false });
+    } catch (error) {
+      this.#throw(reasonOf(error));
+    }
+  }
+
+  /** The source's word, which changes. */
+  write(note: HandoverNote): void {
+    this.#replace(this.path, note);
+  }
+
+  /** Decides at the destination, unless that was done. Returns what holds. */
+  decide(owner: Side): HandoverNote {
+    const draft = this.#draft({ side: "destination", owner, runs: false });
+    try {
+      linkSync(draft, this.#decision);
+      syncFolder(this.path);
+    } catch (error) {
+      if (errnoOf(error) !== "EEXIST") throw error;
+    } finally {
+      rmSync(draft, { force: true });
+    }
+    return this.read();
+  }
+
+  /** It runs at the destination, by whose decision it is. */
+  runs(): void {
+    this.#replace(this.#decision, { side: "destination", owner: "destination", runs: true });
+  }
+
+  #begun(): HandoverNote | null {
+    return noteIn(this.path);
+  }
+
+  #replace(path: string, note: HandoverNote): void {
+    renameSync(this.#draft(note), path);
+    syncFolder(path);
+  }
+
+  /** On disk before it has its name: a record must outlive the machine. */
+  #draft(note: HandoverNote): string {
+    const draft = `${this.path}.${process.pid}.draft`;
+    const fd = openSync(draft, "w", 0o600);
+    try {
+      writeSync(fd, `${JSON.stringify(note)}\n`);
+      fsyncSync(fd);
+    } finally {
+      closeSync(fd);
+    }
+    return draft;
+  }
+
+  #throw(problem: string): never {
+    throw unusable(this.path, problem);
+  }
+}
+
+/** As `host`, and before COMMIT can be sent, the record says that it may be. */
+export function recordedSource<H extends SourceHost>(host: H, record: HandoverRecord): H {
+  return overridden(host, {
+    saveDevices: async (terms) => {
+      record.write({ side: "source", owner: "unknown", runs: false });
+      return await host.saveDevices(terms);
+    },
+  });
+}
+
+/** As `host`, and it runs the guest only if nobody took it back to the source before. */
+export function recordedDestination<H extends DestinationHost>(host: H, record: HandoverRecord): H {
+  return overridden(host, {
+    resume: async () => {
+      if (record.decide("destination").owner !== "destination") {
+        throw new Error("the guest was taken back to the source by `multifd handover`");
+      }
+      await host.resume();
+      ifPossible(() => record.runs());
+    },
+  });
+}
+
+/** Notes the end of something. Where that fails, what was noted before is less exact, and as safe. */
+export function ifPossible(note: () => void): void {
+  try {
+    note();
+  } catch (error) {
+    if (errnoOf(error) === undefined) throw error;
+  }
+}
+
+/** Its getters and its private state stay the host's own. */
+function overridden<H extends object, O extends Partial<SourceHost & DestinationHost>>(
+  host: H,
+  own: O,
+): H {
+  return new Proxy(host, {
+    get(target, key) {
+      if (Object.hasOwn(own, key)) return own[key as keyof O];
+      const value: unknown = Reflect.get(target, key, target);
+      return typeof value === "function" ? value.bind(target) : value;
+    },
+  });
+}
+
+/** Null where there is none. Throws CONFIGURATION_INVALID for a file that is something else. */
+function noteIn(path: string): HandoverNote | null {
+  let text: string;
+  try {
+    text = readFileSync(path, "utf8");
+  } catch (error) {
+    if (errnoOf(error) === "ENOENT") return null;
+    throw unusable(path, reasonOf(error));
+  }
+  let note: unknown;
+  try {
+    note = JSON.parse(text);
+  } catch {
+    throw unusable(path, "it is no hand-over record");
+  }
+  if (!isNote(note)) throw unusable(path, "it is no hand-over record");
+  return note;
+}
+
+function isNote(note: unknown): note is HandoverNote {
+  if (typeof note !== "object" || note === null) return false;
+  const { side, owner, runs } = note as Partial<Record<keyof HandoverNote, unknown>>;
+  const isSide = (value: unknown): boolean => value === "source" || value === "destination";
+  return isSide(side) && (isSide(owner) || owner === "unknown") && typeof runs === "boolean";
+}
+
+function unusable(path: string, reason: string): MigrationError {
+  return new MigrationError("CONFIGURATION_INVALID", {
+    problems: [`"${path}" cannot be used: ${reason}`],
+  });
+}
+
+/** A new name is on disk when its folder is. */
+function syncFolder(path: string): void {
+  const fd = openSync(dirname(path), "r");
+  try {
+    fsyncSync(fd);
+  } finally {
+    closeSync(fd);
+  }
+}

@@ -1,0 +1,264 @@
+import { existsSync, writeFileSync } from "node:fs";
+import { expect, test } from "vitest";
+import { must } from "../base/assert.ts";
+import { MIB } from "../base/units.ts";
+import { VERDICTS, type Verdict, verdictOf } from "../cli/handover.ts";
+import type { DestinationHost } from "../engine/host.ts";
+import {
+  type HandoverNote,
+  HandoverRecord,
+  recordedDestination,
+} from "../hosts/handover-record.ts";
+import { CliFolder } from "./fixtures/cli-folder.ts";
+import { failureOf } from "./fixtures/cli-outcome.ts";
+import { HoldingRelay } from "./fixtures/cli-relay.ts";
+import { seedFromEnvironment } from "./prng.ts";
+import { type Cli, type CliExit, runCli, startCli } from "./run-cli.ts";
+
+const seed = seedFromEnvironment();
+
+const OWNERS = ["source", "destination", "unknown"] as const;
+
+function note(side: "source" | "destination", owner: HandoverNote["owner"], runs = false) {
+  return { side, owner, runs } as const;
+}
+
+test("whatever two records say, no copy may run at one end while the other may run it", () => {
+  for (const source of OWNERS) {
+    for (const destination of OWNERS) {
+      for (const runs of destination === "destination" ? [false, true] : [false]) {
+        const notes = {
+          source: note("source", source),
+          destination: note("destination", destination, runs),
+        };
+        const { owner } = VERDICTS[verdictOf(notes)];
+        if (owner === "source") expect(destination).not.toBe("destination");
+        if (owner === "destination") expect([source, destination]).toContain("destination");
+        if (destination === "destination") expect(owner).not.toBe("source");
+      }
+    }
+  }
+});
+
+test("what the destination decided first holds, whoever comes later", () => {
+  using folder = new CliFolder();
+  for (const [first, second] of [
+    ["source", "destination"],
+    ["destination", "source"],
+  ] as const) {
+    const record = new HandoverRecord(folder.at(first));
+    record.begin("destination");
+    expect(record.read().owner).toBe("unknown");
+    expect(record.decide(first).owner).toBe(first);
+    expect(record.decide(second).owner).toBe(first);
+  }
+  expect(folder.names().filter((name) => name.endsWith(".draft"))).toEqual([]);
+});
+
+test("a record of a guest that may be elsewhere is not begun again", () => {
+  using folder = new CliFolder();
+  const record = new HandoverRecord(folder.at("record"));
+  record.begin("source");
+  record.begin("source");
+  record.write(note("source", "unknown"));
+  expect(() => record.begin("source")).toThrow("multifd handover");
+});
+
+/** A host with a private state, as QEMU's is. */
+class FailingHost implements DestinationHost {
+  readonly #since = 7;
+
+  get runningSinceMs(): number {
+    return this.#since;
+  }
+
+  async prepare(): Promise<never[]> {
+    return [];
+  }
+
+  async loadDevices(): Promise<void> {}
+
+  async resume(): Promise<void> {
+    throw new Error(`no processor after ${this.#since} ms`);
+  }
+
+  async discard(): Promise<void> {}
+}
+
+test("a guest that the destination could not run is its own all the same", async () => {
+  using folder = new CliFolder();
+  const record = new HandoverRecord(folder.at("record"));
+  record.begin("destination");
+  const host: DestinationHost = recordedDestination(new FailingHost(), record);
+  expect(host.runningSinceMs).toBe(7);
+  expect(await host.prepare([], "")).toEqual([]);
+  await expect(host.resume()).rejects.toThrow("no processor after 7 ms");
+  expect(verdictOf({ destination: record.read() })).toBe("taken over");
+  expect(record.decide("source").owner).toBe("destination");
+});
+
+test("a file that is no record, or is not there, is wrong usage", async () => {
+  using folder = new CliFolder();
+  writeFileSync(folder.at("other"), '{"side":"source"}\n');
+  for (const name of ["other", "missing"]) {
+    const told = await runCli(["handover", folder.at(name), "--json"]);
+    expect(told.status).toBe(2);
+    expect(failureOf(told).code).toBe("CONFIGURATION_INVALID");
+  }
+});
+
+/** Two processes that move a guest and keep records, held at a frame on its way. */
+class Pair implements AsyncDisposable {
+  readonly folder: CliFolder;
+  readonly destination: Cli;
+  readonly source: Cli;
+  readonly relay: HoldingRelay;
+
+  private constructor(folder: CliFolder, destination: Cli, source: Cli, relay: HoldingRelay) {
+    this.folder = folder;
+    this.destination = destination;
+    this.source = source;
+    this.relay = relay;
+  }
+
+  static async heldAt(folder: CliFolder, hold: "commit" | "running"): Promise<Pair> {
+    const image = folder.image("source.ram", { bytes: MIB, seed });
+    const destination = startCli(
+      ["receive", "tcp:127.0.0.1:0", "--memory", `ram=file:${folder.at("target.ram")}`].concat([
+        "--record",
+        folder.at("destination.record"),
+        "--json",
+      ]),
+    );
+    const { address } = await destination.waitFor("listening");
+    const relay = await HoldingRelay.start({
+      target: String(address),
+      hold,
+      whenSenderGoes: "drop",
+    });
+    writeFileSync(folder.at("runs"), "");
+    const source = startCli(
+      ["send", relay.address, "--memory", `ram=file:${image}`, "--dirty-log", "scan"].concat(
+        ["--pause-command", `rm ${folder.at("runs")}`, "--resume-command", resumeIn(folder)],
+        ["--channels", "1", "--record", folder.at("source.record"), "--json"],
+      ),
+    );
+    const pair = new Pair(folder, destination, source, relay);
+    await relay.holding;
+    return pair;
+  }
+
+  /** Whether the guest runs at the source. */
+  get runsAtSource(): boolean {
+    return existsSync(this.folder.at("runs"));
+  }
+
+  async handover(ends: readonly string[], flags: readonly string[] = []): Promise<CliExit> {
+    const records = ends.map((end) => this.folder.at(`${end}.record`));
+    return await runCli(["handover", ...records, ...flags, "--json"]);
+  }
+
+  /** Settles it with both records, and has the guest run at the source where that is right. */
+  async settle(): Promise<CliExit> {
+    const flags = ["--settle", "--resume-command", resumeIn(this.folder)];
+    return await this.handover(["source", "destination"], flags);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.source[Symbol.asyncDispose]();
+    await this.destination[Symbol.asyncDispose]();
+    await this.relay[Symbol.asyncDispose]();
+  }
+}
+
+function resumeIn(folder: CliFolder): string {
+  return `touch ${folder.at("runs")}`;
+}
+
+function expectTold(told: CliExit, verdict: Verdict): void {
+  const { owner } = VERDICTS[verdict];
+  expect(must(told.events.at(-1), "it tells something")).toMatchObject({
+    event: "handover",
+    owner,
+    verdict,
+  });
+  expect(told.status).toBe(owner === "unknown" ? 1 : 0);
+}
+
+const BOTH = ["source", "destination"];
+
+test(`a destination that is killed before COMMIT came gives the guest back (SEED=${seed})`, async () => {
+  using folder = new CliFolder();
+  await using pair = await Pair.heldAt(folder, "commit");
+  pair.destination.kill("SIGKILL");
+  expect(failureOf(await pair.source.exit).code).toBe("HANDOVER_UNKNOWN");
+  expectTold(await pair.handover(["source"]), "in doubt");
+  expectTold(await pair.handover(["source"], ["--settle"]), "in doubt");
+  expectTold(await pair.handover(BOTH), "undecided");
+  expect(pair.runsAtSource).toBe(false);
+  expectTold(await pair.settle(), "at the source");
+  expect(pair.runsAtSource).toBe(true);
+  expectTold(await pair.handover(["source"]), "not handed over");
+});
+
+test(`a source that is killed at COMMIT may have its guest back (SEED=${seed})`, async () => {
+  using folder = new CliFolder();
+  await using pair = await Pair.heldAt(folder, "commit");
+  pair.source.kill("SIGKILL");
+  expect(failureOf(await pair.destination.exit).code).toBe("CHANNEL_LOST");
+  expectTold(await pair.handover(["source"]), "in doubt");
+  expectTold(await pair.handover(BOTH), "at the source");
+  expect(pair.runsAtSource).toBe(false);
+  expectTold(await pair.settle(), "at the source");
+  expect(pair.runsAtSource).toBe(true);
+});
+
+test(`a guest that runs at the destination stays there, whatever the source heard (SEED=${seed})`, async () => {
+  using folder = new CliFolder();
+  await using pair = await Pair.heldAt(folder, "running");
+  pair.source.kill("SIGKILL");
+  expect((await pair.destination.exit).status).toBe(0);
+  expectTold(await pair.handover(BOTH), "at the destination");
+  expectTold(await pair.settle(), "at the destination");
+  expect(pair.runsAtSource).toBe(false);
+  expectTold(await pair.handover(["source"]), "handed over");
+  const word = await pair.handover(["source"], ["--settle", "--owner", "source"]);
+  expect(word.status).toBe(2);
+});
+
+test(`COMMIT that comes after the guest was taken back runs nothing (SEED=${seed})`, async () => {
+  using folder = new CliFolder();
+  await using pair = await Pair.heldAt(folder, "commit");
+  expectTold(await pair.handover(["destination"], ["--settle"]), "at the source");
+  pair.relay.release();
+  expect(failureOf(await pair.destination.exit).code).toBe("HOST_FAILED");
+  expect(failureOf(await pair.source.exit).code).toBe("HANDOVER_UNKNOWN");
+  expect(pair.runsAtSource).toBe(false);
+  expectTold(await pair.settle(), "at the source");
+  expect(pair.runsAtSource).toBe(true);
+});
+
+test(`without any trouble the record says who has the guest, and is not used again (SEED=${seed})`, async () => {
+  using folder = new CliFolder();
+  await using pair = await Pair.heldAt(folder, "commit");
+  pair.relay.release();
+  expect((await pair.source.exit).status).toBe(0);
+  expect((await pair.destination.exit).status).toBe(0);
+  expectTold(await pair.handover(BOTH), "at the destination");
+  const again = await runCli(
+    ["receive", "tcp:127.0.0.1:0", "--memory", `ram=file:${folder.at("other.ram")}`].concat([
+      "--record",
+      folder.at("destination.record"),
+      "--json",
+    ]),
+  );
+  expect(again.status).toBe(2);
+  const told = await runCli(["handover", ...BOTH.map((end) => folder.at(`${end}.record`))]);
+  expect(told.stdout).toBe(
+    `owner        destination (at the destination)
+source       says destination
+destination  says destination, and that it runs
+${VERDICTS["at the destination"].advice}
+`,
+  );
+});
