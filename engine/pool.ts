@@ -21,6 +21,7 @@ export class ChannelPool {
   readonly #piscina: Piscina;
   /** Channel to worker id; a channel gets a thread with its first task. */
   readonly #threads = new Map<number, number>();
+  #ending: Promise<void> | null = null;
 
   constructor(options: { module: URL; setup: object; channels: number }) {
     this.#piscina = new Piscina({
@@ -72,11 +73,13 @@ export class ChannelPool {
 
   /**
    * Ends every thread. Descriptors may be closed after that, not before. A thread that hangs in the
-   * kernel (a file on a disk that does not answer) is left behind after a while: false.
+   * kernel (a file on a disk that does not answer) is left behind after a while: false. Whoever must
+   * know that it is gone asks again.
    */
   async close(): Promise<boolean> {
     try {
-      await within(THREAD_END_MS, this.#piscina.destroy(), () => new Error("a thread hangs"));
+      this.#ending ??= this.#piscina.destroy();
+      await within(THREAD_END_MS, this.#ending, () => new Error("a thread hangs"));
       return true;
     } catch {
       return false;

@@ -1,4 +1,4 @@
-import { assert } from "../base/assert.ts";
+import { assert, must } from "../base/assert.ts";
 import { within } from "../base/clock.ts";
 import { MigrationError } from "../base/errors.ts";
 import { siblingModule } from "../base/module.ts";
@@ -29,13 +29,19 @@ export class Receiver {
   /** By channel: settled when its thread has no more to do with its connection. */
   readonly #tasks = new Map<number, Promise<void>>();
   readonly #losses: number[];
+  /** A bit per page of each block: something was written there. */
+  readonly #received: readonly Int32Array[];
 
-  /** Starts the threads. `blocks` are in the order of the agreement. */
+  /**
+   * Starts the threads. `blocks` are in the order of the agreement. After another one broke off, whose
+   * threads are gone, it goes on with what that has received.
+   */
   constructor(
     blocks: readonly Block[],
     { channels, lanes = 0 }: { channels: number; lanes?: number },
     parameters: Parameters,
     surroundings: Surroundings,
+    before: Receiver | null = null,
   ) {
     this.#channels = channels;
     this.#losses = Array<number>(channels).fill(0);
@@ -45,13 +51,19 @@ export class Receiver {
       name: block.name,
       ...geometryOf(block, parameters.chunkBytes),
     }));
-    this.door = lanes === 0 ? null : createFaultDoor(geometries);
+    this.door = lanes === 0 ? null : (before?.door ?? createFaultDoor(geometries));
+    this.#received =
+      before !== null
+        ? before.#received
+        : geometries.map(({ pageCount }) => {
+            return new Int32Array(new SharedArrayBuffer(wordCountFor(pageCount) * 4));
+          });
     const setup: ReceiveSetup = {
       control: this.control,
-      blocks: blocks.map((block) => {
+      blocks: blocks.map((block, index) => {
         const { name, sizeBytes, place, pristine } = block;
         const { pageBytes, pageCount } = geometryOf(block, parameters.chunkBytes);
-        const received = new Int32Array(new SharedArrayBuffer(wordCountFor(pageCount) * 4));
+        const received = must(this.#received[index], "every block has a record");
         const generations = new Uint32Array(new SharedArrayBuffer(pageCount * 4));
         return {
           name,

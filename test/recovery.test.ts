@@ -1,0 +1,159 @@
+import { expect, onTestFinished, test } from "vitest";
+import { MIB } from "../base/units.ts";
+import { migrateIn } from "../engine/destination.ts";
+import { PostcopyRecovery } from "../engine/postcopy-recovery.ts";
+import { type MigrateOutOptions, migrateOut } from "../engine/source.ts";
+import { MemoryGuestDestination } from "../hosts/memory-guest/destination.ts";
+import { MemoryGuest } from "../hosts/memory-guest/guest.ts";
+import type { GuestShape } from "../hosts/memory-guest/shape.ts";
+import { untilWritten } from "./fixtures/memory-guest-shapes.ts";
+import { type Outcome, outcomeOf } from "./harness/pair.ts";
+import { Relay } from "./harness/relay.ts";
+import { seedFromEnvironment } from "./prng.ts";
+
+/** A link that breaks in post-copy: both ends keep what they have, and go on over another one. */
+const seed = seedFromEnvironment();
+
+const SHAPE: GuestShape = {
+  blocks: [{ name: "ram", sizeBytes: 16 * MIB, pageBytes: 4096 }],
+  seed,
+  content: { zero: 0.2, text: 0.4, random: 0.4 },
+  vcpus: [0, 1].map((half) => ({
+    block: "ram",
+    firstPage: half * 2048,
+    pageCount: 2048,
+    pattern: half === 0 ? "stride" : "sweep",
+    rateBytesPerSecond: 64 * MIB,
+    changedBytes: 64,
+  })),
+};
+
+const LIMITS = { channelTimeoutMs: 5000, stepTimeoutMs: 10_000 };
+/** Slow enough that the link breaks while most is missing. */
+const SLOW = { maxBandwidthBytesPerSecond: 24 * MIB };
+
+/** One end's phases, and who waits for one of them. */
+class Phases {
+  readonly seen: string[] = [];
+  #onPhase: () => void = () => {};
+
+  readonly note = (phase: string): void => {
+    this.seen.push(phase);
+    this.#onPhase();
+  };
+
+  /** Returns when it is in this phase; a test's own limit stands above it. */
+  async reach(phase: string): Promise<void> {
+    while (this.seen.at(-1) !== phase) {
+      const { promise, resolve } = Promise.withResolvers<void>();
+      this.#onPhase = resolve;
+      await promise;
+    }
+  }
+
+  count(phase: string): number {
+    return this.seen.filter((each) => each === phase).length;
+  }
+}
+
+class Journey {
+  readonly source = { phases: new Phases(), recovery: new PostcopyRecovery() };
+  readonly destination = { phases: new Phases(), recovery: new PostcopyRecovery() };
+  readonly cancel = { source: new AbortController(), destination: new AbortController() };
+  readonly to = new MemoryGuestDestination({ vcpuThreads: 2 });
+  readonly guest: MemoryGuest;
+  outcomes!: Promise<[Outcome, Outcome]>;
+  address = "";
+
+  private constructor(guest: MemoryGuest) {
+    this.guest = guest;
+  }
+
+  /** Begins over `relay`. */
+  static async begin(
+    relay: Relay,
+    options: MigrateOutOptions = {},
+    destinationOptions: object = {},
+  ): Promise<Journey> {
+    const guest = await MemoryGuest.create(SHAPE);
+    onTestFinished(() => guest.stop());
+    const journey = new Journey(guest);
+    onTestFinished(() => journey.to.discard());
+    await guest.run();
+    await untilWritten(guest, 100);
+    const address = Promise.withResolvers<string>();
+    const { source, destination, cancel } = journey;
+    const arriving = outcomeOf(
+      migrateIn(journey.to, "tcp:127.0.0.1:0", {
+        ...LIMITS,
+        ...destinationOptions,
+        signal: cancel.destination.signal,
+        recovery: destination.recovery,
+        onPhase: destination.phases.note,
+        onListening: address.resolve,
+      }),
+    );
+    journey.address = await address.promise;
+    const leaving = outcomeOf(
+      migrateOut(guest, relay.before(journey.address), {
+        ...LIMITS,
+        ...SLOW,
+        channels: 2,
+        postcopy: "after-rounds",
+        downtimeLimitMs: 1,
+        ...options,
+        signal: cancel.source.signal,
+        recovery: source.recovery,
+        onPhase: source.phases.note,
+      }),
+    );
+    journey.outcomes = Promise.all([leaving, arriving]);
+    return journey;
+  }
+
+  async paused(): Promise<void> {
+    await Promise.all([
+      this.source.phases.reach("postcopy-paused"),
+      this.destination.phases.reach("postcopy-paused"),
+    ]);
+    // The one copy that may run is there, and what it waits for does not stop it from obeying.
+    expect([this.guest.running, this.to.guest.running]).toEqual([false, true]);
+  }
+
+  /** The whole guest is there, and runs in one place. */
+  async expectArrived(): Promise<void> {
+    const outcomes = await this.outcomes;
+    expect(outcomes.map(({ failure }) => failure?.toJSON())).toEqual([undefined, undefined]);
+    expect(this.guest.running).toBe(false);
+    const { guest } = this.to;
+    expect(guest.running).toBe(true);
+    await untilWritten(guest, guest.writtenPages + 100);
+    await guest.pause();
+    expect(await guest.verify()).toEqual([]);
+  }
+}
+
+for (const [name, options] of [
+  ["plain", { compression: "none" }],
+  ["preempt/recovery/plain: two lanes, zstd", { compression: "zstd", priorityChannels: 2 }],
+] as const satisfies readonly [string, MigrateOutOptions][]) {
+  test(`19: postcopy/recovery/${name} (SEED=${seed})`, async () => {
+    await using relay = await Relay.start();
+    const journey = await Journey.begin(relay, options);
+    await journey.destination.phases.reach("postcopy");
+    relay.do("cut");
+    await journey.paused();
+    await journey.source.recovery.recover(journey.address);
+    await journey.expectArrived();
+    const [{ report }] = await journey.outcomes;
+    expect(journey.source.phases.seen.slice(-4)).toEqual([
+      "postcopy",
+      "postcopy-paused",
+      "postcopy-recover",
+      "postcopy",
+    ]);
+    expect(report?.channels.map(({ losses }) => losses)).toEqual(
+      Array(3 + ("priorityChannels" in options ? 2 : 1)).fill(1),
+    );
+  });
+}
