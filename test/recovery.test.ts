@@ -8,7 +8,7 @@ import { MemoryGuest } from "../hosts/memory-guest/guest.ts";
 import type { GuestShape } from "../hosts/memory-guest/shape.ts";
 import { untilWritten } from "./fixtures/memory-guest-shapes.ts";
 import { type Outcome, outcomeOf } from "./harness/pair.ts";
-import { Relay } from "./harness/relay.ts";
+import { type Point, Relay } from "./harness/relay.ts";
 import { seedFromEnvironment } from "./prng.ts";
 
 /** A link that breaks in post-copy: both ends keep what they have, and go on over another one. */
@@ -157,3 +157,130 @@ for (const [name, options] of [
     );
   });
 }
+
+for (const [name, point] of [
+  ["handshake: before WELCOME", { channel: 0, frame: "welcome", nth: 2, where: "before" }],
+  ["handshake: before RECOVER", { channel: 0, frame: "recover", where: "before" }],
+  ["handshake: what is missing is told in half", { channel: 0, frame: "missing", where: "middle" }],
+  ["handshake: before RECOVERED", { channel: 0, frame: "recovered", where: "before" }],
+  ["handshake: a channel joins", { channel: 1, frame: "hello", nth: 2, where: "middle" }],
+  ["handshake: a lane joins", { channel: 3, frame: "welcome", nth: 2, where: "before" }],
+  ["reconnect: first pages", { channel: 2, frame: "pages", nth: 40, where: "middle" }],
+  ["reconnect: the end of a channel", { channel: 1, frame: "end", where: "before" }],
+] as const satisfies readonly [string, Point][]) {
+  test(`20: postcopy/recovery/double-failures/${name} (SEED=${seed})`, async () => {
+    await using relay = await Relay.start();
+    relay.isMended = true;
+    const journey = await Journey.begin(relay);
+    await journey.destination.phases.reach("postcopy");
+    relay.do("cut");
+    await journey.paused();
+    relay.at(point, "cut link");
+    const second = outcomeOf(journey.source.recovery.recover() as never);
+    await untilPausedAgain(journey, second);
+    await journey.source.recovery.recover();
+    await journey.expectArrived();
+  });
+}
+
+/** Both ends have noticed, whether the second link broke before or after the destination joined. */
+async function untilPausedAgain(journey: Journey, second: Promise<Outcome>): Promise<void> {
+  await second;
+  await journey.paused();
+}
+
+test(`a source joins again by itself, within reconnect-timeout, as often as it takes (SEED=${seed})`, async () => {
+  await using relay = await Relay.start();
+  relay.isMended = true;
+  const journey = await Journey.begin(relay, { reconnectTimeoutMs: 20_000 });
+  for (let cut = 1; cut <= 3; cut += 1) {
+    while (journey.destination.phases.count("postcopy") < cut) {
+      await journey.destination.phases.reach("postcopy");
+    }
+    await untilWritten(journey.to.guest, journey.to.guest.writtenPages + 20);
+    relay.do("cut");
+    await journey.destination.phases.reach("postcopy-paused");
+  }
+  await journey.expectArrived();
+});
+
+test(`RUNNING is lost: the source learns from a recovery who owns the guest (SEED=${seed})`, async () => {
+  await using relay = await Relay.start();
+  relay.at({ channel: 0, frame: "running", where: "before" }, "cut link");
+  const journey = await Journey.begin(relay);
+  await journey.paused();
+  await journey.source.recovery.recover(journey.address);
+  await journey.expectArrived();
+});
+
+test(`COMPLETE is lost: the destination, which has all, says so once more (SEED=${seed})`, async () => {
+  await using relay = await Relay.start();
+  relay.isMended = true;
+  relay.at({ channel: 0, frame: "complete", where: "before" }, "cut link");
+  const journey = await Journey.begin(relay, { reconnectTimeoutMs: 20_000 });
+  await journey.expectArrived();
+});
+
+test(`a lane that is lost breaks the link as a whole, and new channels replace all (SEED=${seed})`, async () => {
+  await using relay = await Relay.start();
+  const journey = await Journey.begin(relay);
+  await journey.destination.phases.reach("postcopy");
+  relay.do("cut", 3);
+  await journey.paused();
+  expect(journey.source.recovery.pausedFor).not.toBe(null);
+  await journey.source.recovery.recover(journey.address);
+  await journey.expectArrived();
+});
+
+test(`a recovery at another address, after both ends were told to pause (SEED=${seed})`, async () => {
+  await using relay = await Relay.start();
+  const journey = await Journey.begin(relay);
+  const { source, destination } = journey;
+  await expect(source.recovery.recover()).rejects.toThrow("Cannot recover");
+  await destination.phases.reach("postcopy");
+  destination.recovery.pause();
+  await journey.paused();
+  const address = await destination.recovery.recover("tcp:127.0.0.1:0");
+  expect(address).not.toBe(journey.address);
+  await source.recovery.recover(address);
+  await journey.expectArrived();
+});
+
+test(`nobody else may recover, nor the source where nobody listens; it stays paused (SEED=${seed})`, async () => {
+  await using relay = await Relay.start();
+  const journey = await Journey.begin(relay);
+  await journey.destination.phases.reach("postcopy");
+  relay.do("cut");
+  await journey.paused();
+  await using other = await Relay.start();
+  const stranger = outcomeOf(
+    migrateOut(await strangeGuest(), journey.address, { ...LIMITS, connectTimeoutMs: 2000 }),
+  );
+  expect((await stranger).failure?.code).toBe("TOKEN_REFUSED");
+  const nowhere = other.before("tcp:127.0.0.1:1");
+  await expect(journey.source.recovery.recover(nowhere)).rejects.toThrow();
+  await journey.paused();
+  await journey.source.recovery.recover(journey.address);
+  await journey.expectArrived();
+});
+
+async function strangeGuest(): Promise<MemoryGuest> {
+  const guest = await MemoryGuest.create(SHAPE);
+  onTestFinished(() => guest.stop());
+  return guest;
+}
+
+test(`a pause that nobody ends is ended by recover-timeout, or by a cancel (SEED=${seed})`, async () => {
+  await using relay = await Relay.start();
+  const journey = await Journey.begin(relay, { recoverTimeoutMs: 300 });
+  await journey.destination.phases.reach("postcopy");
+  relay.do("cut");
+  await journey.paused();
+  journey.cancel.destination.abort();
+  const outcomes = await journey.outcomes;
+  expect(outcomes.map(({ failure }) => failure?.code)).toEqual([
+    "POSTCOPY_INTERRUPTED",
+    "POSTCOPY_INTERRUPTED",
+  ]);
+  expect([journey.guest.running, journey.to.guest.running]).toEqual([false, true]);
+});
