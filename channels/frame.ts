@@ -326,6 +326,14 @@ export const FRAMES = {
     meaning:
       "Every missing page was named, so many together. Bulk and priority channels may join, with the token of this connection's WELCOME.",
   },
+  resumed: {
+    kind: 36,
+    lane: "main",
+    from: "source",
+    bodyBytesMax: 0,
+    layout: "",
+    meaning: "All channels have joined again: from here on requests may come, and pages.",
+  },
 } as const satisfies Record<string, FrameRow>;
 
 export type FrameName = keyof typeof FRAMES;

@@ -412,7 +412,7 @@ export class DestinationMigration {
 
   /** Tells the source what is missing, and lets its channels in. */
   async #join(): Promise<void> {
-    const { channelTimeoutMs } = this.#parameters;
+    const { stepTimeoutMs, channelTimeoutMs } = this.#parameters;
     const main = this.#ofMain;
     const before = this.#ofReceiver;
     const { channels } = before;
@@ -444,7 +444,14 @@ export class DestinationMigration {
     await main.send("recovered", encodeSwitch(pages), channelTimeoutMs);
     await started;
     await this.#admitChannels();
+    await main.receive(["resumed"], stepTimeoutMs);
+    receiver.openLanes();
     askAgain(door);
+  }
+
+  #beginPostcopy(): void {
+    beginPostcopy(this.#ofReceiver.control);
+    this.#ofReceiver.openLanes();
   }
 
   async #nextOffer(limitMs: number): Promise<Offer | null> {
@@ -492,7 +499,7 @@ export class DestinationMigration {
   /** All RAM is in place, then the devices: the guest could run. */
   async load(): Promise<void> {
     const { stepTimeoutMs, channelTimeoutMs } = this.#parameters;
-    if (this.#isPostcopy) beginPostcopy(this.#ofReceiver.control);
+    if (this.#isPostcopy) this.#beginPostcopy();
     else await this.attempt.guard(this.#ofReceiver.ended(channelTimeoutMs));
     await this.attempt.askHost({
       action: "load devices",

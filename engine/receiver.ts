@@ -5,7 +5,7 @@ import { siblingModule } from "../base/module.ts";
 import { type Control, createControl, reviveChannel, stopChannel } from "../workers/control.ts";
 import { wordCountFor } from "../workers/dirty-words.ts";
 import { createFaultDoor, type FaultDoor } from "../workers/fault-door.ts";
-import { createLaneWords } from "../workers/lane-words.ts";
+import { createLaneWords, OPEN, tellLanes } from "../workers/lane-words.ts";
 import type { ChannelPlace, LaneSetup, ReceiveSetup, ReceiveTask } from "../workers/protocol.ts";
 import { type Block, geometryOf } from "./block.ts";
 import { channelFigures, sumCounters } from "./figures.ts";
@@ -29,6 +29,7 @@ export class Receiver {
   /** By channel: settled when its thread has no more to do with its connection. */
   readonly #tasks = new Map<number, Promise<void>>();
   readonly #losses: number[];
+  readonly #laneWords = createLaneWords();
   /** A bit per page of each block: something was written there. */
   readonly #received: readonly Int32Array[];
 
@@ -80,7 +81,7 @@ export class Receiver {
       channelTimeoutMs: parameters.channelTimeoutMs,
       ...(this.door === null ? {} : { door: this.door }),
     };
-    const words = createLaneWords();
+    const words = this.#laneWords;
     this.#lanes = surroundings.startLanes(
       Array.from({ length: lanes }, (_, lane): LaneSetup => {
         return { side: "destination", receive: setup, words, lane, lanes };
@@ -156,6 +157,11 @@ export class Receiver {
       if (error !== late) throw error;
       await Promise.all([...this.#tasks.keys()].map((channel) => this.letGo(channel, limitMs)));
     }
+  }
+
+  /** The lanes may ask for pages: the source is ready for that. */
+  openLanes(): void {
+    tellLanes(this.#laneWords, OPEN);
   }
 
   /** Those with a connection that was not let go. */

@@ -391,10 +391,11 @@ export class SourceMigration {
     const before = this.#leg;
     const leg = new SourceLeg(this.#terms, address, parameters, before.peer.identity);
     this.#leg = leg;
-    // Its threads start while the hosts talk.
+    await leg.leg.guard(leg.peer.recover());
+    // They start while the destination's do.
     const sender = leg.startThreads({ isClean: true });
     await leg.leg.guard(
-      leg.peer.recover(sender.geometries, ({ block, firstPage, bits }) => {
+      leg.peer.receiveMissing(sender.geometries, ({ block, firstPage, bits }) => {
         return sender.markDirty(block, firstPage, bits);
       }),
     );
@@ -405,6 +406,7 @@ export class SourceMigration {
     leg.peer.onLost((channel) => this.#losesChannel(channel));
     leg.beginPostcopy();
     await leg.openChannels();
+    await leg.leg.guard(leg.peer.tellResumed());
     this.#address = address;
   }
 
@@ -524,7 +526,10 @@ export class SourceMigration {
   }
 
   get #ofSender(): Sender {
-    return this.#leg.sender;
+    // One that never came to talk to the destination has none.
+    const leg = this.#leg.hasThreads ? this.#leg : this.#brokenLegs.at(-1);
+    assert(leg !== undefined, "pages move after the hosts agreed");
+    return leg.sender;
   }
 
   get #deviceTerms(): DeviceTerms {

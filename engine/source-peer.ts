@@ -52,6 +52,7 @@ type SourceFrame =
   | "switch"
   | "commit"
   | "recover"
+  | "resumed"
   | "faults"
   | "done";
 
@@ -133,22 +134,23 @@ export class SourcePeer {
     return { migrationId: this.#migrationId, token: this.#token };
   }
 
-  /**
-   * Joins the destination of a broken post-copy again. Every page that it lacks is told to `take`,
-   * which returns how many are new to it.
-   */
-  async recover(
-    blocks: readonly { readonly pageCount: number }[],
-    take: (missing: DiscardMessage) => number,
-  ): Promise<void> {
-    const { stepTimeoutMs } = this.#parameters;
+  /** Joins the destination of a broken post-copy again, if that is ready for it. */
+  async recover(): Promise<void> {
     const { stream, token } = await this.#join(0, "main");
     this.#main = stream;
     this.#channelToken = token;
     await this.#send("recover", NOTHING);
+  }
+
+  /** Every page that the destination lacks is told to `take`, which returns how many are new to it. */
+  async receiveMissing(
+    blocks: readonly { readonly pageCount: number }[],
+    take: (missing: DiscardMessage) => number,
+  ): Promise<void> {
+    const { stepTimeoutMs } = this.#parameters;
     let pages = 0;
     for (;;) {
-      const { name, body } = await stream.receive(["missing", "recovered"], stepTimeoutMs);
+      const { name, body } = await this.main.receive(["missing", "recovered"], stepTimeoutMs);
       if (name === "missing") {
         pages += take(decodeDiscard(body, 0, blocks));
         continue;
@@ -157,6 +159,11 @@ export class SourcePeer {
       if (told !== pages) throw corrupt(0, "missing pages", told);
       return;
     }
+  }
+
+  /** All channels have joined again. */
+  async tellResumed(): Promise<void> {
+    await this.#send("resumed", NOTHING);
   }
 
   /** Throws PARAMETER_MISMATCH, BLOCK_MISMATCH or what the destination's host says. */

@@ -70,6 +70,7 @@ const KINDS: { readonly [name in FrameName]: number } = {
   recover: 33,
   missing: 34,
   recovered: 35,
+  resumed: 36,
 };
 
 /** What a peer may make us allocate for a frame. */
@@ -104,6 +105,7 @@ const BODY_BYTES_MAX: { readonly [name in FrameName]: number } = {
   recover: 0,
   missing: 65_544,
   recovered: 8,
+  resumed: 0,
 };
 
 for (const name of NAMES) {

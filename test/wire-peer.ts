@@ -162,6 +162,7 @@ export const KIND = {
   recover: 33,
   missing: 34,
   recovered: 35,
+  resumed: 36,
 } as const;
 
 export const LANE = { main: 1, bulk: 2 } as const;
@@ -193,6 +194,7 @@ const BODY_BYTES_MAX = new Map<number, number>([
   [KIND.recover, 0],
   [KIND.missing, 65_544],
   [KIND.recovered, 8],
+  [KIND.resumed, 0],
 ]);
 
 const NOTHING = new Uint8Array(0);
