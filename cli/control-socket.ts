@@ -41,7 +41,8 @@ interface Controlled {
 /** Throws ADDRESS_UNUSABLE. Disposed of, it answers nobody any more. */
 export async function openControl(path: string, controlled: Controlled): Promise<AsyncDisposable> {
   const talkers = new Set<Socket>();
-  const server = createServer((socket) => {
+  // Who has said all is answered all the same.
+  const server = createServer({ allowHalfOpen: true }, (socket) => {
     socket.on("error", () => {}); // Who leaves needs no answer.
     if (talkers.size >= TALKERS_MAX) {
       socket.destroy();
