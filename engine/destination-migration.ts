@@ -68,7 +68,7 @@ const FAREWELL_MS = 200;
 /** The source's figures are welcome but not worth waiting for. */
 const DONE_MS = 1000;
 
-/** For a source that lost the link when all had come, to learn just that. */
+/** A source that lost the link when all had come learns just that, if it asks so soon. */
 const LINGER_MS = 1000;
 
 /** Longer ones are no limits. */
@@ -327,11 +327,13 @@ export class DestinationMigration {
         await attempt.guard(this.#leg.guard(this.#receiveLeg()));
         attempt.succeed();
         this.#endMs = nowMs();
-        if (await this.#isDone()) return;
-        // Nothing is missing, but the source may not know: it may ask, for a while.
-        this.#leg.fail(must(this.#ofMain.failure, "the source was lost"));
-        const { reconnectTimeoutMs } = this.#parameters;
-        if (!(await this.#recover(Math.max(LINGER_MS, reconnectTimeoutMs)))) return;
+        this.#done = await this.#receiveDone();
+        if (this.#done !== null) return;
+        // Nothing is missing, but the source may not know that, and ask once it has noticed.
+        this.#leg.fail(this.#ofMain.failure ?? noAnswer());
+        const { reconnectTimeoutMs, channelTimeoutMs } = this.#parameters;
+        const lingerMs = Math.max(reconnectTimeoutMs, channelTimeoutMs) + LINGER_MS;
+        if (!(await this.#recover(lingerMs))) return;
       } catch (error) {
         if (attempt.failure !== null) throw attempt.failure;
         this.#leg.fail(asMigrationError(error));
@@ -359,12 +361,6 @@ export class DestinationMigration {
     this.#faults = faultTimes(door);
     await this.#ofMain.send("faults", encodeFaults(this.#faults), channelTimeoutMs).catch(() => {});
     await this.#ofMain.send("complete", NOTHING, channelTimeoutMs).catch(() => {});
-  }
-
-  /** Whether the source knows that all is here, as far as can be told. */
-  async #isDone(): Promise<boolean> {
-    this.#done = await this.#receiveDone();
-    return this.#done !== null || this.#ofMain.failure === null;
   }
 
   /** Pauses, and returns when the source has joined again; false when it has not within `limitMs`. */
@@ -754,4 +750,8 @@ export class DestinationMigration {
     assert(this.#receiver !== null, "pages move after the hosts agreed");
     return this.#receiver;
   }
+}
+
+function noAnswer(): MigrationError {
+  return new MigrationError("PEER_SILENT", { waitingFor: "DONE", limitMs: DONE_MS });
 }

@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import { expect, onTestFinished, test } from "vitest";
 import { MIB } from "../base/units.ts";
 import { migrateIn } from "../engine/destination.ts";
@@ -9,7 +10,7 @@ import type { GuestShape } from "../hosts/memory-guest/shape.ts";
 import { untilWritten } from "./fixtures/memory-guest-shapes.ts";
 import { type Outcome, outcomeOf } from "./harness/pair.ts";
 import { type Point, Relay } from "./harness/relay.ts";
-import { seedFromEnvironment } from "./prng.ts";
+import { Prng, seedFromEnvironment } from "./prng.ts";
 
 /** A link that breaks in post-copy: both ends keep what they have, and go on over another one. */
 const seed = seedFromEnvironment();
@@ -45,6 +46,15 @@ class Phases {
   /** Returns when it is in this phase; a test's own limit stands above it. */
   async reach(phase: string): Promise<void> {
     while (this.seen.at(-1) !== phase) {
+      const { promise, resolve } = Promise.withResolvers<void>();
+      this.#onPhase = resolve;
+      await promise;
+    }
+  }
+
+  /** Returns when it has come to this phase, also if it has left it again. */
+  async begun(phase: string): Promise<void> {
+    while (!this.seen.includes(phase)) {
       const { promise, resolve } = Promise.withResolvers<void>();
       this.#onPhase = resolve;
       await promise;
@@ -290,3 +300,53 @@ test(`a pause that nobody ends is ended by recover-timeout, or by a cancel (SEED
   ]);
   expect([journey.guest.running, journey.to.guest.running]).toEqual([false, true]);
 });
+
+/** In CI few; a hundred and more by CUTS=100. */
+const JOURNEYS = Number(process.env["CUTS"] ?? 3);
+
+for (const phase of ["pause", "postcopy", "postcopy-recover"] as const) {
+  test(
+    `18, 19, 20: cut and stalled at random moments from ${phase} on (SEED=${seed})`,
+    async () => {
+      const random = new Prng(seed);
+      for (let journey = 0; journey < JOURNEYS; journey += 1) await breaks(phase, random);
+    },
+    60_000 + JOURNEYS * 30_000,
+  );
+}
+
+/** Breaks the link now and then. Whatever comes of it, the guest is in one place, and whole. */
+async function breaks(phase: string, random: Prng): Promise<void> {
+  await using relay = await Relay.start();
+  relay.isMended = true;
+  const limits = { channelTimeoutMs: 2000, stepTimeoutMs: 5000, recoverTimeoutMs: 6000 };
+  const journey = await Journey.begin(relay, { ...limits, reconnectTimeoutMs: 5000 }, limits);
+  const over = journey.outcomes.then(() => {});
+  if (phase === "postcopy-recover") {
+    await Promise.race([over, journey.moving()]);
+    relay.do("cut");
+  }
+  await Promise.race([over, journey.source.phases.begun(phase)]);
+  for (let deeds = 1 + random.below(3); deeds > 0; deeds -= 1) {
+    await Promise.race([over, sleep(random.below(phase === "pause" ? 60 : 300))]);
+    relay.do(random.below(4) === 0 ? "stall" : "cut");
+  }
+  const [source, destination] = await journey.outcomes;
+  const codes = [source.failure?.code, destination.failure?.code];
+  if (codes[0] === undefined) return await journey.expectArrived();
+  if (codes[1] === undefined && journey.destination.phases.seen.includes("postcopy")) {
+    // All had come, and the source could not learn of it in time.
+    expect(codes[0]).toBe("POSTCOPY_INTERRUPTED");
+    await journey.to.guest.pause();
+    expect(await journey.to.guest.verify()).toEqual([]);
+    return;
+  }
+  if (journey.guest.running) {
+    // It was before COMMIT.
+    expect(journey.destination.phases.seen).not.toContain("resume");
+    return;
+  }
+  // COMMIT was lost, and with it the only destination that could tell.
+  expect(codes[0]).toBe("HANDOVER_UNKNOWN");
+  expect(journey.destination.phases.seen).not.toContain("resume");
+}
