@@ -144,11 +144,12 @@ export class Pass {
       const isAskedBack = lane.claims.length > 0 || lane.isLate;
       if (isAskedBack && lane.inFlight.size === 0) this.#settle(lane);
       if (lane.isLate && lane.inFlight.size === 0) break;
-      const batch = isAskedBack && lane.inFlight.size > 0 ? null : this.#next(lane);
+      const mayBegin = !isAskedBack || lane.inFlight.size === 0;
+      const batch = mayBegin ? (this.#next(lane) ?? this.#nextOfOthers(lane)) : null;
       if (batch !== null) this.#give(lane, batch);
       const isFull = batch === null || lane.inFlight.size >= TASKS_IN_FLIGHT;
       if (isFull && lane.inFlight.size > 0) await Promise.race(lane.inFlight);
-      else if (batch === null && !(await this.#hasHelp(lane))) break;
+      else if (batch === null && !(await this.#wasGivenBack(lane))) break;
     }
     await Promise.all(lane.inFlight);
     this.#settle(lane);
@@ -201,6 +202,18 @@ export class Pass {
     return this.#work.take(number, TASK_BYTES, TASK_CHUNKS_MAX);
   }
 
+  /**
+   * What waits for another channel, if it pays that one which has nothing to do takes it: at once and
+   * not to wait here, where the other one could take it back.
+   */
+  #nextOfOthers(lane: Lane): Batch | null {
+    if (lane.inFlight.size > 0) return null;
+    const help = this.#helpFor(lane, this.#paceOf(lane));
+    if (help?.kind !== "take") return null;
+    this.#work.move(help.channel, lane.channel.number, help.bytes);
+    return this.#next(lane);
+  }
+
   #give(lane: Lane, batch: Batch): void {
     const { channel } = lane;
     if (lane.startMs === 0) {
@@ -217,16 +230,11 @@ export class Pass {
     running.catch(() => {});
   }
 
-  /** Gets a channel that has nothing to do some of another's work, if that pays. */
-  async #hasHelp(lane: Lane): Promise<boolean> {
+  /** Waits for what another channel's thread was given and has not begun, if that pays. */
+  async #wasGivenBack(lane: Lane): Promise<boolean> {
     const bytesPerMs = this.#paceOf(lane);
     const help = this.#helpFor(lane, bytesPerMs);
-    if (help === null) return false;
-    const { number } = lane.channel;
-    if (help.kind === "take") {
-      this.#work.move(help.channel, number, help.bytes);
-      return true;
-    }
+    if (help?.kind !== "ask-back") return false;
     const owner = must(this.#lanes.get(help.channel), "who is helped has a lane");
     // Asked again before it begins anything, two channels could pass a chunk to and fro for ever.
     if (begunBytesOf(owner) <= owner.askedAtBytes) return false;
