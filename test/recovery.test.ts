@@ -73,6 +73,7 @@ class Journey {
   readonly to = new MemoryGuestDestination({ vcpuThreads: 2 });
   readonly guest: MemoryGuest;
   outcomes!: Promise<[Outcome, Outcome]>;
+  arrival!: Promise<Outcome>;
   address = "";
 
   private constructor(guest: MemoryGuest) {
@@ -117,6 +118,7 @@ class Journey {
         onPhase: source.phases.note,
       }),
     );
+    journey.arrival = arriving;
     journey.outcomes = Promise.all([leaving, arriving]);
     return journey;
   }
@@ -319,9 +321,11 @@ for (const phase of ["pause", "postcopy", "postcopy-recover"] as const) {
 async function breaks(phase: string, random: Prng): Promise<void> {
   await using relay = await Relay.start();
   relay.isMended = true;
-  const limits = { channelTimeoutMs: 2000, stepTimeoutMs: 5000, recoverTimeoutMs: 6000 };
-  const journey = await Journey.begin(relay, { ...limits, reconnectTimeoutMs: 5000 }, limits);
+  const limits = { channelTimeoutMs: 2000, stepTimeoutMs: 5000, connectTimeoutMs: 2000 };
+  const journey = await Journey.begin(relay, { ...limits, reconnectTimeoutMs: 45_000 }, limits);
   const over = journey.outcomes.then(() => {});
+  // Where the guest will not run there any more, nobody is left to join.
+  void journey.arrival.then(({ failure }) => failure === null || journey.cancel.source.abort());
   if (phase === "postcopy-recover") {
     await Promise.race([over, journey.moving()]);
     relay.do("cut");
