@@ -130,6 +130,10 @@ export class FrameStream {
     return this.#onInterruption !== null && this.#failure === null;
   }
 
+  get isClosed(): boolean {
+    return this.#isClosed;
+  }
+
   get isInterrupted(): boolean {
     return this.#interruption !== null;
   }

@@ -299,6 +299,41 @@ export const FRAMES = {
     meaning:
       "On a connection that takes the place of a lost main channel: frames received on the main channel so far, without HELLO, WELCOME, PING and REJOIN. Those after them are sent again.",
   },
+  recover: {
+    kind: 33,
+    lane: "main",
+    from: "source",
+    bodyBytesMax: 0,
+    layout: "",
+    meaning:
+      "On a new main channel, in post-copy: everything before is over with its connections. The destination answers with MISSING and RECOVERED.",
+  },
+  missing: {
+    kind: 34,
+    lane: "main",
+    from: "destination",
+    bodyBytesMax: 8 + DISCARD_BITS_BYTES_MAX,
+    layout: "u32 block, u32 firstPage, u32[] bits",
+    meaning:
+      "Bit b of word w: page firstPage + 32 w + b of the block is not there, and must be sent, whether or not it was before.",
+  },
+  recovered: {
+    kind: 35,
+    lane: "main",
+    from: "destination",
+    bodyBytesMax: 8,
+    layout: "u64 pages",
+    meaning:
+      "Every missing page was named, so many together. Bulk and priority channels may join, with the token of this connection's WELCOME.",
+  },
+  resumed: {
+    kind: 36,
+    lane: "main",
+    from: "source",
+    bodyBytesMax: 0,
+    layout: "",
+    meaning: "All channels have joined again: from here on requests may come, and pages.",
+  },
 } as const satisfies Record<string, FrameRow>;
 
 export type FrameName = keyof typeof FRAMES;

@@ -13,6 +13,7 @@ import { DemoDestination, endWithParent, tellVerdict } from "./demo-process.ts";
 import { type Command, flagsOf, parseFlags } from "./flags.ts";
 import { chooseOutput, type Output } from "./output.ts";
 import { switchOnSignal } from "./postcopy-signal.ts";
+import { CONTROL_FLAG, controlled } from "./recover.ts";
 import { checkUsage, EXIT, runMigration, tellFailure } from "./run.ts";
 import { HELP_FLAG, JSON_FLAG } from "./shared-flags.ts";
 
@@ -73,6 +74,7 @@ export const DEMO = {
       placeholder: "ADDRESS",
       meaning: "For the demo itself: be the destination.",
     },
+    control: CONTROL_FLAG,
     json: JSON_FLAG,
     help: HELP_FLAG,
   },
@@ -127,11 +129,16 @@ async function depart(
     const address = await orCancelled(signal, "start", destination.address);
     output.note(`a guest runs here and moves to process ${destination.processId} at ${address}`);
     using postcopy = switchOnSignal();
+    await using control = await controlled(flags.control, output);
     const report = await migrateOut(guest, address, {
       ...options,
       signal,
       postcopySwitch: postcopy.postcopySwitch,
-      onPhase: (phase) => output.phase(phase),
+      recovery: control.recovery,
+      onPhase: (phase) => {
+        output.phase(phase);
+        control.onPhase(phase);
+      },
       onProgress: (progress) => output.progress(progress),
     });
     const writtenHere = guest.writtenPages;

@@ -9,6 +9,7 @@ import { leave } from "./leave.ts";
 import { checkLegality, isCheck, LEGALITY_CHECK } from "./legality.ts";
 import { chooseOutput } from "./output.ts";
 import { RECEIVE, receive } from "./receive.ts";
+import { RECOVER, recover } from "./recover.ts";
 import { checkUsage, EXIT, endOnInterrupt, tellFailure } from "./run.ts";
 import { SEND, send } from "./send.ts";
 import { HELP_FLAG, JSON_FLAG } from "./shared-flags.ts";
@@ -27,6 +28,7 @@ const COMMANDS: readonly Entry[] = [
   { command: RECEIVE, run: receive },
   { command: SEND, run: send },
   { command: HANDOVER, run: handover },
+  { command: RECOVER, run: recover },
   tableEntry(
     "parameters",
     "Tells every parameter: type, bounds, default and why.",

@@ -9,6 +9,7 @@ import { addressFeatures, type Command, parseFlags } from "./flags.ts";
 import { GUEST_FLAGS, type GuestChoice, parseGuestFlags } from "./guest-flags.ts";
 import { beginRecord, RECORD_FLAG } from "./handover.ts";
 import { chooseOutput } from "./output.ts";
+import { CONTROL_FLAG, controlled } from "./recover.ts";
 import { checkUsage, runMigration, tellFailure } from "./run.ts";
 import { HELP_FLAG, JSON_FLAG } from "./shared-flags.ts";
 import { explainedListenFailure } from "./socket-path.ts";
@@ -19,7 +20,13 @@ export const RECEIVE = {
   positionals: [
     { name: "ADDRESS", meaning: "tcp:HOST:PORT (port 0: any), unix:PATH, fd:N,N… or exec:COMMAND" },
   ],
-  flags: { ...GUEST_FLAGS, record: RECORD_FLAG, json: JSON_FLAG, help: HELP_FLAG },
+  flags: {
+    ...GUEST_FLAGS,
+    record: RECORD_FLAG,
+    control: CONTROL_FLAG,
+    json: JSON_FLAG,
+    help: HELP_FLAG,
+  },
   parameters: true,
   features: ([address]) => ({
     side: "destination",
@@ -38,6 +45,7 @@ export async function receive(argv: readonly string[]): Promise<number> {
     checkUsage(problems);
     const record = beginRecord(flags.record, "destination");
     await using host = await openDestination(guest);
+    await using control = await controlled(flags.control, output);
     const recorded = record === undefined ? host : recordedDestination(host, record);
     return await runMigration(output, (signal) =>
       keepingRecord(record, () =>
@@ -46,7 +54,11 @@ export async function receive(argv: readonly string[]): Promise<number> {
           signal,
           onListening: (actual) => output.listening(actual),
           // Where it listens is known a moment later, and says this phase as well.
-          onPhase: (phase) => phase !== "listen" && output.phase(phase),
+          onPhase: (phase) => {
+            if (phase !== "listen") output.phase(phase);
+            control.onPhase(phase);
+          },
+          recovery: control.recovery,
           onProgress: (progress) => output.progress(progress),
         }),
       ),

@@ -18,6 +18,7 @@ import {
 import { beginRecord, RECORD_FLAG } from "./handover.ts";
 import { chooseOutput, type Output } from "./output.ts";
 import { switchOnSignal } from "./postcopy-signal.ts";
+import { CONTROL_FLAG, controlled } from "./recover.ts";
 import { checkUsage, runMigration, tellFailure } from "./run.ts";
 import { HELP_FLAG, JSON_FLAG } from "./shared-flags.ts";
 
@@ -25,7 +26,14 @@ export const SEND = {
   name: "send",
   summary: "Sends a guest to a destination that listens at ADDRESS.",
   positionals: [{ name: "ADDRESS", meaning: "tcp:HOST:PORT, unix:PATH, fd:N,N… or exec:COMMAND" }],
-  flags: { ...GUEST_FLAGS, ...WRITER_FLAGS, record: RECORD_FLAG, json: JSON_FLAG, help: HELP_FLAG },
+  flags: {
+    ...GUEST_FLAGS,
+    ...WRITER_FLAGS,
+    record: RECORD_FLAG,
+    control: CONTROL_FLAG,
+    json: JSON_FLAG,
+    help: HELP_FLAG,
+  },
   parameters: true,
   features: ([address], { "dirty-log": dirtyLog, qemu }) => ({
     side: "source",
@@ -55,15 +63,20 @@ export async function send(argv: readonly string[]): Promise<number> {
     await using host = await openSource(guest, { writer, options });
     for (const note of host.notes ?? []) output.note(note);
     const possible = withoutThrottle(host, options, output);
-    using postcopy = switchOnSignal();
     const recorded = record === undefined ? host : recordedSource(host, record);
+    using postcopy = switchOnSignal();
+    await using control = await controlled(flags.control, output);
     return await runMigration(output, (signal) =>
       keepingRecord(record, () =>
         migrateOut(recorded, address, {
           ...possible,
           signal,
           postcopySwitch: postcopy.postcopySwitch,
-          onPhase: (phase) => output.phase(phase),
+          recovery: control.recovery,
+          onPhase: (phase) => {
+            output.phase(phase);
+            control.onPhase(phase);
+          },
           onProgress: (progress) => output.progress(progress),
         }),
       ),

@@ -26,6 +26,8 @@ export class Attempt<Phase extends string> {
   #failure: MigrationError | null = null;
   #isCommitted = false;
   #isOver = false;
+  /** Committed, and waiting for somebody to recover it: a cancel ends that. */
+  #isPaused = false;
   phase: Phase;
 
   constructor(options: {
@@ -49,16 +51,27 @@ export class Attempt<Phase extends string> {
 
   /** Runs one phase. Its failure is the attempt's. */
   async run<T>(phase: Phase, work: () => Promise<T>): Promise<T> {
-    this.#throwIfFailed();
-    this.phase = phase;
-    this.callBack(() => this.#onPhase(phase));
-    this.#throwIfFailed();
+    this.#enter(phase);
     try {
       return await this.guard(work());
     } catch (error) {
       this.fail(asMigrationError(error));
       throw this.#failure ?? error;
     }
+  }
+
+  /** Goes over to another phase within `run`; it may be cancelled while it is paused. */
+  change(phase: Phase, { isPaused = false }: { isPaused?: boolean } = {}): void {
+    this.#isPaused = isPaused;
+    if (isPaused && this.#signal?.aborted === true) this.#cancel();
+    this.#enter(phase);
+  }
+
+  #enter(phase: Phase): void {
+    this.#throwIfFailed();
+    this.phase = phase;
+    this.callBack(() => this.#onPhase(phase));
+    this.#throwIfFailed();
   }
 
   /** Settles as `work` does, or fails as soon as the attempt does. */
@@ -123,6 +136,10 @@ export class Attempt<Phase extends string> {
     this.#isOver = true;
   }
 
+  get isOver(): boolean {
+    return this.#isOver;
+  }
+
   /** Lets go of the signal. */
   end(): void {
     this.#signal?.removeEventListener("abort", this.#cancel);
@@ -133,7 +150,8 @@ export class Attempt<Phase extends string> {
   }
 
   readonly #cancel = (): void => {
-    if (!this.#isCommitted) this.fail(new MigrationError("CANCELLED", { phase: this.phase }));
+    if (!this.#isCommitted || this.#isPaused)
+      this.fail(new MigrationError("CANCELLED", { phase: this.phase }));
   };
 }
 

@@ -1,7 +1,7 @@
 import { assert, must } from "../base/assert.ts";
-import { after, every, nowMs } from "../base/clock.ts";
+import { after, Deadline, every, nowMs } from "../base/clock.ts";
 import { asMigrationError, MigrationError } from "../base/errors.ts";
-import type { Address } from "../channels/address.ts";
+import { type Address, parseAddress } from "../channels/address.ts";
 import { type Checksum, loadChecksum } from "../channels/checksum.ts";
 import { corrupt } from "../channels/frame.ts";
 import type { Frame, FrameStream } from "../channels/frame-stream.ts";
@@ -19,10 +19,19 @@ import {
   encodeFailure,
   encodeFaults,
   encodeRunning,
+  encodeSwitch,
   type FaultsMessage,
 } from "../channels/messages.ts";
 import { stopWorkers } from "../workers/control.ts";
-import { ARMED, BROKEN, discardPages, faultTimes, MISSING } from "../workers/fault-door.ts";
+import {
+  ARMED,
+  askAgain,
+  BROKEN,
+  discardPages,
+  faultTimes,
+  MISSING,
+  reconcile,
+} from "../workers/fault-door.ts";
 import { beginPostcopy } from "../workers/gate.ts";
 import type { ChannelPlace } from "../workers/protocol.ts";
 import { checkParameters, checkPostcopy, matchBlocks } from "./agreement.ts";
@@ -31,11 +40,20 @@ import { type Block, blockProblems } from "./block.ts";
 import { configure } from "./configuration.ts";
 import type { DestinationPhase, MigrateInOptions } from "./destination.ts";
 import { receiveDevices } from "./device-state.ts";
-import { Doorman } from "./doorman.ts";
-import { faultFigures, hypervisorReport, mainChannelFigures, pageFigures } from "./figures.ts";
+import { Doorman, type Offer } from "./doorman.ts";
+import {
+  addedUp,
+  channelsOfLegs,
+  faultFigures,
+  hypervisorReport,
+  mainChannelFigures,
+  pageFigures,
+} from "./figures.ts";
 import { startHeartbeat } from "./heartbeat.ts";
 import { Hold } from "./hold.ts";
 import type { DestinationHost, DeviceSection } from "./host.ts";
+import { Leg } from "./leg.ts";
+import { tellMissing } from "./missing.ts";
 import { agreedParameters, type Parameters } from "./parameters.ts";
 import { preferPeersWord } from "./peers-word.ts";
 import { Receiver } from "./receiver.ts";
@@ -50,6 +68,12 @@ const FAREWELL_MS = 200;
 
 /** The source's figures are welcome but not worth waiting for. */
 const DONE_MS = 1000;
+
+/** A source that lost the link when all had come learns just that, if it asks so soon. */
+const LINGER_MS = 1000;
+
+/** Longer ones are no limits. */
+const WATCH_MS_MAX = 2 ** 31 - 1;
 
 /** Rounds told by a hostile source must not fill memory. */
 const ROUNDS_MAX = 10_000;
@@ -89,6 +113,16 @@ export class DestinationMigration {
   #deviceBytes = 0;
   #isPostcopy = false;
   #faults: FaultsMessage | null = null;
+  /** The connections that pages come over in post-copy, until they break. */
+  #leg = this.#newLeg();
+  #pausedFor: MigrationError | null = null;
+  /** Somebody waits for the source to join again. */
+  #onOffer: () => void = () => {};
+  /** Those that broke. */
+  readonly #broken: { main: FrameStream; receiver: Receiver }[] = [];
+  #done: DoneMessage | null = null;
+  #lanes = 0;
+  #stopHeartbeat: () => void = () => {};
   #lettings = 0;
   #startMs = 0;
   #endMs = 0;
@@ -127,6 +161,7 @@ export class DestinationMigration {
       onPhase: _onPhase,
       onListening: _onListening,
       onProgress: _onProgress,
+      recovery: _recovery,
       ...given
     } = options;
     const configuration = configure(given, address, { side: "destination" });
@@ -136,8 +171,7 @@ export class DestinationMigration {
 
   /** Waits for the source's main channel. */
   async listen(): Promise<void> {
-    const { acceptTimeoutMs, connectTimeoutMs, channelTimeoutMs, reconnectTimeoutMs } =
-      this.#parameters;
+    const { acceptTimeoutMs, connectTimeoutMs, reconnectTimeoutMs } = this.#parameters;
     const listener = await this.#surroundings.listen(this.#address);
     const isOnlyChance = this.#address.kind === "fd" || this.#address.kind === "exec";
     const doorman = new Doorman(listener, {
@@ -153,14 +187,32 @@ export class DestinationMigration {
     this.#main = main;
     this.#startMs = nowMs();
     this.#cpuBefore = process.cpuUsage();
-    main.failed.catch((error) => this.#lose(asMigrationError(error)));
+    this.#watch(main);
     if (reconnectTimeoutMs > 0 && !isOnlyChance) this.#awaitRejoining(doorman, main);
+    this.#options.recovery?.attach({
+      pausedFor: () => this.#pausedFor,
+      recover: (address) => this.#listenAlso(address),
+      pause: () => this.#breakOff(),
+    });
+    this.#startProgress();
+  }
+
+  #newLeg(): Leg {
+    return new Leg((error) => {
+      if (this.#receiver !== null) stopWorkers(this.#receiver.control);
+      if (!this.attempt.isCommitted) this.attempt.fail(error);
+    });
+  }
+
+  #watch(main: FrameStream): void {
+    const { channelTimeoutMs } = this.#parameters;
+    const leg = this.#leg;
+    main.failed.catch((error) => this.#lose(asMigrationError(error), leg));
     const onSilence = (error: MigrationError): void => {
       if (main.mayBeRejoined) main.interrupt(error);
-      else this.#lose(error);
+      else this.#lose(error, leg);
     };
-    this.#stops.push(startHeartbeat(main, channelTimeoutMs, onSilence));
-    this.#startProgress();
+    this.#stopHeartbeat = startHeartbeat(main, channelTimeoutMs, onSilence);
   }
 
   /** Agrees on parameters and blocks, has the host prepare memory, and lets the channels in. */
@@ -196,7 +248,8 @@ export class DestinationMigration {
       this.#surroundings,
     );
     this.#receiver = receiver;
-    this.attempt.onFailure(() => stopWorkers(receiver.control));
+    this.#lanes = lanes;
+    this.attempt.onFailure(() => stopWorkers(this.#ofReceiver.control));
     const started = receiver.start();
     started.catch(() => {}); // It is awaited below, unless something else fails before.
     const doorman = this.#ofDoorman;
@@ -265,22 +318,172 @@ export class DestinationMigration {
     return this.#isPostcopy;
   }
 
-  /** The guest runs; what it misses comes, until nothing is missing. */
+  /**
+   * The guest runs; what it misses comes, until nothing is missing. When the link breaks it waits,
+   * with everything kept, for the source to join again.
+   */
   async receiveMissing(): Promise<void> {
+    const { attempt } = this;
+    for (;;) {
+      try {
+        await attempt.guard(this.#leg.guard(this.#receiveLeg()));
+        attempt.succeed();
+        this.#endMs = nowMs();
+        this.#done = await this.#receiveDone();
+        if (this.#done !== null) return;
+        // Nothing is missing, but the source may not know that, and ask once it has noticed.
+        this.#leg.fail(this.#ofMain.failure ?? noAnswer());
+        const { reconnectTimeoutMs, channelTimeoutMs } = this.#parameters;
+        const lingerMs = Math.max(reconnectTimeoutMs, channelTimeoutMs) + LINGER_MS;
+        if (!(await this.#recover(lingerMs))) return;
+      } catch (error) {
+        if (attempt.failure !== null) throw attempt.failure;
+        this.#leg.fail(asMigrationError(error));
+        const { recoverTimeoutMs } = this.#parameters;
+        const isBack = await this.#recover(
+          recoverTimeoutMs === 0 ? Number.POSITIVE_INFINITY : recoverTimeoutMs,
+        );
+        if (!isBack && !attempt.isOver) throw must(this.#pausedFor, "it is paused for a reason");
+        if (!isBack) return;
+      }
+    }
+  }
+
+  async #receiveLeg(): Promise<void> {
     const { channelTimeoutMs } = this.#parameters;
-    const { door } = this.#ofReceiver;
+    const receiver = this.#ofReceiver;
+    const { door } = receiver;
     assert(door !== null, "post-copy has a door");
     // Lanes end when all pages were applied, as the source has it from the answers to its fences.
-    await this.attempt.guard(this.#ofReceiver.lanesEnded());
+    await receiver.lanesEnded();
     const missing = Atomics.load(door.words, MISSING) >>> 0;
     if (missing !== 0) throw corrupt(0, "pages that never came", missing);
     this.#ofDoorman.refuseChannels();
-    await this.attempt.guard(this.#ofReceiver.ended(channelTimeoutMs));
+    await receiver.ended(channelTimeoutMs);
     this.#faults = faultTimes(door);
     await this.#ofMain.send("faults", encodeFaults(this.#faults), channelTimeoutMs).catch(() => {});
     await this.#ofMain.send("complete", NOTHING, channelTimeoutMs).catch(() => {});
-    this.attempt.succeed();
-    this.#endMs = nowMs();
+  }
+
+  /** Pauses, and returns when the source has joined again; false when it has not within `limitMs`. */
+  async #recover(limitMs: number): Promise<boolean> {
+    const { attempt } = this;
+    await this.#pause();
+    const deadline = new Deadline(limitMs);
+    for (;;) {
+      const offer = await attempt.guard(this.#nextOffer(deadline.leftMs));
+      if (offer === null) return false;
+      this.#ofDoorman.changeLeg(this.#ofMain, offer);
+      this.#main = offer.stream;
+      this.#leg = this.#newLeg();
+      this.#watch(offer.stream);
+      attempt.change("postcopy-recover");
+      try {
+        await attempt.guard(this.#leg.guard(this.#join()));
+        attempt.change("postcopy");
+        this.#pausedFor = null;
+        return true;
+      } catch (error) {
+        if (attempt.failure !== null) throw attempt.failure;
+        this.#leg.fail(asMigrationError(error));
+        await this.#pause();
+      }
+    }
+  }
+
+  /** Ends the leg that broke: its threads and its connections. What came is here, and stays. */
+  async #pause(): Promise<void> {
+    const { attempt } = this;
+    const main = this.#ofMain;
+    const receiver = this.#ofReceiver;
+    this.#stopHeartbeat();
+    this.#pausedFor = await preferPeersWord(must(this.#leg.failure, "it broke"), main);
+    attempt.change("postcopy-paused", { isPaused: true });
+    await this.#tellFailure(this.#pausedFor);
+    stopWorkers(receiver.control);
+    // Whoever may still write a page would write over what the guest writes there later.
+    while (!(await attempt.guard(receiver.close())));
+    this.#broken.push({ main, receiver });
+    this.#ofDoorman.changeLeg(main, null);
+    if (receiver.door !== null) reconcile(receiver.door);
+  }
+
+  /** Tells the source what is missing, and lets its channels in. */
+  async #join(): Promise<void> {
+    const { stepTimeoutMs, channelTimeoutMs } = this.#parameters;
+    const main = this.#ofMain;
+    const before = this.#ofReceiver;
+    const { channels } = before;
+    const lanes = this.#lanes;
+    const receiver = new Receiver(
+      this.#blocks,
+      { channels, lanes },
+      this.#parameters,
+      this.#surroundings,
+      before,
+    );
+    this.#receiver = receiver;
+    const { door } = receiver;
+    assert(door !== null, "post-copy has a door");
+    beginPostcopy(receiver.control);
+    const started = receiver.start();
+    started.catch(() => {}); // It is awaited below, unless something else fails before.
+    const missing = door.blocks.map(({ present }, block) => ({
+      block,
+      words: present.map((word) => ~word),
+    }));
+    const pages = await tellMissing(missing, (body) =>
+      main.send("missing", body, channelTimeoutMs),
+    );
+    this.#ofDoorman.expectChannels({ channels, lanes });
+    main.onNotice("lost", (body) => {
+      this.#letGo(body).catch((error) => this.#lose(asMigrationError(error)));
+    });
+    await main.send("recovered", encodeSwitch(pages), channelTimeoutMs);
+    await started;
+    await this.#admitChannels();
+    await main.receive(["resumed"], stepTimeoutMs);
+    receiver.openLanes();
+    askAgain(door);
+  }
+
+  #beginPostcopy(): void {
+    beginPostcopy(this.#ofReceiver.control);
+    this.#ofReceiver.openLanes();
+  }
+
+  async #nextOffer(limitMs: number): Promise<Offer | null> {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.#onOffer = resolve;
+    const offer = this.#ofDoorman.takeOffer();
+    if (offer !== null) return offer;
+    const prevent = limitMs > WATCH_MS_MAX ? () => {} : after(limitMs, resolve);
+    await promise;
+    prevent();
+    return this.#ofDoorman.takeOffer();
+  }
+
+  /** The source is here again, whatever we thought of its old connections. */
+  #offered(): void {
+    const reason = "the source has joined again";
+    this.#leg.fail(new MigrationError("CHANNEL_LOST", { channel: 0, reason }));
+    this.#onOffer();
+  }
+
+  async #listenAlso(text: string | undefined): Promise<string> {
+    const { phase } = this.attempt;
+    if (this.#pausedFor === null)
+      throw new RangeError(`Cannot recover: the migration is in phase ${phase}`);
+    if (text === undefined) return this.#ofDoorman.address;
+    const listener = await this.#surroundings.listen(parseAddress(text));
+    this.#ofDoorman.listenAlso(listener);
+    return listener.address;
+  }
+
+  #breakOff(): void {
+    const { phase } = this.attempt;
+    if (phase !== "postcopy" && phase !== "postcopy-recover") return;
+    this.#leg.fail(new MigrationError("CANCELLED", { phase }));
   }
 
   async receiveDevices(): Promise<void> {
@@ -294,7 +497,7 @@ export class DestinationMigration {
   /** All RAM is in place, then the devices: the guest could run. */
   async load(): Promise<void> {
     const { stepTimeoutMs, channelTimeoutMs } = this.#parameters;
-    if (this.#isPostcopy) beginPostcopy(this.#ofReceiver.control);
+    if (this.#isPostcopy) this.#beginPostcopy();
     else await this.attempt.guard(this.#ofReceiver.ended(channelTimeoutMs));
     await this.attempt.askHost({
       action: "load devices",
@@ -312,6 +515,7 @@ export class DestinationMigration {
   async resume(): Promise<void> {
     const { stepTimeoutMs, channelTimeoutMs } = this.#parameters;
     this.#ofMain.endRejoining();
+    if (this.#isPostcopy) this.#ofDoorman.awaitOffers(() => this.#offered());
     await callHost("resume the guest", stepTimeoutMs, () => this.#host.resume());
     this.#endMs = nowMs();
     const { untouched: untouchedPages } = this.#ofReceiver.counters();
@@ -324,13 +528,18 @@ export class DestinationMigration {
   }
 
   async report(): Promise<Report> {
-    const done = await this.#receiveDone();
+    const done = this.#isPostcopy ? this.#done : await this.#receiveDone();
     const unknown = { totalMs: this.#endMs - this.#startMs, ...NO_DOWNTIME, hypervisor: null };
     const { totalMs, hypervisor, ...downtime } = done ?? unknown;
     const cpu = process.cpuUsage(this.#cpuBefore);
-    const counters = this.#ofReceiver.counters();
-    const main = mainChannelFigures(this.#ofMain.receivedBytes);
-    const channels = [main, ...this.#ofReceiver.channelFigures()];
+    const last = { main: this.#ofMain, receiver: this.#ofReceiver };
+    const legs = [...this.#broken.filter(({ main }) => main !== last.main), last];
+    const counters = legs.map(({ receiver }) => receiver.counters()).reduce(addedUp);
+    const channels = channelsOfLegs(
+      legs.map(({ main, receiver }) => {
+        return [mainChannelFigures(main.receivedBytes), ...receiver.channelFigures()];
+      }),
+    );
     return {
       totalMs,
       downtimeMs: Object.values(downtime).reduce((sum, part) => sum + part, 0),
@@ -369,9 +578,7 @@ export class DestinationMigration {
   async #conclude(first: MigrationError): Promise<MigrationError> {
     const failure = await preferPeersWord(first, this.#main);
     if (this.#isPostcopy && this.attempt.isCommitted) this.#breakDoor();
-    if (this.#main !== null && failure.at !== "source") {
-      await this.#main.send("failure", encodeFailure(failure), FAREWELL_MS).catch(() => {});
-    }
+    await this.#tellFailure(failure);
     if (this.#isPostcopy && this.attempt.isCommitted) {
       const facts = { reason: failure.message };
       return new MigrationError("POSTCOPY_INTERRUPTED", facts, {
@@ -382,6 +589,11 @@ export class DestinationMigration {
     return failure.from("destination");
   }
 
+  async #tellFailure(failure: MigrationError): Promise<void> {
+    if (this.#main === null || this.#main.isClosed || failure.at === "source") return;
+    await this.#main.send("failure", encodeFailure(failure), FAREWELL_MS).catch(() => {});
+  }
+
   #breakDoor(): void {
     const { door } = this.#ofReceiver;
     if (door !== null) Atomics.store(door.words, BROKEN, 1);
@@ -389,6 +601,9 @@ export class DestinationMigration {
 
   async close(): Promise<void> {
     for (const stop of this.#stops.splice(0)) stop();
+    this.#stopHeartbeat();
+    this.#options.recovery?.detach();
+    this.#onOffer();
     this.attempt.end();
     const areThreadsGone = await this.#endThreads();
     this.#doorman?.close({ areThreadsGone });
@@ -414,8 +629,8 @@ export class DestinationMigration {
    * Losing the source ends the attempt; but once COMMIT is here, nothing more is needed of it, unless
    * memory follows.
    */
-  #lose(error: MigrationError): void {
-    if (!this.attempt.isCommitted || this.#isPostcopy) this.attempt.fail(error);
+  #lose(error: MigrationError, leg = this.#leg): void {
+    if (!this.attempt.isCommitted || this.#isPostcopy) leg.fail(error);
   }
 
   /** Once: a thread that hangs is waited for before memory is given up, and not again after. */
@@ -428,12 +643,13 @@ export class DestinationMigration {
 
   async #admitChannels(): Promise<void> {
     const { connectTimeoutMs } = this.#parameters;
+    const leg = this.#leg;
     for await (const place of this.#ofDoorman.admitChannels(connectTimeoutMs)) {
-      if (this.attempt.failure !== null) return;
+      if (this.attempt.failure !== null || leg.failure !== null) return;
       this.#receiveChannel(place);
     }
     this.#ofDoorman.onReplacement((place) => {
-      const isWanted = this.attempt.failure === null && this.#isReceiving;
+      const isWanted = this.attempt.failure === null && leg.failure === null && this.#isReceiving;
       if (isWanted) this.#receiveChannel(place);
       else this.#ofDoorman.letGo(place.channel);
     });
@@ -446,14 +662,15 @@ export class DestinationMigration {
   }
 
   #receiveChannel(place: ChannelPlace): void {
+    const leg = this.#leg;
     this.#ofReceiver.receive(place, {
       // The source decides: with other channels, it goes on. When all pages are fenced it is no loss.
       onLoss: () => {
-        if (!this.#isReceiving) return;
+        if (!this.#isReceiving || leg.failure !== null) return;
         const body = encodeChannel(place.channel);
         this.#ofMain.send("lost", body, this.#parameters.channelTimeoutMs).catch(() => {});
       },
-      onFailure: (error) => this.#lose(asMigrationError(error)),
+      onFailure: (error) => this.#lose(asMigrationError(error), leg),
     });
   }
 
@@ -544,4 +761,8 @@ export class DestinationMigration {
     assert(this.#receiver !== null, "pages move after the hosts agreed");
     return this.#receiver;
   }
+}
+
+function noAnswer(): MigrationError {
+  return new MigrationError("PEER_SILENT", { waitingFor: "DONE", limitMs: DONE_MS });
 }

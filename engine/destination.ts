@@ -1,6 +1,8 @@
 import { DestinationMigration } from "./destination-migration.ts";
 import type { DestinationHost } from "./host.ts";
 import type { ParameterOptions } from "./parameters.ts";
+import type { PostcopyRecovery } from "./postcopy-recovery.ts";
+import type { PostcopyPhase } from "./source.ts";
 import type { Progress, Report } from "./statistics.ts";
 import { REAL_SURROUNDINGS, type Surroundings } from "./surroundings.ts";
 
@@ -14,17 +16,19 @@ export const DESTINATION_PHASES = [
   "commit",
   "resume",
 ] as const;
-/** In post-copy one more follows, until all memory has. */
-export type DestinationPhase = (typeof DESTINATION_PHASES)[number] | "postcopy";
+/** In post-copy one more follows, until all memory has; while the link is broken it is paused. */
+export type DestinationPhase = (typeof DESTINATION_PHASES)[number] | PostcopyPhase;
 
 export interface MigrateInOptions extends ParameterOptions {
-  /** Cancels: the guest runs on at the source. Once COMMIT has arrived it changes nothing. */
+  /** Cancels: the guest runs on at the source. Once COMMIT has arrived it changes nothing, but ends a paused post-copy. */
   readonly signal?: AbortSignal;
   readonly onPhase?: (phase: DestinationPhase) => void;
   /** Called once, with the address as a source can use it: a port 0 was replaced. */
   readonly onListening?: (address: string) => void;
   /** Called some times per second. */
   readonly onProgress?: (progress: Progress) => void;
+  /** Lets a post-copy whose link broke go on. */
+  readonly recovery?: PostcopyRecovery;
 }
 
 /**

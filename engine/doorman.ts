@@ -23,6 +23,13 @@ const STRANGERS_MAX = 64;
 /** A stranger is told why it is turned away, but not waited for. */
 const FAREWELL_MS = 200;
 
+/** A source that joins a post-copy again, on its new main channel. */
+export interface Offer {
+  readonly stream: FrameStream;
+  /** For the other channels that come with it, and with no other. */
+  readonly token: Uint8Array<ArrayBuffer>;
+}
+
 /**
  * Lets connections in at the destination. The first that says HELLO for a main channel becomes the
  * migration's; after that only channels with its id and its secret token are admitted. Everyone
@@ -30,6 +37,7 @@ const FAREWELL_MS = 200;
  */
 export class Doorman {
   readonly #listener: Listener;
+  readonly #otherListeners: Listener[] = [];
   readonly #checksum: Checksum;
   readonly #helloTimeoutMs: number;
   readonly #isOnlyChance: boolean;
@@ -46,6 +54,13 @@ export class Doorman {
   readonly #joined = new Map<number, FrameStream>();
   /** The main channel, where a lost one may be joined again. */
   #rejoinable: FrameStream | null = null;
+  /** Of the bulk and priority channels. */
+  #channelToken = this.#token;
+  /** Told when the source joins a post-copy again; null before that could be. */
+  #onOffer: (() => void) | null = null;
+  #offer: Offer | null = null;
+  /** Channels of which leg are let in. */
+  #leg = 0;
   #strangers = 0;
   #isClosed = false;
 
@@ -66,7 +81,7 @@ export class Doorman {
 
   /** Waits for the source. Throws NO_SOURCE after `limitMs`. */
   async admitMain(limitMs: number): Promise<FrameStream> {
-    const accepting = this.#accept();
+    const accepting = this.#accept(this.#listener);
     accepting.catch((error) => this.#main.reject(error));
     return await within(limitMs, this.#main.promise, () => {
       return new MigrationError("NO_SOURCE", { address: this.#listener.address, limitMs });
@@ -76,10 +91,11 @@ export class Doorman {
   /** Waits for all channels that are expected, until closed. Throws CHANNELS_MISSING after `limitMs`. */
   async *admitChannels(limitMs: number): AsyncGenerator<ChannelPlace> {
     const channels = this.#channels;
+    const leg = this.#leg;
     const deadline = new Deadline(limitMs);
     for (let admitted = 0; admitted < channels; admitted += 1) {
       while (this.#places.length === 0) {
-        if (this.#isClosed) return; // Nobody waits for the rest any more.
+        if (this.#isClosed || this.#leg !== leg) return; // Nobody waits for the rest any more.
         const { promise, resolve } = Promise.withResolvers<void>();
         this.#onPlace = resolve;
         const facts = { wanted: channels, found: admitted, limitMs };
@@ -94,6 +110,42 @@ export class Doorman {
   /** From now on, who has the migration's token may take the place of a lost `main`. */
   mayRejoin(main: FrameStream): void {
     this.#rejoinable = main;
+  }
+
+  /** Where it listens, as a source can use it. */
+  get address(): string {
+    return this.#listener.address;
+  }
+
+  /** From now on the guest is here: the source may join again, which is told each time. */
+  awaitOffers(onOffer: () => void): void {
+    this.#onOffer = onOffer;
+  }
+
+  /** The last one that came, once. */
+  takeOffer(): Offer | null {
+    const offer = this.#offer;
+    this.#offer = null;
+    return offer;
+  }
+
+  /** Closes all channels, which no thread may use any more, and lets in those of `offer` alone. */
+  changeLeg(main: FrameStream, offer: Offer | null): void {
+    this.#leg += 1;
+    this.#channels = 0;
+    this.#onPlace(); // Who waits for channels of the last leg waits in vain.
+    this.#onPlace = () => {};
+    this.#places.length = 0;
+    for (const channel of [...this.#joined.keys()]) this.letGo(channel);
+    this.#streams.delete(main);
+    main.close();
+    if (offer !== null) this.#channelToken = offer.token;
+  }
+
+  /** Lets the same connections in at another address as well. */
+  listenAlso(listener: Listener): void {
+    this.#otherListeners.push(listener);
+    this.#accept(listener).catch(() => {}); // It was closed.
   }
 
   /** Hands over the connections that join later, each in the place of one that was let go. */
@@ -129,17 +181,18 @@ export class Doorman {
   close({ areThreadsGone }: { areThreadsGone: boolean }): void {
     this.#isClosed = true;
     this.#onPlace();
-    this.#listener.close();
+    this.#offer?.stream.close();
+    for (const listener of [this.#listener, ...this.#otherListeners]) listener.close();
     for (const stream of this.#streams) {
       if (areThreadsGone || this.#joined.get(stream.channel) !== stream) stream.close();
     }
   }
 
   /** Takes connections in as long as the listener lives; each is looked at by itself. */
-  async #accept(): Promise<void> {
+  async #accept(listener: Listener): Promise<void> {
     for (;;) {
       // Without a limit of its own: channels come long after the source, if memory takes a while.
-      const connection = await this.#listener.next(Number.POSITIVE_INFINITY);
+      const connection = await listener.next(Number.POSITIVE_INFINITY);
       if (this.#isClosed || this.#strangers >= STRANGERS_MAX) {
         connection.close();
         continue;
@@ -199,6 +252,10 @@ export class Doorman {
 
   /** The source is here again: it goes on where its last connection ended. */
   async #welcomeBack(stream: FrameStream, hello: Hello, version: number): Promise<void> {
+    if (this.#onOffer !== null && this.#isOfMigration(hello)) {
+      await this.#welcomeOffer(stream, version, this.#onOffer);
+      return;
+    }
     const main = this.#rejoinable;
     if (main?.mayBeRejoined !== true || !this.#isOfMigration(hello)) {
       throw new MigrationError("TOKEN_REFUSED", { channel: 0 });
@@ -213,11 +270,21 @@ export class Doorman {
     main.adopt(stream, decodeRejoin(body, 0));
   }
 
-  #isOfMigration({ migrationId, token }: Hello): boolean {
+  /** Whatever the source had before is over with that. Of several, the last one counts. */
+  async #welcomeOffer(stream: FrameStream, version: number, tell: () => void): Promise<void> {
+    const token = new Uint8Array(randomBytes(TOKEN_BYTES));
+    await stream.send("welcome", encodeWelcome({ version, token }), this.#helloTimeoutMs);
+    await stream.receive(["recover"], this.#helloTimeoutMs);
+    this.#offer?.stream.close();
+    this.#offer = { stream, token };
+    tell();
+  }
+
+  #isOfMigration({ migrationId, token }: Hello, wanted = this.#token): boolean {
     return (
       this.#migrationId !== null &&
       timingSafeEqual(migrationId, this.#migrationId) &&
-      timingSafeEqual(token, this.#token)
+      timingSafeEqual(token, wanted)
     );
   }
 
@@ -226,7 +293,7 @@ export class Doorman {
     const { channel } = hello;
     const isOurs =
       hello.lane === (channel > this.#channels - this.#lanes ? "priority" : "bulk") &&
-      this.#isOfMigration(hello) &&
+      this.#isOfMigration(hello, this.#channelToken) &&
       channel <= this.#channels &&
       !this.#joined.has(channel);
     if (!isOurs) throw new MigrationError("TOKEN_REFUSED", { channel });

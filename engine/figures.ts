@@ -49,6 +49,31 @@ export function channelFigures(
   }));
 }
 
+/** The figures of several legs of a migration, channel by channel. Each later leg began with a loss. */
+export function channelsOfLegs(legs: readonly (readonly ChannelFigures[])[]): ChannelFigures[] {
+  const byId = new Map<number, ChannelFigures>();
+  for (const each of legs.flat()) {
+    const before = byId.get(each.id);
+    const both = before === undefined ? each : (addedUp(before, each) as ChannelFigures);
+    const { id, lane, losses } = each;
+    const again = before === undefined ? 0 : before.losses + 1;
+    byId.set(id, { ...both, id, lane, losses: losses + again });
+  }
+  return [...byId.values()].sort((a, b) => a.id - b.id);
+}
+
+/** Figures of the same form, added; of texts the later one, if it says anything. */
+export function addedUp<T extends object>(a: T, b: T): T {
+  const keys = Object.keys(b) as (keyof T)[];
+  const sums = keys.map((key) => {
+    const [x, y] = [a[key], b[key]] as [unknown, unknown];
+    if (typeof x === "number" && typeof y === "number") return [key, x + y];
+    if (typeof x === "object" && x !== null) return [key, addedUp(x, y as object)];
+    return [key, y === "" ? x : y];
+  });
+  return Object.fromEntries(sums) as T;
+}
+
 /** The main channel carries no pages, and nothing of it is compressed. */
 export function mainChannelFigures(sentBytes: number): ChannelFigures {
   return {

@@ -44,6 +44,7 @@ export {
   type Parameters,
   resolveParameters,
 } from "./parameters.ts";
+export { PostcopyRecovery } from "./postcopy-recovery.ts";
 export { PostcopySwitch } from "./postcopy-switch.ts";
 export { type MigrateOutOptions, migrateOut, SOURCE_PHASES, type SourcePhase } from "./source.ts";
 export {

@@ -315,8 +315,21 @@ export const PARAMETERS = {
     live: false,
     side: "both",
     meaning:
-      "Before the guest is handed over, how long a lost main channel may take to be joined again with the migration's token; 0 ends the migration at once.",
+      "Before the guest is handed over, how long a lost main channel may take to be joined again with the migration's token; 0 ends the migration at once. In post-copy, how long a source tries by itself to join a paused destination again.",
     why: "Whoever knows that a peer is dead wants to hear it at once; where links break and come back, a few seconds are right.",
+  },
+  recoverTimeoutMs: {
+    type: "milliseconds",
+    default: 0,
+    min: TIMEOUT_MS_MIN,
+    max: TIMEOUT_MS_MAX,
+    zero: "for ever",
+    agreed: false,
+    live: false,
+    side: "both",
+    meaning:
+      "How long a post-copy whose link broke is kept, paused, to be joined again by `multifd recover`; after that the migration is interrupted.",
+    why: "The guest is in two halves then, and ends with either: there is no time after which that is wanted.",
   },
   channelTimeoutMs: {
     type: "milliseconds",

@@ -1,11 +1,11 @@
-import { assert } from "../base/assert.ts";
+import { assert, must } from "../base/assert.ts";
 import { within } from "../base/clock.ts";
 import { MigrationError } from "../base/errors.ts";
 import { siblingModule } from "../base/module.ts";
 import { type Control, createControl, reviveChannel, stopChannel } from "../workers/control.ts";
 import { wordCountFor } from "../workers/dirty-words.ts";
 import { createFaultDoor, type FaultDoor } from "../workers/fault-door.ts";
-import { createLaneWords } from "../workers/lane-words.ts";
+import { createLaneWords, OPEN, tellLanes } from "../workers/lane-words.ts";
 import type { ChannelPlace, LaneSetup, ReceiveSetup, ReceiveTask } from "../workers/protocol.ts";
 import { type Block, geometryOf } from "./block.ts";
 import { channelFigures, sumCounters } from "./figures.ts";
@@ -29,13 +29,20 @@ export class Receiver {
   /** By channel: settled when its thread has no more to do with its connection. */
   readonly #tasks = new Map<number, Promise<void>>();
   readonly #losses: number[];
+  readonly #laneWords = createLaneWords();
+  /** A bit per page of each block: something was written there. */
+  readonly #received: readonly Int32Array[];
 
-  /** Starts the threads. `blocks` are in the order of the agreement. */
+  /**
+   * Starts the threads. `blocks` are in the order of the agreement. After another one broke off, whose
+   * threads are gone, it goes on with what that has received.
+   */
   constructor(
     blocks: readonly Block[],
     { channels, lanes = 0 }: { channels: number; lanes?: number },
     parameters: Parameters,
     surroundings: Surroundings,
+    before: Receiver | null = null,
   ) {
     this.#channels = channels;
     this.#losses = Array<number>(channels).fill(0);
@@ -45,13 +52,19 @@ export class Receiver {
       name: block.name,
       ...geometryOf(block, parameters.chunkBytes),
     }));
-    this.door = lanes === 0 ? null : createFaultDoor(geometries);
+    this.door = lanes === 0 ? null : (before?.door ?? createFaultDoor(geometries));
+    this.#received =
+      before !== null
+        ? before.#received
+        : geometries.map(({ pageCount }) => {
+            return new Int32Array(new SharedArrayBuffer(wordCountFor(pageCount) * 4));
+          });
     const setup: ReceiveSetup = {
       control: this.control,
-      blocks: blocks.map((block) => {
+      blocks: blocks.map((block, index) => {
         const { name, sizeBytes, place, pristine } = block;
         const { pageBytes, pageCount } = geometryOf(block, parameters.chunkBytes);
-        const received = new Int32Array(new SharedArrayBuffer(wordCountFor(pageCount) * 4));
+        const received = must(this.#received[index], "every block has a record");
         const generations = new Uint32Array(new SharedArrayBuffer(pageCount * 4));
         return {
           name,
@@ -68,7 +81,7 @@ export class Receiver {
       channelTimeoutMs: parameters.channelTimeoutMs,
       ...(this.door === null ? {} : { door: this.door }),
     };
-    const words = createLaneWords();
+    const words = this.#laneWords;
     this.#lanes = surroundings.startLanes(
       Array.from({ length: lanes }, (_, lane): LaneSetup => {
         return { side: "destination", receive: setup, words, lane, lanes };
@@ -144,6 +157,11 @@ export class Receiver {
       if (error !== late) throw error;
       await Promise.all([...this.#tasks.keys()].map((channel) => this.letGo(channel, limitMs)));
     }
+  }
+
+  /** The lanes may ask for pages: the source is ready for that. */
+  openLanes(): void {
+    tellLanes(this.#laneWords, OPEN);
   }
 
   /** Those with a connection that was not let go. */

@@ -95,12 +95,16 @@ export class Sender {
   /** The quickest answer to a fence so far: the first one of a channel has nothing to wait for. */
   #roundTripMs = Number.POSITIVE_INFINITY;
 
-  /** Starts the threads. Everything is dirty. Without a keeper a lost channel is the end. */
+  /**
+   * Starts the threads. Everything is dirty, or nothing where `isClean`. Without a keeper a lost
+   * channel is the end.
+   */
   constructor(
     blocks: readonly Block[],
     parameters: Parameters,
     surroundings: Surroundings,
     keeper: ChannelKeeper | null = null,
+    { isClean = false }: { isClean?: boolean } = {},
   ) {
     const { channels } = parameters;
     this.#keeper = keeper;
@@ -112,7 +116,7 @@ export class Sender {
     this.#blocks = blocks.map((block) => {
       const geometry = geometryOf(block, parameters.chunkBytes);
       const bitmap = new DirtyBitmap(geometry);
-      bitmap.fill();
+      if (!isClean) bitmap.fill();
       return { block, bitmap, ...geometry };
     });
     const cacheBytes = cacheBytesOf(parameters, shardBytes(this.#blocks, channels));
@@ -181,6 +185,17 @@ export class Sender {
   /** Pages that are known to be dirty: of those that are scanned, what was not sent yet. */
   get dirtyPages(): number {
     return this.#blocks.reduce((sum, { bitmap }) => sum + bitmap.dirtyCount(), 0);
+  }
+
+  /** Pages of a block are dirty, from a page that starts a word on. Returns those that were not. */
+  markDirty(block: number, firstPage: number, bits: Int32Array): number {
+    const { bitmap } = must(this.#blocks[block], "dirty pages are of a block that exists");
+    return undoWords(bitmap.words, firstPage / PAGES_PER_WORD, bits);
+  }
+
+  /** Pages and their numbers on the wire. */
+  get geometries(): readonly Geometry[] {
+    return this.#blocks;
   }
 
   /** The pages that are dirty, block by block, for the destination to miss. */

@@ -1,31 +1,26 @@
-import { assert } from "../base/assert.ts";
-import { every, nowMs } from "../base/clock.ts";
+import { assert, must } from "../base/assert.ts";
+import { after, Deadline, every, nowMs } from "../base/clock.ts";
 import { asMigrationError, MigrationError, reasonOf } from "../base/errors.ts";
-import { loadChecksum } from "../channels/checksum.ts";
-import type { FaultsMessage } from "../channels/messages.ts";
-import { stopWorkers } from "../workers/control.ts";
-import { beginPostcopy } from "../workers/gate.ts";
-import { createLaneWords, FINISH, OPEN, tellLanes } from "../workers/lane-words.ts";
+import { type Address, formatAddress, parseAddress } from "../channels/address.ts";
+import { type Checksum, loadChecksum } from "../channels/checksum.ts";
+import type { FaultsMessage, RunningMessage } from "../channels/messages.ts";
 import { createLatencies, latencyFigures } from "../workers/latencies.ts";
 import { Attempt, callHost } from "./attempt.ts";
 import { configure } from "./configuration.ts";
 import { Convergence, type Judgement, type Verdict } from "./convergence.ts";
 import type { DirtyLog, ScanLog } from "./dirty-log.ts";
-import { faultFigures, hypervisorReport, mainChannelFigures, pageFigures } from "./figures.ts";
-import { startHeartbeat } from "./heartbeat.ts";
+import { addedUp, channelsOfLegs, faultFigures, hypervisorReport, pageFigures } from "./figures.ts";
 import { Hold } from "./hold.ts";
 import type { DeviceSection, DeviceTerms, SourceHost } from "./host.ts";
 import { HypervisorView } from "./hypervisor-view.ts";
-import { laneCountOf } from "./lanes.ts";
 import { agreedParameters, type Parameters } from "./parameters.ts";
 import { preferPeersWord } from "./peers-word.ts";
 import { goesOver } from "./postcopy-policy.ts";
-import { Replacing } from "./replacing.ts";
-import { Sender, type SentRound } from "./sender.ts";
+import type { Sender, SentRound } from "./sender.ts";
 import type { MigrateOutOptions, SourcePhase } from "./source.ts";
-import { SourcePeer } from "./source-peer.ts";
+import { SourceLeg, type SourceLegTerms } from "./source-leg.ts";
 import type { DowntimeFigures, Progress, Report, RoundFigures } from "./statistics.ts";
-import type { LaneThreads, Surroundings } from "./surroundings.ts";
+import type { Surroundings } from "./surroundings.ts";
 import { Throughput } from "./throughput.ts";
 
 /** Who waits for news has it within 100 ms, also on a busy machine; a look costs microseconds. */
@@ -40,14 +35,34 @@ const THREADS_LOOK_MS = 250;
  */
 const PATIENCE_MS = 30;
 
+/** Between two tries of a source to join again by itself. */
+const OWN_TRY_MS = 200;
+
+/** A process that waits for nothing but a plea would end without something that it waits for. */
+const WATCH_MS = 60_000;
+
+/** Somebody's wish that a paused post-copy goes on. */
+interface Plea {
+  readonly address: Address;
+  resolve(): void;
+  reject(error: Error): void;
+}
+
 /** The steps behind the phases of `migrateOut`, and what they share. */
 export class SourceMigration {
   readonly attempt: Attempt<SourcePhase>;
   readonly #host: SourceHost;
   readonly #options: MigrateOutOptions;
-  readonly #peer: SourcePeer;
-  readonly #surroundings: Surroundings;
-  readonly #replacing: Replacing;
+  /** Where the destination is, as far as is known. */
+  #address: Address;
+  readonly #terms: SourceLegTerms;
+  #leg: SourceLeg;
+  /** Those that broke in post-copy. */
+  readonly #brokenLegs: SourceLeg[] = [];
+  #pausedFor: MigrationError | null = null;
+  /** Somebody asks for a recovery. */
+  #plea: Plea | null = null;
+  #onPlea: () => void = () => {};
   readonly #convergence = new Convergence();
   readonly #startMs = nowMs();
   readonly #cpuBefore = process.cpuUsage();
@@ -60,9 +75,6 @@ export class SourceMigration {
   readonly #pausing: Hold;
   readonly #notUndone: { action: string; reason: string }[] = [];
   #parameters: Parameters;
-  #sender: Sender | null = null;
-  #lanes: LaneThreads | null = null;
-  readonly #laneWords = createLaneWords();
   readonly #served = createLatencies();
   #faults: FaultsMessage | null = null;
   /** The guest goes over before its memory; decided after a round. */
@@ -87,19 +99,24 @@ export class SourceMigration {
 
   private constructor(
     host: SourceHost,
-    peer: SourcePeer,
-    replacing: Replacing,
     options: MigrateOutOptions,
-    parameters: Parameters,
+    configuration: { parameters: Parameters; address: Address; checksum: Checksum },
     surroundings: Surroundings,
   ) {
+    const { parameters, address, checksum } = configuration;
     this.#host = host;
-    this.#surroundings = surroundings;
+    this.#address = address;
+    this.#terms = {
+      blocks: host.blocks,
+      checksum,
+      surroundings,
+      served: this.#served,
+      onFailure: (error) => this.#legFailed(error),
+    };
     this.#tracking = new Hold(host, "dirty log");
     this.#throttling = new Hold(host, "throttle");
     this.#pausing = new Hold(host, "pause");
-    this.#peer = peer;
-    this.#replacing = replacing;
+    this.#leg = new SourceLeg(this.#terms, address, parameters);
     this.#options = options;
     this.#parameters = parameters;
     this.attempt = new Attempt<SourcePhase>({
@@ -123,6 +140,7 @@ export class SourceMigration {
       onProgress: _onProgress,
       live: _live,
       postcopySwitch: _postcopySwitch,
+      recovery: _recovery,
       ...given
     } = options;
     const { parameters, address: parsed } = configure(given, address, {
@@ -132,9 +150,12 @@ export class SourceMigration {
       throttle: host.throttle !== undefined,
       dirtyLog: host.dirtyLog,
     });
-    const peer = new SourcePeer(parsed, parameters, await loadChecksum(), surroundings);
-    const replacing = new Replacing(peer, parsed, parameters.connectTimeoutMs);
-    return new SourceMigration(host, peer, replacing, options, parameters, surroundings);
+    return new SourceMigration(
+      host,
+      options,
+      { parameters, address: parsed, checksum: await loadChecksum() },
+      surroundings,
+    );
   }
 
   async connect(): Promise<void> {
@@ -142,63 +163,35 @@ export class SourceMigration {
     this.#options.live?.attach({ parameters: this.#parameters, features }, (parameters) =>
       this.#change(parameters),
     );
-    await this.#peer.connect();
-    const { main } = this.#peer;
-    main.failed.catch((error) => this.attempt.fail(asMigrationError(error)));
-    const { channelTimeoutMs } = this.#parameters;
-    const onSilence = (error: MigrationError): void => {
-      if (main.mayBeRejoined) main.interrupt(error);
-      else this.attempt.fail(error);
-    };
-    this.#stops.push(startHeartbeat(main, channelTimeoutMs, onSilence));
+    this.#options.recovery?.attach({
+      pausedFor: () => this.#pausedFor,
+      recover: (address) => this.#plead(address),
+      pause: () => this.#breakOff(),
+    });
+    await this.#leg.peer.connect();
+    this.#leg.watch();
     this.#startProgress();
     this.#watchThreads();
   }
 
   /** Agrees on parameters and blocks, and opens all channels, each with its thread. */
   async agree(): Promise<void> {
+    const { peer } = this.#leg;
     // First of all: its threads start while the hosts agree, as the destination's do.
-    const sender = new Sender(
-      this.#host.blocks,
-      this.#parameters,
-      this.#surroundings,
-      this.#replacing,
-    );
-    this.#sender = sender;
-    this.#peer.onLost((channel) => this.#losesChannel(channel));
-    const laneCount = laneCountOf(this.#parameters);
-    const lanes = this.#surroundings.startLanes(
-      Array.from({ length: laneCount }, () => {
-        return {
-          side: "source",
-          send: sender.setup,
-          words: this.#laneWords,
-          served: this.#served,
-        };
-      }),
-    );
-    this.#lanes = lanes;
-    this.attempt.onFailure(() => stopWorkers(sender.control));
+    this.#leg.startThreads({ isClean: false });
+    this.attempt.onFailure(() => this.#leg.stop());
+    peer.onLost((channel) => this.#losesChannel(channel));
     const blocks = this.#host.blocks.map(({ name, sizeBytes, pageBytes }) => ({
       name,
       sizeBytes,
       pageBytes,
     }));
-    await this.#peer.agree({
+    await peer.agree({
       parameters: agreedParameters(this.#parameters),
       blocks,
       description: this.#host.description ?? "",
     });
-    const channels = Array.from({ length: this.#parameters.channels }, (_, index) => index + 1);
-    await Promise.all(
-      channels.map(async (channel) => sender.open(await this.#peer.openChannel(channel))),
-    );
-    await this.attempt.guard(lanes.start());
-    for (let lane = 0; lane < laneCount; lane += 1) {
-      const channel = this.#parameters.channels + 1 + lane;
-      const place = await this.#peer.openChannel(channel, "priority");
-      lanes.serve(lane, place, (error) => this.attempt.fail(asMigrationError(error)));
-    }
+    await this.attempt.guard(this.#leg.openChannels());
   }
 
   /** Sends round after round while the guest runs, until it may be paused. */
@@ -264,12 +257,12 @@ export class SourceMigration {
     sender.sync(this.#logs);
     this.#downtime.syncMs = this.#lap();
     if (this.#isPostcopy) {
-      await this.attempt.guard(this.#peer.discard(sender.dirtyWords()));
+      await this.attempt.guard(this.#leg.peer.discard(sender.dirtyWords()));
       this.#downtime.pagesMs = this.#lap();
       return;
     }
     await this.#sendRound();
-    this.#replacing.end();
+    this.#leg.endReplacing();
     await this.attempt.guard(sender.end());
     assert(sender.dirtyPages === 0, "nothing is dirty when all was sent and nobody writes");
     assert(sender.isScanComplete, "what may have changed was looked at when nobody writes");
@@ -285,35 +278,46 @@ export class SourceMigration {
     });
     this.#hypervisor.saved(nowMs() - startMs);
     this.#deviceBytes = sections.reduce((sum, { bytes }) => sum + bytes.length, 0);
-    await this.#peer.sendDevices(sections);
+    await this.#leg.peer.sendDevices(sections);
   }
 
   async awaitReady(): Promise<void> {
-    await this.#peer.awaitReady();
+    await this.#leg.peer.awaitReady();
     this.#downtime.devicesMs = this.#lap();
   }
 
   /** After this was called, the guest is not ours any more, whatever happens. */
   async handOver(): Promise<void> {
     if (this.#isPostcopy) {
-      beginPostcopy(this.#ofSender.control);
-      tellLanes(this.#laneWords, OPEN);
+      this.#leg.beginPostcopy();
+      try {
+        this.#runs(await this.#leg.leg.guard(this.#leg.peer.commit()));
+      } catch (error) {
+        // Whether it runs there is told when the destination was joined again.
+        this.#leg.leg.fail(asMigrationError(error));
+      }
+      return;
     }
-    const running = await this.#peer.commit();
+    const running = await this.#leg.peer.commit();
     this.#runsThere = true;
-    if (!this.#isPostcopy) this.attempt.succeed();
+    this.attempt.succeed();
+    this.#runs(running);
+    this.#totalMs = this.#lapStartMs - this.#startMs;
+    await this.#tellDone();
+  }
+
+  #runs(running: RunningMessage): void {
+    this.#runsThere = true;
     this.#untouchedPages = running.untouchedPages;
     this.#downtime.handoverMs = this.#lap();
     this.#hypervisor.runs(running, this.#downtime.handoverMs);
-    this.#totalMs = this.#lapStartMs - this.#startMs;
-    if (!this.#isPostcopy) await this.#tellDone();
   }
 
   async #tellDone(): Promise<void> {
     const hypervisor = this.#hypervisor.laps;
-    if (this.#faults !== null) await this.#peer.tellFaults(this.#faults).catch(() => {});
+    if (this.#faults !== null) await this.#leg.peer.tellFaults(this.#faults).catch(() => {});
     const done = { totalMs: this.#totalMs, ...this.#downtime, hypervisor };
-    await this.#peer.tellDone(done).catch(() => {}); // The guest runs there; the rest is figures.
+    await this.#leg.peer.tellDone(done).catch(() => {}); // The guest runs there; the rest is figures.
   }
 
   /** Whether memory follows the guest. */
@@ -321,27 +325,138 @@ export class SourceMigration {
     return this.#isPostcopy;
   }
 
-  /** Sends what the guest misses over all bulk channels, while the lanes send what it waits for. */
+  /**
+   * Sends what the guest misses over all bulk channels, while the lanes send what it waits for. When
+   * the link breaks it waits, with everything kept, to be joined to the destination again.
+   */
   async sendMissing(): Promise<void> {
-    const sender = this.#ofSender;
     const { attempt } = this;
-    const round = await attempt.guard(sender.sendRound());
-    const { dirtyPages, sentPages, sentBytes, elapsedMs } = round;
-    this.#rounds.push({ dirtyPages, sentPages, sentBytes, elapsedMs });
-    await attempt.guard(sender.end());
-    assert(sender.dirtyPages === 0, "nothing is dirty when all was sent and nobody writes");
-    tellLanes(this.#laneWords, FINISH);
-    const { stages, vcpus } = await attempt.guard(this.#peer.awaitComplete());
-    this.#faults = { stages: { ...stages, served: latencyFigures(this.#served) }, vcpus };
+    for (;;) {
+      try {
+        const { round, faults } = await attempt.guard(this.#leg.sendMissing());
+        const { dirtyPages, sentPages, sentBytes, elapsedMs } = round;
+        this.#rounds.push({ dirtyPages, sentPages, sentBytes, elapsedMs });
+        const { stages, vcpus } = faults;
+        this.#faults = { stages: { ...stages, served: latencyFigures(this.#served) }, vcpus };
+        break;
+      } catch (error) {
+        if (attempt.failure !== null) throw attempt.failure;
+        this.#leg.leg.fail(asMigrationError(error));
+        await this.#recover();
+      }
+    }
     attempt.succeed();
     this.#totalMs = nowMs() - this.#startMs;
     await this.#tellDone();
   }
 
+  /** Pauses, and returns when another leg has begun; a leg that fails before that leads back here. */
+  async #recover(): Promise<void> {
+    const { reconnectTimeoutMs, recoverTimeoutMs } = this.#parameters;
+    const { attempt } = this;
+    const limitMs = recoverTimeoutMs === 0 ? Number.POSITIVE_INFINITY : recoverTimeoutMs;
+    await this.#pause();
+    const deadline = new Deadline(limitMs);
+    const ownTries = new Deadline(reconnectTimeoutMs);
+    for (;;) {
+      const isOwn = !ownTries.passed;
+      const waitMs = isOwn ? OWN_TRY_MS : WATCH_MS;
+      const plea = await attempt.guard(this.#nextPlea(Math.min(waitMs, deadline.leftMs)));
+      if (plea === null && deadline.passed)
+        throw must(this.#pausedFor, "it is paused for a reason");
+      if (plea === null && !isOwn) continue;
+      try {
+        await attempt.guard(this.#joinAgain(plea?.address ?? this.#address));
+        attempt.change("postcopy");
+        this.#pausedFor = null;
+        plea?.resolve();
+        return;
+      } catch (error) {
+        const failure = asMigrationError(error);
+        plea?.reject(failure);
+        if (attempt.failure !== null) throw attempt.failure;
+        this.#leg.leg.fail(failure);
+        await this.#pause();
+      }
+    }
+  }
+
+  /** Ends the leg that broke; the other end notices, or is told. */
+  async #pause(): Promise<void> {
+    const leg = this.#leg;
+    const noticed = must(leg.leg.failure, "a leg is left when it broke");
+    const main = leg.peer.isConnected ? leg.peer.main : null;
+    this.#pausedFor = await preferPeersWord(noticed, main);
+    // Tries that never came to talk to the destination are no news.
+    if (this.attempt.phase !== "postcopy-paused") {
+      this.attempt.change("postcopy-paused", { isPaused: true });
+    }
+    await leg.peer.tellFailure(this.#pausedFor);
+    await leg.close();
+    if (main !== null) this.#brokenLegs.push(leg);
+  }
+
+  async #joinAgain(address: Address): Promise<void> {
+    const parameters = { ...this.#parameters, xbzrle: false };
+    const before = this.#leg;
+    const leg = new SourceLeg(this.#terms, address, parameters, before.peer.identity);
+    this.#leg = leg;
+    await leg.leg.guard(leg.peer.recover());
+    // They start while the destination's do.
+    const sender = leg.startThreads({ isClean: true });
+    await leg.leg.guard(
+      leg.peer.receiveMissing(sender.geometries, ({ block, firstPage, bits }) => {
+        return sender.markDirty(block, firstPage, bits);
+      }),
+    );
+    // Who says what it misses has taken the guest over.
+    if (!this.#runsThere) this.#runs({ untouchedPages: 0, runningForMs: null });
+    this.attempt.change("postcopy-recover");
+    leg.watch();
+    leg.peer.onLost((channel) => this.#losesChannel(channel));
+    leg.beginPostcopy();
+    await leg.openChannels();
+    await leg.leg.guard(leg.peer.tellResumed());
+    this.#address = address;
+  }
+
+  async #nextPlea(limitMs: number): Promise<Plea | null> {
+    const { promise, resolve } = Promise.withResolvers<null>();
+    this.#onPlea = () => resolve(null);
+    if (this.#plea === null) {
+      const prevent = after(limitMs, this.#onPlea);
+      await promise;
+      prevent();
+    }
+    const plea = this.#plea;
+    this.#plea = null;
+    return plea;
+  }
+
+  async #plead(text: string | undefined): Promise<string> {
+    const address = text === undefined ? this.#address : parseAddress(text);
+    if (this.#pausedFor === null || this.attempt.phase !== "postcopy-paused") {
+      throw new RangeError(`Cannot recover: the migration is in phase ${this.attempt.phase}`);
+    }
+    const { promise, resolve, reject } = Promise.withResolvers<void>();
+    this.#plea?.reject(new MigrationError("CANCELLED", { phase: this.attempt.phase }));
+    this.#plea = { address, resolve, reject };
+    this.#onPlea();
+    await promise;
+    return formatAddress(address);
+  }
+
+  #breakOff(): void {
+    const { phase } = this.attempt;
+    if (phase !== "postcopy" && phase !== "postcopy-recover") return;
+    this.#leg.leg.fail(new MigrationError("CANCELLED", { phase }));
+  }
+
   report(): Report {
     const cpu = process.cpuUsage(this.#cpuBefore);
-    const main = mainChannelFigures(this.#peer.main.sentBytes);
-    const channels = [main, ...this.#ofSender.channelFigures()];
+    const legs = [...this.#brokenLegs, this.#leg];
+    const channels = channelsOfLegs(legs.map((leg) => leg.channelFigures()));
+    const counters = legs.map((leg) => leg.sender.counters()).reduce(addedUp);
     return {
       totalMs: this.#totalMs,
       downtimeMs: this.#lapStartMs - this.#pausedAtMs,
@@ -350,7 +465,7 @@ export class SourceMigration {
       rounds: this.#rounds,
       guestBytes: this.#guestBytes,
       sentBytes: channels.reduce((sum, channel) => sum + channel.sentBytes, 0),
-      pages: pageFigures(this.#ofSender.counters(), this.#untouchedPages),
+      pages: pageFigures(counters, this.#untouchedPages),
       channels,
       cpuMs: (cpu.user + cpu.system) / 1000,
       ...(this.#faults === null ? {} : { faults: faultFigures(this.#faults) }),
@@ -376,11 +491,12 @@ export class SourceMigration {
   /** What `migrateOut` fails with. */
   async failureOf(thrown: unknown): Promise<MigrationError> {
     const first = this.attempt.failure ?? asMigrationError(thrown);
-    const main = this.#peer.isConnected ? this.#peer.main : null;
+    const { peer } = this.#leg;
+    const main = peer.isConnected ? peer.main : null;
     const failure = await preferPeersWord(first, main);
     if (this.#runsThere) {
       // The destination must not wait for pages that will not come.
-      await this.#peer.tellFailure(failure);
+      await this.#leg.peer.tellFailure(failure);
       const facts = { reason: failure.message };
       return new MigrationError("POSTCOPY_INTERRUPTED", facts, { at: "source", cause: failure });
     }
@@ -391,7 +507,7 @@ export class SourceMigration {
         { at: "source", cause: failure },
       );
     }
-    await this.#peer.tellFailure(failure);
+    await this.#leg.peer.tellFailure(failure);
     return this.#notRestored(failure) ?? failure.from("source");
   }
 
@@ -399,24 +515,16 @@ export class SourceMigration {
   async close(): Promise<void> {
     for (const stop of this.#stops.splice(0)) stop();
     this.#options.live?.detach();
+    this.#options.recovery?.detach();
+    this.#plea?.reject(new MigrationError("CANCELLED", { phase: this.attempt.phase }));
+    this.#onPlea();
     this.attempt.end();
-    this.#replacing.end();
-    if (this.#sender !== null) stopWorkers(this.#sender.control);
-    const limitMs = this.attempt.failure === null ? undefined : PATIENCE_MS;
-    const areThreadsGone = await this.#endThreads(limitMs);
-    this.#peer.close({ areThreadsGone });
-    if (!areThreadsGone) void this.#closeLate();
+    await this.#leg.close(this.attempt.failure === null ? undefined : PATIENCE_MS);
   }
 
-  /** Frees what a thread that hangs still holds, whenever it ends. */
-  async #closeLate(): Promise<void> {
-    const areThreadsGone = await this.#endThreads(Number.POSITIVE_INFINITY);
-    this.#peer.close({ areThreadsGone });
-  }
-
-  async #endThreads(limitMs?: number): Promise<boolean> {
-    const ends = await Promise.all([this.#sender?.close(limitMs), this.#lanes?.close(limitMs)]);
-    return !ends.includes(false);
+  /** In post-copy another leg may follow; before, the attempt ends with its leg. */
+  #legFailed(error: MigrationError): void {
+    if (!this.#isPostcopy || !this.attempt.isCommitted) this.attempt.fail(error);
   }
 
   /** The destination lost it. While channels are opened that ends the attempt; later, others go on. */
@@ -428,8 +536,10 @@ export class SourceMigration {
   }
 
   get #ofSender(): Sender {
-    assert(this.#sender !== null, "pages move after the hosts agreed");
-    return this.#sender;
+    // One that never came to talk to the destination has none.
+    const leg = this.#leg.hasThreads ? this.#leg : this.#brokenLegs.at(-1);
+    assert(leg !== undefined, "pages move after the hosts agreed");
+    return leg.sender;
   }
 
   get #deviceTerms(): DeviceTerms {
@@ -449,7 +559,7 @@ export class SourceMigration {
     const { dirtyPages, sentPages, sentBytes, elapsedMs } = round;
     const figures: RoundFigures = { dirtyPages, sentPages, sentBytes, elapsedMs };
     this.#rounds.push(figures);
-    await this.#peer.tellRound({ round: this.#rounds.length, ...figures });
+    await this.#leg.peer.tellRound({ round: this.#rounds.length, ...figures });
     return round;
   }
 
@@ -527,10 +637,11 @@ export class SourceMigration {
       if (now - lookedAtMs > 2 * THREADS_LOOK_MS) sleptMs += now - lookedAtMs;
       lookedAtMs = now;
       const limitMs = this.#parameters.stepTimeoutMs + this.#parameters.channelTimeoutMs;
-      const channel = this.#sender?.stuckChannel(limitMs + sleptMs) ?? null;
+      const sender = this.#leg.hasThreads ? this.#leg.sender : null;
+      const channel = sender?.stuckChannel(limitMs + sleptMs) ?? null;
       if (channel === null) return;
       const reason = `its thread has hung for ${limitMs} ms, as on a disk that does not answer`;
-      this.attempt.fail(new MigrationError("WORKER_DIED", { channel, reason }));
+      this.#leg.leg.fail(new MigrationError("WORKER_DIED", { channel, reason }));
     };
     this.#stops.push(every(THREADS_LOOK_MS, look));
   }
@@ -544,7 +655,10 @@ export class SourceMigration {
 
   #progress(): Progress {
     const now = nowMs();
-    const { dirtyPages, dirtyBytes, sentBytes, liveChannels } = this.#sender ?? this.#untouched;
+    const hasSender = this.#leg.hasThreads || this.#brokenLegs.length > 0;
+    const { dirtyPages, dirtyBytes, sentBytes, liveChannels } = hasSender
+      ? this.#ofSender
+      : this.#untouched;
     return {
       phase: this.attempt.phase,
       round: this.#rounds.length + 1,
@@ -571,7 +685,7 @@ export class SourceMigration {
 
   #change(parameters: Parameters): void {
     this.#parameters = parameters;
-    this.#sender?.change(parameters);
+    if (this.#leg.hasThreads) this.#leg.sender.change(parameters);
   }
 
   /** The time since the last lap: the parts of the downtime follow each other without a gap. */

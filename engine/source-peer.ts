@@ -4,19 +4,21 @@ import { errnoOf, MigrationError } from "../base/errors.ts";
 import { type Address, formatAddress } from "../channels/address.ts";
 import type { Checksum } from "../channels/checksum.ts";
 import type { Connector } from "../channels/connection.ts";
-import { corrupt, DISCARD_BITS_BYTES_MAX } from "../channels/frame.ts";
+import { corrupt } from "../channels/frame.ts";
 import { FrameStream } from "../channels/frame-stream.ts";
 import {
   type Agreement,
+  type DiscardMessage,
   type DoneMessage,
   decodeChannel,
+  decodeDiscard,
   decodeFaults,
   decodeRejoin,
   decodeRunning,
+  decodeSwitch,
   decodeWelcome,
   encodeAgreement,
   encodeChannel,
-  encodeDiscard,
   encodeDone,
   encodeFailure,
   encodeFaults,
@@ -33,12 +35,12 @@ import {
   TOKEN_BYTES,
   VERSION,
 } from "../channels/messages.ts";
-import { popcount } from "../workers/dirty-words.ts";
 import type { ChannelPlace } from "../workers/protocol.ts";
 import { fingerprintOf } from "./agreement.ts";
 import { sendDevices } from "./device-state.ts";
 import type { DeviceSection } from "./host.ts";
 import { laneCountOf } from "./lanes.ts";
+import { tellMissing } from "./missing.ts";
 import type { Parameters } from "./parameters.ts";
 import type { Surroundings } from "./surroundings.ts";
 
@@ -49,6 +51,8 @@ type SourceFrame =
   | "discard"
   | "switch"
   | "commit"
+  | "recover"
+  | "resumed"
   | "faults"
   | "done";
 
@@ -60,12 +64,18 @@ const FAREWELL_MS = 200;
 /** Between two tries to join again: soon enough not to be noticed, and no flood. */
 const RETRY_MS = 50;
 
+/** What a destination knows the source of its migration by. */
+export interface SourceIdentity {
+  readonly migrationId: Uint8Array<ArrayBuffer>;
+  readonly token: Uint8Array<ArrayBuffer>;
+}
+
 /** The destination as the source talks to it: over the main channel, and to open the others. */
 export class SourcePeer {
   readonly #connector: Connector;
   readonly #parameters: Parameters;
   readonly #checksum: Checksum;
-  readonly #migrationId = new Uint8Array(randomBytes(MIGRATION_ID_BYTES));
+  readonly #migrationId: Uint8Array<ArrayBuffer>;
   readonly #streams: FrameStream[] = [];
   readonly #address: string;
   readonly #joined = new Map<number, FrameStream>();
@@ -74,14 +84,21 @@ export class SourcePeer {
   readonly #canRejoin: boolean;
   #main: FrameStream | null = null;
   #isClosed = false;
-  #token = new Uint8Array(TOKEN_BYTES);
+  /** For the main channel, and for the others. */
+  #token: Uint8Array<ArrayBuffer>;
+  #channelToken: Uint8Array<ArrayBuffer>;
 
+  /** With `identity` it is known already, to the destination of a migration that goes on. */
   constructor(
     address: Address,
     parameters: Parameters,
     checksum: Checksum,
     surroundings: Surroundings,
+    identity: SourceIdentity | null = null,
   ) {
+    this.#migrationId = identity?.migrationId ?? new Uint8Array(randomBytes(MIGRATION_ID_BYTES));
+    this.#token = identity?.token ?? new Uint8Array(TOKEN_BYTES);
+    this.#channelToken = this.#token;
     this.#address = formatAddress(address);
     const isLasting = address.kind === "tcp" || address.kind === "unix";
     this.#canRejoin = isLasting && parameters.reconnectTimeoutMs > 0;
@@ -109,7 +126,44 @@ export class SourcePeer {
     const { stream, token } = await this.#join(0, "main");
     this.#main = stream;
     this.#token = token;
+    this.#channelToken = token;
     if (this.#canRejoin) stream.mayRejoin((reason) => void this.#rejoin(stream, reason));
+  }
+
+  get identity(): SourceIdentity {
+    return { migrationId: this.#migrationId, token: this.#token };
+  }
+
+  /** Joins the destination of a broken post-copy again, if that is ready for it. */
+  async recover(): Promise<void> {
+    const { stream, token } = await this.#join(0, "main");
+    this.#main = stream;
+    this.#channelToken = token;
+    await this.#send("recover", NOTHING);
+  }
+
+  /** Every page that the destination lacks is told to `take`, which returns how many are new to it. */
+  async receiveMissing(
+    blocks: readonly { readonly pageCount: number }[],
+    take: (missing: DiscardMessage) => number,
+  ): Promise<void> {
+    const { stepTimeoutMs } = this.#parameters;
+    let pages = 0;
+    for (;;) {
+      const { name, body } = await this.main.receive(["missing", "recovered"], stepTimeoutMs);
+      if (name === "missing") {
+        pages += take(decodeDiscard(body, 0, blocks));
+        continue;
+      }
+      const told = decodeSwitch(body, 0);
+      if (told !== pages) throw corrupt(0, "missing pages", told);
+      return;
+    }
+  }
+
+  /** All channels have joined again. */
+  async tellResumed(): Promise<void> {
+    await this.#send("resumed", NOTHING);
   }
 
   /** Throws PARAMETER_MISMATCH, BLOCK_MISMATCH or what the destination's host says. */
@@ -189,17 +243,7 @@ export class SourcePeer {
 
   /** Names the pages that are missing at the destination. Stretches without any are left out. */
   async discard(blocks: Iterable<{ block: number; words: Int32Array }>): Promise<void> {
-    const piece = DISCARD_BITS_BYTES_MAX / 4;
-    let pages = 0;
-    for (const { block, words } of blocks) {
-      for (let at = 0; at < words.length; at += piece) {
-        const bits = words.slice(at, at + piece);
-        const count = bits.reduce((sum, word) => sum + popcount(word), 0);
-        pages += count;
-        const body = encodeDiscard({ block, firstPage: at * 32, bits });
-        if (count > 0) await this.#send("discard", body);
-      }
-    }
+    const pages = await tellMissing(blocks, (body) => this.#send("discard", body));
     await this.#send("switch", encodeSwitch(pages));
   }
 
@@ -262,7 +306,7 @@ export class SourcePeer {
         migrationId: this.#migrationId,
         channel,
         lane,
-        token: this.#token,
+        token: channel === 0 ? this.#token : this.#channelToken,
       });
       await stream.send("hello", hello, connectTimeoutMs);
       const { body } = await stream.receive(["welcome"], connectTimeoutMs);

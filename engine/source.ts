@@ -1,6 +1,7 @@
 import type { SourceHost } from "./host.ts";
 import type { LiveParameters } from "./live-parameters.ts";
 import type { ParameterOptions } from "./parameters.ts";
+import type { PostcopyRecovery } from "./postcopy-recovery.ts";
 import type { PostcopySwitch } from "./postcopy-switch.ts";
 import { SourceMigration } from "./source-migration.ts";
 import type { Progress, Report } from "./statistics.ts";
@@ -17,11 +18,15 @@ export const SOURCE_PHASES = [
   "ready",
   "commit",
 ] as const;
-/** In post-copy one more follows, until all memory has. */
-export type SourcePhase = (typeof SOURCE_PHASES)[number] | "postcopy";
+/**
+ * In post-copy one more follows, until all memory has. When the link breaks it is paused until it is
+ * recovered, and goes on.
+ */
+export type PostcopyPhase = "postcopy" | "postcopy-paused" | "postcopy-recover";
+export type SourcePhase = (typeof SOURCE_PHASES)[number] | PostcopyPhase;
 
 export interface MigrateOutOptions extends ParameterOptions {
-  /** Cancels: the guest runs on here. From COMMIT on it comes too late and changes nothing. */
+  /** Cancels: the guest runs on here. From COMMIT on it changes nothing, but ends a paused post-copy. */
   readonly signal?: AbortSignal;
   readonly onPhase?: (phase: SourcePhase) => void;
   /** Called some times per second. */
@@ -30,6 +35,8 @@ export interface MigrateOutOptions extends ParameterOptions {
   readonly live?: LiveParameters;
   /** Lets post-copy begin while the migration runs. */
   readonly postcopySwitch?: PostcopySwitch;
+  /** Lets a post-copy whose link broke go on. */
+  readonly recovery?: PostcopyRecovery;
 }
 
 /**

@@ -3,7 +3,7 @@ import { must } from "../base/assert.ts";
 import { MIB } from "../base/units.ts";
 import type { FrameName } from "../channels/frame.ts";
 import type { DestinationPhase } from "../engine/destination.ts";
-import type { SourcePhase } from "../engine/source.ts";
+import type { PostcopyPhase, SourcePhase } from "../engine/source.ts";
 import { CliFolder, isSameFile } from "./fixtures/cli-folder.ts";
 import { failureOf } from "./fixtures/cli-outcome.ts";
 import { HoldingRelay, type WhenSenderGoes } from "./fixtures/cli-relay.ts";
@@ -35,7 +35,7 @@ interface Stop {
   readonly other?: string | null;
 }
 
-const SOURCE_STOPS: Readonly<Record<Exclude<SourcePhase, "postcopy">, Stop>> = {
+const SOURCE_STOPS: Readonly<Record<Exclude<SourcePhase, PostcopyPhase>, Stop>> = {
   connect: { hold: "hello", whenSenderGoes: "drop", other: null },
   agree: { hold: "accept" },
   precopy: { flags: SLOWLY },
@@ -47,7 +47,7 @@ const SOURCE_STOPS: Readonly<Record<Exclude<SourcePhase, "postcopy">, Stop>> = {
   commit: { hold: "running", isTooLate: true },
 };
 
-const DESTINATION_STOPS: Readonly<Record<Exclude<DestinationPhase, "postcopy">, Stop>> = {
+const DESTINATION_STOPS: Readonly<Record<Exclude<DestinationPhase, PostcopyPhase>, Stop>> = {
   listen: { other: null },
   agree: { hold: "agree" },
   receive: { flags: SLOWLY },

@@ -67,6 +67,10 @@ const KINDS: { readonly [name in FrameName]: number } = {
   complete: 28,
   faults: 29,
   rejoin: 32,
+  recover: 33,
+  missing: 34,
+  recovered: 35,
+  resumed: 36,
 };
 
 /** What a peer may make us allocate for a frame. */
@@ -98,6 +102,10 @@ const BODY_BYTES_MAX: { readonly [name in FrameName]: number } = {
   complete: 0,
   faults: 2296,
   rejoin: 4,
+  recover: 0,
+  missing: 65_544,
+  recovered: 8,
+  resumed: 0,
 };
 
 for (const name of NAMES) {

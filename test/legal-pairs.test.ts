@@ -58,6 +58,7 @@ const VALUES: { readonly [K in ParameterKey]: readonly Parameters[K][] } = {
   xbzrleCacheBytes: [64 * KIB, 16 * MIB],
   connectTimeoutMs: [5000],
   reconnectTimeoutMs: [5000],
+  recoverTimeoutMs: [5000],
   channelTimeoutMs: [9000],
   stepTimeoutMs: [20_000],
   acceptTimeoutMs: [60_000],

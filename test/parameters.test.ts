@@ -159,6 +159,7 @@ test("flags are the keys without their units, and are never renamed", () => {
     "xbzrle-cache-size",
     "connect-timeout",
     "reconnect-timeout",
+    "recover-timeout",
     "channel-timeout",
     "step-timeout",
     "accept-timeout",

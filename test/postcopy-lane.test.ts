@@ -57,10 +57,11 @@ async function goesOver(relay: Relay): Promise<Moved> {
       postcopy: "after-rounds",
       downtimeLimitMs: 1,
       channelTimeoutMs: 5000,
+      recoverTimeoutMs: 200,
       // So slow that the guest has to ask: lanes are not held to it.
       maxBandwidthBytesPerSecond: 48 * MIB,
     },
-    in: { channelTimeoutMs: 5000 },
+    in: { channelTimeoutMs: 5000, recoverTimeoutMs: 200 },
   });
   return { guest, to, ...outcome };
 }

@@ -155,7 +155,11 @@ test(`17: a link that breaks in post-copy leaves both ends with their memory, an
   await guest.run();
   const address = Promise.withResolvers<string>();
   const arriving = outcomeOf(
-    migrateIn(to, "tcp:127.0.0.1:0", { onListening: address.resolve, channelTimeoutMs: 2000 }),
+    migrateIn(to, "tcp:127.0.0.1:0", {
+      onListening: address.resolve,
+      channelTimeoutMs: 2000,
+      recoverTimeoutMs: 200,
+    }),
   );
   await using relay = await Relay.start();
   // What is missing has begun to come, and the rest never will.
@@ -166,6 +170,7 @@ test(`17: a link that breaks in post-copy leaves both ends with their memory, an
       postcopy: "after-rounds",
       channelTimeoutMs: 2000,
       stepTimeoutMs: 5000,
+      recoverTimeoutMs: 200,
     }),
   );
   const outcomes = await Promise.all([leaving, arriving]);

@@ -4,7 +4,7 @@ import { SECOND_MS } from "../base/units.ts";
 import type { FrameName } from "../channels/frame.ts";
 import type { DestinationPhase } from "../engine/destination.ts";
 import type { ParameterOptions } from "../engine/parameters.ts";
-import type { SourcePhase } from "../engine/source.ts";
+import type { PostcopyPhase, SourcePhase } from "../engine/source.ts";
 import type { HeldStep } from "./fixtures/cli-guest-source.ts";
 import {
   addressOf,
@@ -32,7 +32,7 @@ interface Stop {
   readonly parameters?: ParameterOptions;
 }
 
-const SOURCE_STOPS: Readonly<Record<Exclude<SourcePhase, "commit" | "postcopy">, Stop>> = {
+const SOURCE_STOPS: Readonly<Record<Exclude<SourcePhase, "commit" | PostcopyPhase>, Stop>> = {
   connect: { frame: "welcome" },
   agree: { frame: "accept" },
   precopy: { parameters: SLOWLY },
@@ -43,7 +43,7 @@ const SOURCE_STOPS: Readonly<Record<Exclude<SourcePhase, "commit" | "postcopy">,
 };
 
 const DESTINATION_STOPS: Readonly<
-  Record<Exclude<DestinationPhase, "listen" | "resume" | "postcopy">, Stop>
+  Record<Exclude<DestinationPhase, "listen" | "resume" | PostcopyPhase>, Stop>
 > = {
   agree: { frame: "agree" },
   receive: { parameters: SLOWLY },

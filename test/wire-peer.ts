@@ -159,6 +159,10 @@ export const KIND = {
   complete: 28,
   faults: 29,
   rejoin: 32,
+  recover: 33,
+  missing: 34,
+  recovered: 35,
+  resumed: 36,
 } as const;
 
 export const LANE = { main: 1, bulk: 2 } as const;
@@ -187,6 +191,10 @@ const BODY_BYTES_MAX = new Map<number, number>([
   [KIND.lost, 4],
   [KIND.gone, 4],
   [KIND.rejoin, 4],
+  [KIND.recover, 0],
+  [KIND.missing, 65_544],
+  [KIND.recovered, 8],
+  [KIND.resumed, 0],
 ]);
 
 const NOTHING = new Uint8Array(0);

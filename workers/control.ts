@@ -21,8 +21,8 @@ export interface Control {
   /** Word 0: pace in ns, word 1: limit. */
   readonly pacing: BigInt64Array;
   readonly codec: Int32Array;
-  readonly gate: Int32Array;
   readonly trials: Int32Array;
+  readonly gate: Int32Array;
   readonly counters: Float64Array;
 }
 
@@ -115,8 +115,8 @@ export function createControl(channels: number): Control {
     stop: new Int32Array(new SharedArrayBuffer(channels * STOP_ROW * 4)),
     pacing: new BigInt64Array(new SharedArrayBuffer(64)),
     codec: new Int32Array(new SharedArrayBuffer(64)),
-    gate: new Int32Array(new SharedArrayBuffer(64)),
     trials: new Int32Array(new SharedArrayBuffer(TRIALS_WORDS * 4)),
+    gate: new Int32Array(new SharedArrayBuffer(64)),
     counters: new Float64Array(new SharedArrayBuffer(channels * ROW * 8)),
   };
 }

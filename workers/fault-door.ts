@@ -193,7 +193,34 @@ export function markPresent(door: FaultDoor, block: number, index: number, bits:
   }
 }
 
-/** The first page from `from` on that is missing; -1 when all are there. For tests and recovery. */
+/**
+ * What came is here, and everything else is missing: whoever claimed a page is gone, and will not
+ * place it any more. Returns how many are missing. No thread that places pages may be left.
+ */
+export function reconcile({ words, blocks }: FaultDoor): number {
+  let missing = 0;
+  for (const { present, claimed, requested } of blocks) {
+    for (let index = 0; index < present.length; index += 1) {
+      const there = Atomics.load(present, index);
+      Atomics.store(claimed, index, there);
+      Atomics.store(requested, index, 0);
+      missing += 32 - popcount(there);
+    }
+  }
+  Atomics.store(words, MISSING, missing);
+  return missing;
+}
+
+/** Who waits for a page asks for it once more: the lane that was to bring it is gone. */
+export function askAgain({ words, seats, sinceMs }: FaultDoor): void {
+  for (const [seat, since] of sinceMs.entries()) {
+    if (since !== 0) Atomics.store(seats, seat * SEAT_WORDS, SEAT_ASKED);
+  }
+  Atomics.add(words, BELL, 1);
+  Atomics.notify(words, BELL);
+}
+
+/** The first page from `from` on that is missing; -1 when all are there. For tests. */
 export function nextMissing({ present, pageCount }: FaultBlock, from: number): number {
   for (let page = from; page < pageCount; page = (page | 31) + 1) {
     const missing = ~Atomics.load(present, page >>> 5) & (-1 << (page & 31));

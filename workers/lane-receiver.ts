@@ -5,6 +5,7 @@ import { CounterRow, stopOf } from "./control.ts";
 import { ARMED, BELL, type FaultDoor, isPresent, SEATS_MAX, takeQuestion } from "./fault-door.ts";
 import { closeGate, openGate } from "./gate.ts";
 import { Idleness } from "./lane-idle.ts";
+import { OPEN } from "./lane-words.ts";
 import { noteLatency } from "./latencies.ts";
 import { PageReceiver } from "./page-receiver.ts";
 import type { ChannelPlace, ReceiveSetup } from "./protocol.ts";
@@ -17,6 +18,7 @@ export class LaneReceiver {
   readonly #stop: Int32Array;
   readonly #pages: PageReceiver;
   readonly #share: { lane: number; lanes: number };
+  readonly #laneWords: Int32Array;
   /** Asked for and not there yet. */
   #waited: { block: number; page: number; askedMs: number }[] = [];
   #requests = 0;
@@ -24,7 +26,11 @@ export class LaneReceiver {
   constructor(
     setup: ReceiveSetup,
     place: ChannelPlace,
-    { checksum, ...share }: { checksum: Checksum; lane: number; lanes: number },
+    {
+      checksum,
+      words,
+      ...share
+    }: { checksum: Checksum; words: Int32Array; lane: number; lanes: number },
   ) {
     this.#setup = setup;
     this.#door = must(setup.door, "a lane serves a door");
@@ -32,6 +38,7 @@ export class LaneReceiver {
     this.#counters = new CounterRow(setup.control, place.channel - 1);
     this.#pages = new PageReceiver(setup, place, checksum);
     this.#share = share;
+    this.#laneWords = words;
   }
 
   /** Serves until the source says that nothing follows. */
@@ -42,7 +49,8 @@ export class LaneReceiver {
     for (;;) {
       const bell = Atomics.load(words, BELL);
       let isBusy = false;
-      const question = takeQuestion(this.#door, { from, ...this.#share });
+      const isOpen = Atomics.load(this.#laneWords, OPEN) !== 0;
+      const question = isOpen ? takeQuestion(this.#door, { from, ...this.#share }) : null;
       if (question !== null) {
         isBusy = true;
         from = (question.seat + 1) % SEATS_MAX;

@@ -41,6 +41,6 @@ function laneOf(place: ChannelPlace): LaneSender | LaneReceiver {
       checksum: send.hasChecksum ? checksum : null,
     });
   }
-  const { receive, lane, lanes } = setup;
-  return new LaneReceiver(receive, place, { checksum, lane, lanes });
+  const { receive, words, lane, lanes } = setup;
+  return new LaneReceiver(receive, place, { checksum, words, lane, lanes });
 }

@@ -1,0 +1,161 @@
+import { chmodSync } from "node:fs";
+import { connect, createServer, type Server, type Socket } from "node:net";
+import { after, within } from "../base/clock.ts";
+import { asMigrationError, MigrationError, reasonOf } from "../base/errors.ts";
+import type { PostcopyRecovery } from "../engine/postcopy-recovery.ts";
+import { explainedListenFailure } from "./socket-path.ts";
+
+/**
+ * How a command that runs is talked to: a unix socket, for whoever may write to it, which is its
+ * owner. A connection says one JSON line, `{"do":"status"}`, `{"do":"pause"}` or
+ * `{"do":"recover","address":ADDRESS}`, and gets one back. What else it says is refused.
+ */
+export const DEEDS = ["status", "pause", "recover"] as const;
+export type Deed = (typeof DEEDS)[number];
+
+export interface Plea {
+  readonly do: Deed;
+  readonly address?: string;
+}
+
+export type Answer =
+  | { readonly event: "status"; readonly phase: string; readonly pausedFor: object | null }
+  | { readonly event: "recovered"; readonly address: string }
+  | { readonly event: "failed"; readonly failure: object }
+  /** Nothing was tried. */
+  | { readonly event: "refused"; readonly reason: string };
+
+/** What is said is short, and said at once: whoever is longer, or slower, is no operator. */
+const LINE_BYTES_MAX = 4096;
+const LINE_MS = 5000;
+const TALKERS_MAX = 8;
+
+/** A recovery takes as long as its steps may. */
+const ANSWER_MS = 10 * 60_000;
+
+interface Controlled {
+  readonly recovery: PostcopyRecovery;
+  phase(): string;
+}
+
+/** Throws ADDRESS_UNUSABLE. Disposed of, it answers nobody any more. */
+export async function openControl(path: string, controlled: Controlled): Promise<AsyncDisposable> {
+  const talkers = new Set<Socket>();
+  // Who has said all is answered all the same.
+  const server = createServer({ allowHalfOpen: true }, (socket) => {
+    socket.on("error", () => {}); // Who leaves needs no answer.
+    if (talkers.size >= TALKERS_MAX) {
+      socket.destroy();
+      return;
+    }
+    talkers.add(socket);
+    socket.once("close", () => talkers.delete(socket));
+    void serve(socket, controlled);
+  });
+  await startServer(server, path);
+  return {
+    async [Symbol.asyncDispose]() {
+      for (const socket of talkers) socket.destroySoon();
+      const { promise, resolve } = Promise.withResolvers<void>();
+      server.close(() => resolve());
+      // An answer that nobody reads must not keep the command.
+      const prevent = after(LINE_MS, () => {
+        for (const socket of talkers) socket.destroy();
+      });
+      await promise;
+      prevent();
+    },
+  };
+}
+
+async function startServer(server: Server, path: string): Promise<void> {
+  const { promise, resolve, reject } = Promise.withResolvers<void>();
+  server.once("error", reject);
+  server.listen({ path }, resolve);
+  try {
+    await promise;
+    chmodSync(path, 0o600);
+  } catch (error) {
+    const address = `unix:${path}`;
+    const facts = { address, reason: reasonOf(error) };
+    const failure = new MigrationError("ADDRESS_UNUSABLE", facts, { cause: error });
+    throw await explainedListenFailure(failure, address);
+  }
+  server.on("error", () => {});
+  server.unref(); // It is no reason to go on.
+}
+
+async function serve(socket: Socket, controlled: Controlled): Promise<void> {
+  let answer: Answer;
+  try {
+    answer = await perform(pleaOf(await lineOf(socket, LINE_MS)), controlled);
+  } catch (error) {
+    answer = { event: "refused", reason: reasonOf(error) };
+  }
+  socket.end(`${JSON.stringify(answer)}\n`);
+}
+
+async function perform(plea: Plea, { recovery, phase }: Controlled): Promise<Answer> {
+  if (plea.do === "recover") {
+    try {
+      return { event: "recovered", address: await recovery.recover(plea.address) };
+    } catch (error) {
+      if (error instanceof RangeError) throw error; // It cannot be asked for, or not so.
+      return { event: "failed", failure: asMigrationError(error).toJSON() };
+    }
+  }
+  if (plea.do === "pause") recovery.pause();
+  return { event: "status", phase: phase(), pausedFor: recovery.pausedFor?.toJSON() ?? null };
+}
+
+/** Throws RangeError for what is no plea. */
+export function pleaOf(line: string): Plea {
+  let said: unknown;
+  try {
+    said = JSON.parse(line);
+  } catch {
+    throw new RangeError("it is not a line of JSON");
+  }
+  const { do: deed, address, ...rest } = (said ?? {}) as Record<string, unknown>;
+  if (!DEEDS.some((each) => each === deed)) {
+    throw new RangeError(`"do" must be one of ${DEEDS.join(", ")}`);
+  }
+  if (address !== undefined && (typeof address !== "string" || deed !== "recover")) {
+    throw new RangeError('"address" is text, and for "recover"');
+  }
+  const [unknown] = Object.keys(rest);
+  if (unknown !== undefined) throw new RangeError(`"${unknown.slice(0, 40)}" is not known`);
+  return { do: deed as Deed, ...(address === undefined ? {} : { address: address as string }) };
+}
+
+/** Asks a command that listens at `path`. Throws CONNECT_FAILED when no answer came. */
+export async function askControl(path: string, plea: Plea): Promise<Answer> {
+  const socket = connect({ path });
+  try {
+    socket.write(`${JSON.stringify(plea)}\n`);
+    return JSON.parse(await lineOf(socket, ANSWER_MS)) as Answer;
+  } catch (error) {
+    const facts = { address: `unix:${path}`, reason: reasonOf(error) };
+    throw new MigrationError("CONNECT_FAILED", facts, { cause: error });
+  } finally {
+    socket.destroy();
+  }
+}
+
+/** The first line that comes. Throws when it is too long or too late, or the socket ends before. */
+async function lineOf(socket: Socket, limitMs: number): Promise<string> {
+  const { promise, resolve, reject } = Promise.withResolvers<string>();
+  const chunks: Buffer[] = [];
+  let bytes = 0;
+  socket.once("error", reject);
+  socket.once("end", () => reject(new Error("it ended without a line")));
+  socket.on("data", (chunk: Buffer) => {
+    const end = chunk.indexOf("\n");
+    bytes += end === -1 ? chunk.length : end;
+    if (bytes > LINE_BYTES_MAX) reject(new RangeError("the line is too long"));
+    else chunks.push(end === -1 ? chunk : chunk.subarray(0, end));
+    if (bytes > LINE_BYTES_MAX || end !== -1) socket.pause();
+    if (end !== -1) resolve(Buffer.concat(chunks).toString());
+  });
+  return await within(limitMs, promise, () => new Error(`no line came within ${limitMs} ms`));
+}

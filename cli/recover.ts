@@ -1,0 +1,109 @@
+import { MigrationError } from "../base/errors.ts";
+import { PostcopyRecovery } from "../engine/postcopy-recovery.ts";
+import { type Answer, askControl, openControl } from "./control-socket.ts";
+import { failureText } from "./failure-text.ts";
+import { type Command, type CommandFlag, parseFlags } from "./flags.ts";
+import { chooseOutput, type Output } from "./output.ts";
+import { checkUsage, EXIT, tellFailure } from "./run.ts";
+import { HELP_FLAG, JSON_FLAG } from "./shared-flags.ts";
+import { complain, say } from "./standard-streams.ts";
+
+/** For commands that migrate. */
+export const CONTROL_FLAG = {
+  value: "text",
+  placeholder: "PATH",
+  meaning:
+    "Makes a unix socket there, for `multifd recover`: to go on when the link breaks in post-copy.",
+} as const satisfies CommandFlag;
+
+export const RECOVER = {
+  name: "recover",
+  summary: "Goes on with a post-copy whose link broke, at the end whose --control PATH is.",
+  positionals: [
+    { name: "PATH", meaning: "the --control of a `send` or `receive` that is paused" },
+    {
+      name: "ADDRESS",
+      optional: true,
+      meaning:
+        "where the source joins the destination, if not where it was; given to a destination, where it listens as well",
+    },
+  ],
+  flags: {
+    status: { meaning: "Only tells the phase, and why it is paused if it is." },
+    pause: { meaning: "Breaks a post-copy off, to go on over another link." },
+    json: JSON_FLAG,
+    help: HELP_FLAG,
+  },
+  parameters: false,
+} as const satisfies Command;
+
+export async function recover(argv: readonly string[]): Promise<number> {
+  const { flags, positionals, problems } = parseFlags(RECOVER, argv);
+  const output = chooseOutput({ json: flags.json });
+  const [path = "", address] = positionals;
+  try {
+    const isOther = flags.status || flags.pause;
+    const contradictions = [
+      ...(flags.status && flags.pause ? ["--status and --pause exclude each other"] : []),
+      ...(isOther && address !== undefined ? ["ADDRESS is for a recovery"] : []),
+    ];
+    checkUsage([...problems, ...contradictions]);
+    const deed = flags.status ? "status" : flags.pause ? "pause" : "recover";
+    const answer = await askControl(path, {
+      do: deed,
+      ...(address === undefined ? {} : { address }),
+    });
+    if (flags.json) say(`${JSON.stringify(answer)}\n`);
+    else tell(answer);
+    return answer.event === "status" || answer.event === "recovered" ? EXIT.completed : EXIT.failed;
+  } catch (error) {
+    return tellFailure(output, error);
+  }
+}
+
+function tell(answer: Answer): void {
+  switch (answer.event) {
+    case "status": {
+      const { message } = (answer.pausedFor ?? {}) as { message?: string };
+      say(`phase ${answer.phase}${message === undefined ? "" : `: ${message}`}\n`);
+      return;
+    }
+    case "recovered":
+      say(`recovered at ${answer.address}\n`);
+      return;
+    case "refused":
+      complain(`It was refused: ${answer.reason}\n`);
+      return;
+    case "failed": {
+      const { code, facts } = answer.failure as { code: never; facts: never };
+      complain(failureText(new MigrationError(code, facts)));
+    }
+  }
+}
+
+/** What a command hands to its migration so that `multifd recover` can reach it. */
+export interface Control extends AsyncDisposable {
+  readonly recovery: PostcopyRecovery;
+  onPhase(phase: string): void;
+}
+
+/** Opens the socket at `path`, if there is to be one, and tells `output` of every pause. */
+export async function controlled(path: string | undefined, output: Output): Promise<Control> {
+  const recovery = new PostcopyRecovery();
+  let current = "";
+  const socket =
+    path === undefined ? null : await openControl(path, { recovery, phase: () => current });
+  return {
+    recovery,
+    onPhase(phase) {
+      current = phase;
+      const reason = recovery.pausedFor;
+      if (phase !== "postcopy-paused" || reason === null) return;
+      const way = path === undefined ? "the source" : `\`multifd recover ${path}\``;
+      output.note(`paused, everything is kept for ${way} to go on: ${reason.message}`);
+    },
+    async [Symbol.asyncDispose]() {
+      await socket?.[Symbol.asyncDispose]();
+    },
+  };
+}

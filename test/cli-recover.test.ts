@@ -1,0 +1,143 @@
+import { statSync } from "node:fs";
+import { connect } from "node:net";
+import { expect, test } from "vitest";
+import { must } from "../base/assert.ts";
+import { asMigrationError, MigrationError } from "../base/errors.ts";
+import { askControl, openControl, pleaOf } from "../cli/control-socket.ts";
+import { PostcopyRecovery } from "../engine/postcopy-recovery.ts";
+import type { Report } from "../engine/statistics.ts";
+import { CliFolder } from "./fixtures/cli-folder.ts";
+import { failureOf } from "./fixtures/cli-outcome.ts";
+import { seedFromEnvironment } from "./prng.ts";
+import { runCli, startCli } from "./run-cli.ts";
+
+const SEED = seedFromEnvironment();
+
+test(`19: the demo is paused in post-copy, recovered by its control, and every page is right (SEED=${SEED})`, async () => {
+  using folder = new CliFolder();
+  const control = folder.at("control");
+  await using demo = startCli([
+    ...["demo", "--json", `--seed=${SEED}`, "--control", control, "--run-for", "50ms"],
+    ...["--size", "16MiB", "--working-set", "12MiB", "--dirty-rate", "400MiB/s"],
+    ...["--pattern", "stride", "--postcopy", "after-rounds=1", "--max-bandwidth", "4MiB/s"],
+    ...["--downtime-limit", "1ms"],
+  ]);
+  await demo.waitFor("phase", ({ phase }) => phase === "postcopy");
+  expect(await askControl(control, { do: "recover" })).toMatchObject({ event: "refused" });
+  await askControl(control, { do: "pause" });
+  await demo.waitFor("phase", ({ phase }) => phase === "postcopy-paused");
+  const status = await runCli(["recover", control, "--status", "--json"]);
+  expect(status.events.at(-1)).toMatchObject({
+    event: "status",
+    phase: "postcopy-paused",
+    pausedFor: { code: "CANCELLED" },
+  });
+  expect(await askControl(control, { do: "recover", address: "unix:/nowhere" })).toMatchObject({
+    event: "failed",
+    failure: { code: "CONNECT_FAILED" },
+  });
+  expect(await askControl(control, { do: "recover", address: "nowhere" })).toMatchObject({
+    event: "refused",
+  });
+  const { stdout, ...recovered } = await runCli(["recover", control]);
+  expect([recovered.status, recovered.stderr]).toEqual([0, ""]);
+  expect(stdout).toMatch(/^recovered at tcp:/);
+  const { events, stderr, status: ended } = await demo.exit;
+  expect([ended, stderr]).toEqual([0, ""]);
+  const last = must(events.at(-1), "it says how it ended");
+  expect((last["report"] as Report).verified).toBe(true);
+});
+
+test("a control takes one short line of what it knows, and harms nobody with anything else", async () => {
+  using folder = new CliFolder();
+  const path = folder.at("control");
+  const recovery = new PostcopyRecovery();
+  const broken = new MigrationError("CHANNEL_LOST", { channel: 0, reason: "it was cut" });
+  let pauses = 0;
+  recovery.attach({
+    pausedFor: () => broken,
+    recover: async (address) => {
+      if (address === undefined) throw broken;
+      return address;
+    },
+    pause: () => {
+      pauses += 1;
+    },
+  });
+  await using _control = await openControl(path, { recovery, phase: () => "postcopy-paused" });
+  expect(statSync(path).mode & 0o777).toBe(0o600);
+  for (const garbage of [
+    "\0\xff\n",
+    "{}\n",
+    "null\n",
+    "[1]\n",
+    '{"do":"fly"}\n',
+    "x".repeat(9000),
+  ]) {
+    expect(JSON.parse(await saidTo(path, garbage))).toMatchObject({ event: "refused" });
+  }
+  expect(await saidTo(path, '{"do":"pause"')).toContain("without a line");
+  const silent = Array.from({ length: 20 }, () => connect({ path }).on("error", () => {}));
+  await Promise.all(silent.slice(8).map(closed));
+  for (const socket of silent) socket.destroy();
+  await Promise.all(silent.slice(0, 8).map(closed));
+  await expect
+    .poll(() => askControl(path, { do: "status" }).catch(() => null))
+    .toEqual({ event: "status", phase: "postcopy-paused", pausedFor: broken.toJSON() });
+  expect(pauses).toBe(0);
+  await askControl(path, { do: "pause" });
+  expect(pauses).toBe(1);
+  expect(await askControl(path, { do: "recover" })).toMatchObject({
+    event: "failed",
+    failure: { code: "CHANNEL_LOST" },
+  });
+  const address = "tcp:10.0.0.1:4444";
+  expect(await askControl(path, { do: "recover", address })).toEqual({
+    event: "recovered",
+    address,
+  });
+  const second = openControl(path, { recovery, phase: () => "" }).catch(asMigrationError);
+  expect(await second).toMatchObject({ code: "ADDRESS_UNUSABLE" });
+});
+
+test("what is a plea, and what is none", () => {
+  expect(pleaOf('{"do":"recover","address":"unix:x"}')).toEqual({
+    do: "recover",
+    address: "unix:x",
+  });
+  for (const line of [
+    '{"do":"recover","address":1}',
+    '{"do":"pause","address":"a"}',
+    '{"do":"status","x":1}',
+  ]) {
+    expect(() => pleaOf(line)).toThrow(RangeError);
+  }
+});
+
+test("without anybody at the control it fails; what contradicts itself is wrong usage", async () => {
+  using folder = new CliFolder();
+  const nobody = await runCli(["recover", folder.at("control"), "--json"]);
+  expect([nobody.status, failureOf(nobody).code]).toEqual([1, "CONNECT_FAILED"]);
+  const both = await runCli(["recover", "x", "--status", "--pause", "--json"]);
+  expect([both.status, failureOf(both).code]).toEqual([2, "CONFIGURATION_INVALID"]);
+});
+
+/** What is answered to these bytes, after which this end says nothing more. */
+async function saidTo(path: string, bytes: string): Promise<string> {
+  const socket = connect({ path, allowHalfOpen: true });
+  socket.on("error", () => {});
+  socket.end(bytes);
+  let answer = "";
+  socket.setEncoding("utf8").on("data", (text: string) => {
+    answer += text;
+  });
+  await closed(socket);
+  return answer;
+}
+
+async function closed(socket: ReturnType<typeof connect>): Promise<void> {
+  const { promise, resolve } = Promise.withResolvers<void>();
+  if (socket.closed) resolve();
+  socket.once("close", () => resolve()).resume();
+  await promise;
+}

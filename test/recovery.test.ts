@@ -1,0 +1,356 @@
+import { setTimeout as sleep } from "node:timers/promises";
+import { expect, onTestFinished, test } from "vitest";
+import { MIB } from "../base/units.ts";
+import { migrateIn } from "../engine/destination.ts";
+import { PostcopyRecovery } from "../engine/postcopy-recovery.ts";
+import { type MigrateOutOptions, migrateOut } from "../engine/source.ts";
+import { MemoryGuestDestination } from "../hosts/memory-guest/destination.ts";
+import { MemoryGuest } from "../hosts/memory-guest/guest.ts";
+import type { GuestShape } from "../hosts/memory-guest/shape.ts";
+import { untilWritten } from "./fixtures/memory-guest-shapes.ts";
+import { type Outcome, outcomeOf } from "./harness/pair.ts";
+import { type Point, Relay } from "./harness/relay.ts";
+import { Prng, seedFromEnvironment } from "./prng.ts";
+
+/** A link that breaks in post-copy: both ends keep what they have, and go on over another one. */
+const seed = seedFromEnvironment();
+
+const SHAPE: GuestShape = {
+  blocks: [{ name: "ram", sizeBytes: 16 * MIB, pageBytes: 4096 }],
+  seed,
+  content: { zero: 0.2, text: 0.4, random: 0.4 },
+  vcpus: [0, 1].map((half) => ({
+    block: "ram",
+    firstPage: half * 2048,
+    pageCount: 2048,
+    pattern: half === 0 ? "stride" : "sweep",
+    rateBytesPerSecond: 64 * MIB,
+    changedBytes: 64,
+  })),
+};
+
+const LIMITS = { channelTimeoutMs: 5000, stepTimeoutMs: 10_000 };
+/** Slow enough that the link breaks while most is missing. */
+const SLOW = { maxBandwidthBytesPerSecond: 24 * MIB };
+
+/** One end's phases, and who waits for one of them. */
+class Phases {
+  readonly seen: string[] = [];
+  #onPhase: () => void = () => {};
+
+  readonly note = (phase: string): void => {
+    this.seen.push(phase);
+    this.#onPhase();
+  };
+
+  /** Returns when it is in this phase; a test's own limit stands above it. */
+  async reach(phase: string): Promise<void> {
+    while (this.seen.at(-1) !== phase) {
+      const { promise, resolve } = Promise.withResolvers<void>();
+      this.#onPhase = resolve;
+      await promise;
+    }
+  }
+
+  /** Returns when it has come to this phase, also if it has left it again. */
+  async begun(phase: string): Promise<void> {
+    while (!this.seen.includes(phase)) {
+      const { promise, resolve } = Promise.withResolvers<void>();
+      this.#onPhase = resolve;
+      await promise;
+    }
+  }
+
+  count(phase: string): number {
+    return this.seen.filter((each) => each === phase).length;
+  }
+}
+
+class Journey {
+  readonly source = { phases: new Phases(), recovery: new PostcopyRecovery() };
+  readonly destination = { phases: new Phases(), recovery: new PostcopyRecovery() };
+  readonly cancel = { source: new AbortController(), destination: new AbortController() };
+  readonly to = new MemoryGuestDestination({ vcpuThreads: 2 });
+  readonly guest: MemoryGuest;
+  outcomes!: Promise<[Outcome, Outcome]>;
+  arrival!: Promise<Outcome>;
+  address = "";
+
+  private constructor(guest: MemoryGuest) {
+    this.guest = guest;
+  }
+
+  /** Begins over `relay`. */
+  static async begin(
+    relay: Relay,
+    options: MigrateOutOptions = {},
+    destinationOptions: object = {},
+  ): Promise<Journey> {
+    const guest = await MemoryGuest.create(SHAPE);
+    onTestFinished(() => guest.stop());
+    const journey = new Journey(guest);
+    onTestFinished(() => journey.to.discard());
+    await guest.run();
+    await untilWritten(guest, 100);
+    const address = Promise.withResolvers<string>();
+    const { source, destination, cancel } = journey;
+    const arriving = outcomeOf(
+      migrateIn(journey.to, "tcp:127.0.0.1:0", {
+        ...LIMITS,
+        ...destinationOptions,
+        signal: cancel.destination.signal,
+        recovery: destination.recovery,
+        onPhase: destination.phases.note,
+        onListening: address.resolve,
+      }),
+    );
+    journey.address = await address.promise;
+    const leaving = outcomeOf(
+      migrateOut(guest, relay.before(journey.address), {
+        ...LIMITS,
+        ...SLOW,
+        channels: 2,
+        postcopy: "after-rounds",
+        downtimeLimitMs: 1,
+        ...options,
+        signal: cancel.source.signal,
+        recovery: source.recovery,
+        onPhase: source.phases.note,
+      }),
+    );
+    journey.arrival = arriving;
+    journey.outcomes = Promise.all([leaving, arriving]);
+    return journey;
+  }
+
+  /** The guest runs there, as both ends know. */
+  async moving(): Promise<void> {
+    const ends = [this.source, this.destination];
+    await Promise.all(ends.map(({ phases }) => phases.reach("postcopy")));
+  }
+
+  async paused(): Promise<void> {
+    await Promise.all([
+      this.source.phases.reach("postcopy-paused"),
+      this.destination.phases.reach("postcopy-paused"),
+    ]);
+    // The one copy that may run is there, and what it waits for does not stop it from obeying.
+    expect([this.guest.running, this.to.guest.running]).toEqual([false, true]);
+  }
+
+  /** The whole guest is there, and runs in one place. */
+  async expectArrived(): Promise<void> {
+    const outcomes = await this.outcomes;
+    expect(outcomes.map(({ failure }) => failure?.toJSON())).toEqual([undefined, undefined]);
+    expect(this.guest.running).toBe(false);
+    const { guest } = this.to;
+    expect(guest.running).toBe(true);
+    await untilWritten(guest, guest.writtenPages + 100);
+    await guest.pause();
+    expect(await guest.verify()).toEqual([]);
+  }
+}
+
+for (const [name, options] of [
+  ["plain", { compression: "none" }],
+  ["preempt/recovery/plain: two lanes, zstd", { compression: "zstd", priorityChannels: 2 }],
+] as const satisfies readonly [string, MigrateOutOptions][]) {
+  test(`19: postcopy/recovery/${name} (SEED=${seed})`, async () => {
+    await using relay = await Relay.start();
+    const journey = await Journey.begin(relay, options);
+    await journey.moving();
+    relay.do("cut");
+    await journey.paused();
+    await journey.source.recovery.recover(journey.address);
+    await journey.expectArrived();
+    const [{ report }] = await journey.outcomes;
+    expect(journey.source.phases.seen.slice(-4)).toEqual([
+      "postcopy",
+      "postcopy-paused",
+      "postcopy-recover",
+      "postcopy",
+    ]);
+    expect(report?.channels.map(({ losses }) => losses)).toEqual(
+      Array(3 + ("priorityChannels" in options ? 2 : 1)).fill(1),
+    );
+  });
+}
+
+for (const [name, point] of [
+  ["handshake: before WELCOME", { channel: 0, frame: "welcome", where: "before" }],
+  ["handshake: before RECOVER", { channel: 0, frame: "recover", where: "before" }],
+  ["handshake: what is missing is told in half", { channel: 0, frame: "missing", where: "middle" }],
+  ["handshake: before RECOVERED", { channel: 0, frame: "recovered", where: "before" }],
+  ["handshake: a channel joins", { channel: 1, frame: "hello", where: "middle" }],
+  ["handshake: a lane joins", { channel: 3, frame: "welcome", where: "before" }],
+  ["reconnect: first pages", { channel: 2, frame: "pages", nth: 2, where: "middle" }],
+  ["reconnect: the end of a channel", { channel: 1, frame: "end", where: "before" }],
+] as const satisfies readonly [string, Point][]) {
+  test(`20: postcopy/recovery/double-failures/${name} (SEED=${seed})`, async () => {
+    await using relay = await Relay.start();
+    relay.isMended = true;
+    const journey = await Journey.begin(relay);
+    await journey.moving();
+    relay.do("cut");
+    await journey.paused();
+    relay.at(point, "cut link");
+    const second = outcomeOf(journey.source.recovery.recover() as never);
+    await untilPausedAgain(journey, second);
+    await journey.source.recovery.recover();
+    await journey.expectArrived();
+  });
+}
+
+/** Both ends have noticed, whether the second link broke before or after the destination joined. */
+async function untilPausedAgain(journey: Journey, second: Promise<Outcome>): Promise<void> {
+  await second;
+  await journey.paused();
+}
+
+test(`a source joins again by itself, within reconnect-timeout, as often as it takes (SEED=${seed})`, async () => {
+  await using relay = await Relay.start();
+  relay.isMended = true;
+  const journey = await Journey.begin(relay, { reconnectTimeoutMs: 20_000 });
+  for (let cut = 1; cut <= 3; cut += 1) {
+    while (journey.destination.phases.count("postcopy") < cut) {
+      await journey.destination.phases.reach("postcopy");
+    }
+    await untilWritten(journey.to.guest, journey.to.guest.writtenPages + 20);
+    relay.do("cut");
+    await journey.destination.phases.reach("postcopy-paused");
+  }
+  await journey.expectArrived();
+});
+
+test(`RUNNING is lost: the source learns from a recovery who owns the guest (SEED=${seed})`, async () => {
+  await using relay = await Relay.start();
+  relay.at({ channel: 0, frame: "running", where: "before" }, "cut link");
+  const journey = await Journey.begin(relay);
+  await journey.paused();
+  await journey.source.recovery.recover(journey.address);
+  await journey.expectArrived();
+});
+
+test(`COMPLETE is lost: the destination, which has all, says so once more (SEED=${seed})`, async () => {
+  await using relay = await Relay.start();
+  relay.isMended = true;
+  relay.at({ channel: 0, frame: "complete", where: "before" }, "cut link");
+  const journey = await Journey.begin(relay, { reconnectTimeoutMs: 20_000 });
+  await journey.expectArrived();
+});
+
+test(`a lane that is lost breaks the link as a whole, and new channels replace all (SEED=${seed})`, async () => {
+  await using relay = await Relay.start();
+  const journey = await Journey.begin(relay);
+  await journey.moving();
+  relay.do("cut", 3);
+  await journey.paused();
+  expect(journey.source.recovery.pausedFor).not.toBe(null);
+  await journey.source.recovery.recover(journey.address);
+  await journey.expectArrived();
+});
+
+test(`a recovery at another address, after both ends were told to pause (SEED=${seed})`, async () => {
+  await using relay = await Relay.start();
+  const journey = await Journey.begin(relay);
+  const { source, destination } = journey;
+  await expect(source.recovery.recover()).rejects.toThrow("Cannot recover");
+  await journey.moving();
+  destination.recovery.pause();
+  await journey.paused();
+  const address = await destination.recovery.recover("tcp:127.0.0.1:0");
+  expect(address).not.toBe(journey.address);
+  await source.recovery.recover(address);
+  await journey.expectArrived();
+});
+
+test(`nobody else may recover, nor the source where nobody listens; it stays paused (SEED=${seed})`, async () => {
+  await using relay = await Relay.start();
+  const journey = await Journey.begin(relay);
+  await journey.moving();
+  relay.do("cut");
+  await journey.paused();
+  await using other = await Relay.start();
+  const stranger = outcomeOf(
+    migrateOut(await strangeGuest(), journey.address, { ...LIMITS, connectTimeoutMs: 2000 }),
+  );
+  expect((await stranger).failure?.code).toBe("TOKEN_REFUSED");
+  const nowhere = other.before("tcp:127.0.0.1:1");
+  await expect(journey.source.recovery.recover(nowhere)).rejects.toThrow();
+  await journey.paused();
+  await journey.source.recovery.recover(journey.address);
+  await journey.expectArrived();
+});
+
+async function strangeGuest(): Promise<MemoryGuest> {
+  const guest = await MemoryGuest.create(SHAPE);
+  onTestFinished(() => guest.stop());
+  return guest;
+}
+
+test(`a pause that nobody ends is ended by recover-timeout, or by a cancel (SEED=${seed})`, async () => {
+  await using relay = await Relay.start();
+  const journey = await Journey.begin(relay, { recoverTimeoutMs: 300 });
+  await journey.moving();
+  relay.do("cut");
+  await journey.paused();
+  journey.cancel.destination.abort();
+  const outcomes = await journey.outcomes;
+  expect(outcomes.map(({ failure }) => failure?.code)).toEqual([
+    "POSTCOPY_INTERRUPTED",
+    "POSTCOPY_INTERRUPTED",
+  ]);
+  expect([journey.guest.running, journey.to.guest.running]).toEqual([false, true]);
+});
+
+/** In CI few; a hundred and more by CUTS=100. */
+const JOURNEYS = Number(process.env["CUTS"] ?? 3);
+
+for (const phase of ["pause", "postcopy", "postcopy-recover"] as const) {
+  test(
+    `18, 19, 20: cut and stalled at random moments from ${phase} on (SEED=${seed})`,
+    async () => {
+      const random = new Prng(seed);
+      for (let journey = 0; journey < JOURNEYS; journey += 1) await breaks(phase, random);
+    },
+    60_000 + JOURNEYS * 30_000,
+  );
+}
+
+/** Breaks the link now and then. Whatever comes of it, the guest is in one place, and whole. */
+async function breaks(phase: string, random: Prng): Promise<void> {
+  await using relay = await Relay.start();
+  relay.isMended = true;
+  const limits = { channelTimeoutMs: 2000, stepTimeoutMs: 5000, connectTimeoutMs: 2000 };
+  const journey = await Journey.begin(relay, { ...limits, reconnectTimeoutMs: 45_000 }, limits);
+  const over = journey.outcomes.then(() => {});
+  // Where the guest will not run there any more, nobody is left to join.
+  void journey.arrival.then(({ failure }) => failure === null || journey.cancel.source.abort());
+  if (phase === "postcopy-recover") {
+    await Promise.race([over, journey.moving()]);
+    relay.do("cut");
+  }
+  await Promise.race([over, journey.source.phases.begun(phase)]);
+  for (let deeds = 1 + random.below(3); deeds > 0; deeds -= 1) {
+    await Promise.race([over, sleep(random.below(phase === "pause" ? 60 : 300))]);
+    relay.do(random.below(4) === 0 ? "stall" : "cut");
+  }
+  const [source, destination] = await journey.outcomes;
+  const codes = [source.failure?.code, destination.failure?.code];
+  if (codes[0] === undefined) return await journey.expectArrived();
+  if (codes[1] === undefined && journey.destination.phases.seen.includes("postcopy")) {
+    // All had come, and the source could not learn of it in time.
+    expect(codes[0]).toBe("POSTCOPY_INTERRUPTED");
+    await journey.to.guest.pause();
+    expect(await journey.to.guest.verify()).toEqual([]);
+    return;
+  }
+  if (journey.guest.running) {
+    // It was before COMMIT.
+    expect(journey.destination.phases.seen).not.toContain("resume");
+    return;
+  }
+  // COMMIT was lost, and with it the only destination that could tell.
+  expect(codes[0]).toBe("HANDOVER_UNKNOWN");
+  expect(journey.destination.phases.seen).not.toContain("resume");
+}
