@@ -737,7 +737,7 @@ export class DestinationMigration {
   }
 
   #faultProgress(): Pick<Progress, "faults"> {
-    const { door } = this.#ofReceiver;
+    const door = this.#receiver?.door ?? null;
     if (door === null || !this.#isPostcopy) return {};
     const { count, p50Us, p99Us, maxUs, blockedMs } = faultFigures(faultTimes(door));
     return { faults: { count, p50Us, p99Us, maxUs, blockedMs } };
