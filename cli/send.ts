@@ -96,9 +96,12 @@ async function keepingRecord(
     ifPossible(() => record?.write({ side: "source", owner: "destination", runs: false }));
     return report;
   } catch (error) {
-    const isUnknown = error instanceof MigrationError && error.code === "HANDOVER_UNKNOWN";
-    if (!isUnknown)
-      ifPossible(() => record?.write({ side: "source", owner: "source", runs: false }));
+    const code = error instanceof MigrationError ? error.code : "";
+    // In post-copy it runs there, whatever it misses; and nobody may run it here.
+    const owner = code === "POSTCOPY_INTERRUPTED" ? "destination" : "source";
+    if (code !== "HANDOVER_UNKNOWN") {
+      ifPossible(() => record?.write({ side: "source", owner, runs: false }));
+    }
     throw error;
   }
 }
