@@ -135,7 +135,11 @@ test("progress has every promised figure, several times while it lasts", async (
     const progress = events.filter(({ event }) => event === "progress");
     expect(progress.length).toBeGreaterThan(1);
     for (const { event: _event, ...figures } of progress) {
-      expect(pathsOf(figures).sort()).toEqual(promisedOf(STATISTICS.progress));
+      // Only a guest that runs before its memory is there has faults.
+      const promised = Object.keys(STATISTICS.progress).filter(
+        (path) => !path.startsWith("faults"),
+      );
+      expect(pathsOf(figures).sort()).toEqual(promised.sort());
       expect(figures["totalBytes"]).toBe(RAM_BYTES);
     }
     const sent = progress.map(({ sentBytes }) => Number(sentBytes));
