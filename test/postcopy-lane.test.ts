@@ -86,6 +86,9 @@ const REQUESTS: Readonly<Record<string, (sequence: number) => Buffer>> = {
   },
 };
 
+/** A guest may ask before its RUNNING has arrived: then the source cannot tell that it runs there. */
+const GONE_OVER = /^(POSTCOPY_INTERRUPTED|HANDOVER_UNKNOWN)$/;
+
 for (const [what, forged] of Object.entries(REQUESTS)) {
   test(`a wrong ${what} ends post-copy, and no memory is harmed (SEED=${seed})`, async () => {
     const leaks = new LeakCheck();
@@ -93,8 +96,8 @@ for (const [what, forged] of Object.entries(REQUESTS)) {
       await using relay = await Relay.start();
       relay.forge(LANE, "request", (frame) => forged(sequenceOf(frame)));
       const { guest, to, source, destination } = await goesOver(relay);
-      expect(source.failure).toMatchObject({ code: "POSTCOPY_INTERRUPTED", at: "source" });
-      expect(source.failure?.cause).toMatchObject({ code: "FRAME_CORRUPT" });
+      expect(source.failure?.code).toMatch(GONE_OVER);
+      expect(source.failure).toMatchObject({ at: "source", cause: { code: "FRAME_CORRUPT" } });
       expect(destination.failure).toMatchObject({ code: "POSTCOPY_INTERRUPTED" });
       // One guest runs, and what only the source has is as it was when it paused.
       expect([guest.running, to.guest.running]).toEqual([false, true]);
@@ -141,10 +144,8 @@ for (const [what, forged] of Object.entries(ANSWERS)) {
     relay.forge(LANE, "pages", forged);
     const { guest, to, source, destination } = await goesOver(relay);
     expect(destination.failure?.cause).toMatchObject({ code: "FRAME_CORRUPT" });
-    expect([source.failure?.code, destination.failure?.code]).toEqual([
-      "POSTCOPY_INTERRUPTED",
-      "POSTCOPY_INTERRUPTED",
-    ]);
+    expect(source.failure?.code).toMatch(GONE_OVER);
+    expect(destination.failure?.code).toBe("POSTCOPY_INTERRUPTED");
     expect([guest.running, to.guest.running]).toEqual([false, true]);
     expect(await guest.verify()).toEqual([]);
   });
