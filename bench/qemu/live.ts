@@ -14,7 +14,7 @@ QEMU's own live migration, multifd on, and with this engine, turn and turn about
 was freshly booted, into a fresh QEMU and fresh memory. Throws unless our guest works on where it
 arrived, and tells medians and ratios. QEMU compresses nothing; of a hundred pages --noise would not
 shrink: with 25, zstd makes half of it, as of a booted Linux with a page cache (compare.ts).
-auto-for-bytes is auto with --auto-extra-time 300%. QEMU 7.2's own migration breaks an emulated
+auto-for-bytes is auto with --auto-extra-time 1000%. QEMU 7.2's own migration breaks an emulated
 guest of most sizes, which is told; one of --size 1048568KiB survives.
 
 It needs QEMU, a kernel and a static busybox for the guest, a compiler, unshare, ip and mount, and
