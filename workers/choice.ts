@@ -152,8 +152,9 @@ export class Choice {
   #stay(frame: FrameFacts): void {
     this.#stayedMs += frame.elapsedMs;
     const window = add(this.#window, frame);
-    const isFirst = this.#cost.codec === null;
-    const isFull = isFirst
+    // Where bytes count, a codec is not judged by what it takes before it is warm.
+    const isHasty = this.#cost.codec === null && this.#price.raw === this.#price.codec;
+    const isFull = isHasty
       ? window.elapsedMs >= FIRST_LOOK_MS || window.wireBytes >= BUFFER_BYTES
       : isWhole(window);
     if (!isFull || window.payloadBytes === 0) return;
