@@ -130,16 +130,25 @@ export class Choice {
   /** All channels of the link begin to try raw memory. */
   join(): void {
     if (this.#trial !== null || this.#way === "raw") return;
-    if (this.#window.payloadBytes > 0) this.#cost.codec = costOf(this.#window);
+    // A few frames say little: they do only where nothing else is known.
+    if (this.#window.payloadBytes > 0) this.#cost.codec ??= costOf(this.#window);
     if (this.#cost.codec !== null) this.#begin({ isAlone: false });
   }
 
-  /** Another channel found raw memory worse, and so would this one. */
-  postpone(): void {
-    if (this.#trial !== null || this.#way === "raw") return;
+  /** How long raw memory is not worth another trial after one that was worse. */
+  get stayMs(): number {
+    return this.#stayMs;
+  }
+
+  /**
+   * Another channel found raw memory worse, and would not try it again for `stayMs`. A trial that cost
+   * next to nothing proves little, and may be made once more.
+   */
+  postpone(stayMs: number): void {
+    if (this.#trial !== null || this.#way === "raw" || stayMs <= STAY_MS_MIN) return;
     this.#isRawDue = false;
     this.#stayedMs = 0;
-    this.#stayMs = STAY_MS_MAX;
+    this.#stayMs = stayMs;
   }
 
   /** Tells what a frame cost that went `way`. */

@@ -1,10 +1,14 @@
 import type { Choice } from "./choice.ts";
 
-/** The words: when the scout set out, or 0; trials together so far; scouts that found it worse. */
+/**
+ * The words: when the scout set out, or 0; trials together so far; scouts that found it worse, and
+ * the milliseconds that the last of them would wait before it tries again.
+ */
 const SCOUT = 0;
 const TOGETHER = 1;
 const WORSE = 2;
-export const TRIALS_WORDS = 3;
+const STAY = 3;
+export const TRIALS_WORDS = 4;
 
 /** A scout that was not heard of for so long has nothing to send, or was lost with its channel. */
 const SCOUT_MS_MAX = 2000;
@@ -29,11 +33,14 @@ export class Trials {
   consult(choice: Choice, nowMs: number): void {
     const verdict = choice.takeVerdict();
     if (verdict !== null) {
+      if (verdict === "worse") Atomics.store(this.#words, STAY, Math.ceil(choice.stayMs));
       Atomics.store(this.#words, SCOUT, 0);
       Atomics.add(this.#words, verdict === "better" ? TOGETHER : WORSE, 1);
     }
     const worse = Atomics.load(this.#words, WORSE);
-    if (worse !== this.#worse && verdict !== "worse") choice.postpone();
+    if (worse !== this.#worse && verdict !== "worse") {
+      choice.postpone(Atomics.load(this.#words, STAY));
+    }
     this.#worse = worse;
     const together = Atomics.load(this.#words, TOGETHER);
     if (together !== this.#together) choice.join();
