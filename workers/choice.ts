@@ -45,6 +45,12 @@ const TRIAL_BYTES = 2 * MIB;
 /** Time lost to a trial at which it ends, whatever else it might have shown. */
 const TRIAL_LOSS_MS = 20;
 
+/**
+ * A scout may have had bad luck with the processor, so others do not believe it for longer. By then
+ * they know whether their link is full, and if it is, wait longer by themselves.
+ */
+const POSTPONE_MS_MAX = 600;
+
 /** Of all time, what trials may cost. */
 const TRIALS_SHARE = 0.03;
 const STAY_MS_MIN = 100;
@@ -148,7 +154,7 @@ export class Choice {
     if (this.#trial !== null || this.#way === "raw" || stayMs <= STAY_MS_MIN) return;
     this.#isRawDue = false;
     this.#stayedMs = 0;
-    this.#stayMs = stayMs;
+    this.#stayMs = Math.min(stayMs, POSTPONE_MS_MAX);
   }
 
   /** Tells what a frame cost that went `way`. */
