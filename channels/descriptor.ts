@@ -45,6 +45,8 @@ const WAIT_MS_MIN = 0.05;
 const DEEP_WAIT_MS_MIN = 0.15;
 /** Long enough to cost an idle channel next to nothing, short enough not to be noticed. */
 const WAIT_MS_MAX = 1;
+/** A sleep is no longer than this share of what was waited already: it is not noticed beside it. */
+const WAIT_SHARE = 1 / 16;
 
 /** Whether spinning pays on one descriptor: after each time that it did not, it is tried less. */
 class Spinning {
@@ -78,7 +80,6 @@ class Patience {
   readonly #isBounded: boolean;
   readonly #spinning: Spinning | null;
   #spinsLeft: number;
-  #sleeps = 0;
   #sinceMs = 0;
 
   constructor(options: DescriptorOptions, isBounded: boolean) {
@@ -103,8 +104,7 @@ class Patience {
       throw new MigrationError("CHANNEL_STALLED", { channel, direction, limitMs });
     }
     const shortestMs = isDeep === true ? DEEP_WAIT_MS_MIN : WAIT_MS_MIN;
-    const waitMs = Math.min(WAIT_MS_MAX, shortestMs * (1 + this.#sleeps / 64));
-    this.#sleeps += 1;
+    const waitMs = Math.min(WAIT_MS_MAX, Math.max(shortestMs, WAIT_SHARE * (now - this.#sinceMs)));
     if (Atomics.wait(stop, 0, 0, waitMs) !== "timed-out") throw new Stopped();
   }
 

@@ -79,6 +79,8 @@ export class PageSender {
   readonly #compressor: Compressor;
   #readSequence: number;
   #round = 0;
+  /** Zero pages that were found and not yet told: what follows them may be zero as well. */
+  #zeros: { block: OpenBlock; firstPage: number; pages: number } | null = null;
   /** Chunks that the last `send` did not begin, at the end of its list. */
   left = 0;
 
@@ -174,8 +176,10 @@ export class PageSender {
         block.sent.set(words.words, words.first);
       }
       flush();
+      this.#tellZeros();
     } catch (error) {
       this.#piece.pages = 0;
+      this.#zeros = null;
       // Nobody knows which versions arrived, of this block and of those before it.
       for (const cache of this.#caches.values()) cache.clear();
       for (const { first, words } of taken) undoWords(block.dirty, first, words);
@@ -270,12 +274,27 @@ export class PageSender {
     const zeroPages = Math.floor(zerosAtOnce(bytes) / pageBytes);
     const pages = this.#strangers(block, firstPage, Math.min(zeroPages, RUN_PAGES_MAX));
     if (pages === 0) return 0;
+    if (cache !== null) this.#counters.add("deltaMisses", pages);
+    const before = this.#zeros;
+    const isNext = before?.block === block && before.firstPage + before.pages === firstPage;
+    if (isNext && before.pages + pages <= RUN_PAGES_MAX) {
+      before.pages += pages;
+    } else {
+      this.#tellZeros();
+      this.#zeros = { block, firstPage, pages };
+    }
+    return pages;
+  }
+
+  /** One frame for a stretch of zeros, however many chunks it spans: there is little else to do. */
+  #tellZeros(): void {
+    if (this.#zeros === null) return;
+    const { block, firstPage, pages } = this.#zeros;
+    this.#zeros = null;
     const tableAt = this.#writeTable(block, [{ firstPage, pages, encoding: zero, bytes: 0 }], 0);
     const write = this.#writer.write("pages", tableAt, PAGES_AT);
     this.#compressor.learn({ payloadBytes: 0, wireBytes: PAGES_AT - tableAt, write });
     this.#counters.add("zero", pages);
-    if (cache !== null) this.#counters.add("deltaMisses", pages);
-    return pages;
   }
 
   /**
