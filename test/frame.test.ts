@@ -13,6 +13,7 @@ import {
   nextSequence,
   writeChecksum,
 } from "../channels/frame.ts";
+import { KIND } from "./wire-peer.ts";
 
 const NAMES = Object.keys(FRAMES) as FrameName[];
 const SAMPLE = { name: "pages", sequence: 7, length: 4096, hasChecksum: true } as const;
@@ -37,41 +38,6 @@ test("the header is pinned, byte for byte", () => {
     "6d666431" + "06" + "00" + "0000" + "07000000" + "00100000" + "0000000000000000",
   );
 });
-
-/** Numbers on the wire are never given anew: a row that moves is a mistake here, not a change. */
-const KINDS: { readonly [name in FrameName]: number } = {
-  hello: 1,
-  welcome: 2,
-  agree: 3,
-  accept: 4,
-  failure: 5,
-  pages: 6,
-  fence: 7,
-  fenced: 8,
-  end: 9,
-  round: 10,
-  devices: 11,
-  section: 12,
-  piece: 13,
-  ready: 14,
-  commit: 15,
-  running: 16,
-  done: 17,
-  ping: 18,
-  lost: 19,
-  gone: 20,
-  lanes: 24,
-  discard: 25,
-  switch: 26,
-  request: 27,
-  complete: 28,
-  faults: 29,
-  rejoin: 32,
-  recover: 33,
-  missing: 34,
-  recovered: 35,
-  resumed: 36,
-};
 
 /** What a peer may make us allocate for a frame. */
 const BODY_BYTES_MAX: { readonly [name in FrameName]: number } = {
@@ -117,7 +83,7 @@ for (const name of NAMES) {
         for (const checksum of [null, 0n, CHECKSUM, 2n ** 64n - 1n]) {
           const hasChecksum = checksum !== null;
           const view = encoded({ name, sequence, length, hasChecksum }, checksum ?? 0n);
-          expect(view.getUint8(4)).toBe(KINDS[name]);
+          expect(view.getUint8(4)).toBe(KIND[name]);
           expect(decodeHeader(view, 0, { channel: 3, sequence })).toEqual({
             name,
             sequence,
@@ -167,7 +133,7 @@ test("a checksum that no flag announces is FRAME_CORRUPT", () => {
 });
 
 test("a kind is known exactly if the table has it", () => {
-  const known = new Set(Object.values(KINDS));
+  const known = new Set<number>(Object.values(KIND));
   for (let kind = 0; kind < 256; kind += 1) {
     const view = encoded({ ...SAMPLE, length: 0 });
     view.setUint8(4, kind);

@@ -13,6 +13,7 @@ import {
   VERSION,
 } from "../channels/messages.ts";
 import { WireWriter } from "../channels/wire-bytes.ts";
+import { corruptFacts } from "./fixtures/corrupt-facts.ts";
 import { MESSAGES, MIGRATION_ID, TOKEN } from "./fixtures/wire-messages.ts";
 
 const CHANNEL = 3;
@@ -34,14 +35,14 @@ for (const { frame, samples, golden, encode, decode } of MESSAGES) {
 
   test(`the body of "${frame}" is FRAME_CORRUPT where it is cut off or goes on`, () => {
     for (let length = 0; length < first.length; length += 1) {
-      expect(factsOf(() => decode(first.subarray(0, length), CHANNEL))).toMatchObject({
+      expect(corruptFacts(() => decode(first.subarray(0, length), CHANNEL))).toMatchObject({
         channel: CHANNEL,
         field: expect.stringMatching(/^body too short for /),
       });
     }
     const longer = new Uint8Array(first.length + 1);
     longer.set(first);
-    const facts = factsOf(() => decode(longer, CHANNEL));
+    const facts = corruptFacts(() => decode(longer, CHANNEL));
     expect(facts).toEqual({ channel: CHANNEL, field: "body length", found: longer.length });
   });
 }
@@ -127,7 +128,7 @@ for (const [frame, field, found, offset, bytes] of GARBAGE) {
     if (message === undefined) throw new RangeError(`no message "${frame}"`);
     const body = message.encode(message.samples[0]).slice();
     body.set(bytes, offset);
-    const facts = factsOf(() => message.decode(body, CHANNEL));
+    const facts = corruptFacts(() => message.decode(body, CHANNEL));
     expect(facts).toEqual({ channel: CHANNEL, field, found });
   });
 }
@@ -146,7 +147,7 @@ test("a parameter that is announced twice is FRAME_CORRUPT", () => {
     { name: "checksum", value: "false" },
   ];
   const body = encodeAgreement({ ...AGREEMENT, parameters });
-  const facts = factsOf(() => decodeAgreement(body, 0));
+  const facts = corruptFacts(() => decodeAgreement(body, 0));
   expect(facts).toEqual({ channel: 0, field: "parameter names", found: "not unique" });
 });
 
@@ -155,7 +156,7 @@ test("a block without a name is FRAME_CORRUPT", () => {
     ...AGREEMENT,
     blocks: [{ name: "", sizeBytes: 4096, pageBytes: 4096 }],
   });
-  const facts = factsOf(() => decodeAgreement(body, 0));
+  const facts = corruptFacts(() => decodeAgreement(body, 0));
   expect(facts).toEqual({ channel: 0, field: "block name", found: "empty" });
 });
 
@@ -236,7 +237,7 @@ for (const facts of HOSTILE_FACTS) {
   const name = facts.length > 40 ? `${facts.slice(0, 20)}… of ${facts.length} bytes` : facts;
   test(`a failure whose facts are '${name}' is FRAME_CORRUPT`, () => {
     const body = failureBody("CANCELLED", facts);
-    expect(factsOf(() => decodeFailure(body, CHANNEL, "source"))).toEqual({
+    expect(corruptFacts(() => decodeFailure(body, CHANNEL, "source"))).toEqual({
       channel: CHANNEL,
       field: "failure facts",
       found: "unreadable",
@@ -246,7 +247,7 @@ for (const facts of HOSTILE_FACTS) {
 
 test("a failure's code must be one of the table's own", () => {
   for (const code of ["", "cancelled", "toString", "__proto__", "constructor", "CANCELLED "]) {
-    const facts = factsOf(() => decodeFailure(failureBody(code, "{}"), CHANNEL, "source"));
+    const facts = corruptFacts(() => decodeFailure(failureBody(code, "{}"), CHANNEL, "source"));
     expect(facts).toEqual({ channel: CHANNEL, field: "failure code", found: "unknown" });
   }
 });
@@ -258,7 +259,7 @@ test("no peer can tell this end who owns the guest", () => {
   expect(codes).toEqual(["HANDOVER_UNKNOWN", "POSTCOPY_INTERRUPTED", "GUEST_NOT_RESTORED"]);
   for (const code of codes) {
     const body = failureBody(code, '{"reason":"x","action":"x","after":"x"}');
-    const facts = factsOf(() => decodeFailure(body, CHANNEL, "destination"));
+    const facts = corruptFacts(() => decodeFailure(body, CHANNEL, "destination"));
     expect(facts).toEqual({ channel: CHANNEL, field: "failure code", found: code });
   }
 });
@@ -280,15 +281,3 @@ test("facts that are too long are cut, not lost", () => {
   const body = encodeFailure(new MigrationError("CONFIGURATION_INVALID", { problems }));
   expect(decodeFailure(body, 0, "source").message).toContain("problem 0; problem 1");
 });
-
-function factsOf(work: () => unknown): object {
-  try {
-    work();
-  } catch (error) {
-    if (error instanceof MigrationError && error.code === "FRAME_CORRUPT") {
-      return error.facts as object;
-    }
-    throw error;
-  }
-  throw new Error("the body was accepted");
-}

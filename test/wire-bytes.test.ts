@@ -1,25 +1,13 @@
 import { expect, test } from "vitest";
 import { InvariantError } from "../base/assert.ts";
-import { MigrationError } from "../base/errors.ts";
 import { WireReader, WireWriter } from "../channels/wire-bytes.ts";
+import { corruptFacts } from "./fixtures/corrupt-facts.ts";
 import { Prng, seedFromEnvironment } from "./prng.ts";
 
 const seed = seedFromEnvironment();
 
 function reader(bytes: ArrayLike<number>): WireReader {
   return new WireReader(Uint8Array.from(bytes), 2);
-}
-
-function factsOf(work: () => unknown): object {
-  try {
-    work();
-  } catch (error) {
-    if (error instanceof MigrationError && error.code === "FRAME_CORRUPT") {
-      return error.facts as object;
-    }
-    throw error;
-  }
-  throw new Error("the bytes were accepted");
 }
 
 test("fields are pinned, byte for byte", () => {
@@ -100,7 +88,7 @@ test("a reader keeps to its own part of a larger buffer", () => {
   bytes.set([1, 0, 2, 0], 6);
   const read = new WireReader(bytes.subarray(6, 10), 0);
   expect([read.u16("a"), read.u16("b")]).toEqual([1, 2]);
-  expect(factsOf(() => read.u8("c"))).toMatchObject({ field: "body too short for c" });
+  expect(corruptFacts(() => read.u8("c"))).toMatchObject({ field: "body too short for c" });
 });
 
 test("every field that is cut off is FRAME_CORRUPT and named", () => {
@@ -116,7 +104,7 @@ test("every field that is cut off is FRAME_CORRUPT and named", () => {
   ];
   for (const [size, read] of reads) {
     for (let length = 0; length < size; length += 1) {
-      const facts = factsOf(() => read(reader(new Uint8Array(length))));
+      const facts = corruptFacts(() => read(reader(new Uint8Array(length))));
       expect(facts).toEqual({ channel: 2, field: "body too short for x", found: size });
     }
   }
@@ -125,7 +113,7 @@ test("every field that is cut off is FRAME_CORRUPT and named", () => {
 test("a count beyond 2^53 - 1 is FRAME_CORRUPT, whole in its facts", () => {
   for (const value of [2n ** 53n, 2n ** 63n, 2n ** 64n - 1n]) {
     const bytes = new WireWriter().bigU64(value).finish();
-    const facts = factsOf(() => new WireReader(bytes, 2).u64("size"));
+    const facts = corruptFacts(() => new WireReader(bytes, 2).u64("size"));
     expect(facts).toEqual({ channel: 2, field: "size", found: String(value) });
   }
 });
@@ -134,19 +122,19 @@ test("a figure that is not finite or negative is FRAME_CORRUPT", () => {
   const values = [Number.NaN, Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY, -1, -5e-324];
   for (const value of values) {
     const bytes = new WireWriter().f64(value).finish();
-    const facts = factsOf(() => new WireReader(bytes, 2).f64("ms"));
+    const facts = corruptFacts(() => new WireReader(bytes, 2).f64("ms"));
     expect(facts).toEqual({ channel: 2, field: "ms", found: String(value) });
   }
 });
 
 test("a text that is longer than allowed is refused before it is looked at", () => {
   const announced = Uint8Array.from([4, 0]);
-  const facts = factsOf(() => new WireReader(announced, 2).str(3, "name"));
+  const facts = corruptFacts(() => new WireReader(announced, 2).str(3, "name"));
   expect(facts).toEqual({ channel: 2, field: "length of name", found: 4 });
 });
 
 test("a text that ends early is FRAME_CORRUPT", () => {
-  const facts = factsOf(() => reader([3, 0, 97, 98]).str(255, "name"));
+  const facts = corruptFacts(() => reader([3, 0, 97, 98]).str(255, "name"));
   expect(facts).toEqual({ channel: 2, field: "body too short for name", found: 3 });
 });
 
@@ -162,7 +150,7 @@ test("what is not UTF-8 is FRAME_CORRUPT, never a text that looks like it", () =
     [0x61, 0xe2, 0x82],
   ];
   for (const bytes of bad) {
-    const facts = factsOf(() => reader([bytes.length, 0, ...bytes]).str(255, "name"));
+    const facts = corruptFacts(() => reader([bytes.length, 0, ...bytes]).str(255, "name"));
     expect(facts).toEqual({ channel: 2, field: "name", found: "not UTF-8" });
   }
 });
@@ -172,7 +160,7 @@ test("reserved bytes must be zero, all of them", () => {
   for (let at = 0; at < 4; at += 1) {
     const bytes = [0, 0, 0, 0];
     bytes[at] = 9;
-    const facts = factsOf(() => reader(bytes).zero(4));
+    const facts = corruptFacts(() => reader(bytes).zero(4));
     expect(facts).toEqual({ channel: 2, field: "reserved", found: 9 });
   }
 });
@@ -180,7 +168,7 @@ test("reserved bytes must be zero, all of them", () => {
 test("bytes that are left over are FRAME_CORRUPT", () => {
   const read = reader([1, 2, 3]);
   read.u16("a");
-  expect(factsOf(() => read.end())).toEqual({ channel: 2, field: "body length", found: 3 });
+  expect(corruptFacts(() => read.end())).toEqual({ channel: 2, field: "body length", found: 3 });
 });
 
 test("a writer does not take numbers that its type cannot hold", () => {

@@ -131,6 +131,7 @@ export class WireConnection {
   }
 }
 
+/** Numbers on the wire are never given anew: a row that moves is a mistake, not a change. */
 export const KIND = {
   hello: 1,
   welcome: 2,
