@@ -14,6 +14,7 @@ import { memory } from "./memory.bench.ts";
 import { postcopy } from "./postcopy.bench.ts";
 import { qemu } from "./qemu.bench.ts";
 import { qemuLive } from "./qemu-live.bench.ts";
+import { recovery } from "./recovery.bench.ts";
 import { scan } from "./scan.bench.ts";
 import { throughput } from "./throughput.bench.ts";
 import { uneven } from "./uneven.bench.ts";
@@ -26,6 +27,7 @@ export const BENCHMARKS: readonly Benchmark[] = [
   scan,
   uneven,
   postcopy,
+  recovery,
   memory,
   eventLoop,
   hang,

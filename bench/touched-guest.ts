@@ -58,6 +58,11 @@ export class TouchedGuest implements DestinationHost {
     return [blockOver(this.#buffer, { bytes: sizeBytes, pageBytes })];
   }
 
+  /** Where its pages are asked for, once a guest comes. */
+  get door(): FaultDoor {
+    return must(this.#door, "faults were offered");
+  }
+
   takeFaults(door: FaultDoor): void {
     this.#door = door;
   }
@@ -66,7 +71,7 @@ export class TouchedGuest implements DestinationHost {
   async loadDevices(): Promise<void> {
     if (this.#faults === 0) return;
     const task: ToucherTask = {
-      door: must(this.#door, "faults were offered"),
+      door: this.door,
       seed: 1,
       pauseMs: this.#pauseMs,
       words: this.#words,
