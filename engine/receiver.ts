@@ -47,12 +47,14 @@ export class Receiver {
     this.#channels = channels;
     this.#losses = Array<number>(channels).fill(0);
     this.#laneCount = lanes;
-    this.control = createControl(channels + lanes);
+    // Who waits for a page has closed the gate, and goes on waiting.
+    this.control = createControl(channels + lanes, before?.control.gate);
     const geometries = blocks.map((block) => ({
       name: block.name,
       ...geometryOf(block, parameters.chunkBytes),
     }));
-    this.door = lanes === 0 ? null : (before?.door ?? createFaultDoor(geometries));
+    this.door =
+      lanes === 0 ? null : (before?.door ?? createFaultDoor(geometries, this.control.gate));
     this.#received =
       before !== null
         ? before.#received

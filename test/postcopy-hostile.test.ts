@@ -75,7 +75,7 @@ test("a request is for a page that exists, in order", () => {
 test("a page is placed once, and what comes again changes nothing", () => {
   const pageBytes = 4 * KIB;
   const pageCount = 64;
-  const door = createFaultDoor([{ name: "ram", pageBytes, pageCount }]);
+  const door = createFaultDoor([{ name: "ram", pageBytes, pageCount }], new Int32Array(2));
   discardPages(door, 0, 0, 0b1110);
   Atomics.store(door.words, ARMED, 1);
   expect(Atomics.load(door.words, MISSING)).toBe(3);
@@ -117,7 +117,10 @@ test("a page is placed once, and what comes again changes nothing", () => {
 });
 
 test("questions are merged, bounded by seats, and taken in turn", () => {
-  const door = createFaultDoor([{ name: "ram", pageBytes: 4 * KIB, pageCount: 64 }]);
+  const door = createFaultDoor(
+    [{ name: "ram", pageBytes: 4 * KIB, pageCount: 64 }],
+    new Int32Array(2),
+  );
   discardPages(door, 0, 0, -1);
   for (const [seat, page] of [
     [0, 5],

@@ -12,7 +12,7 @@ import { TRIALS_WORDS } from "./trials.ts";
  *   limit     coordinator   bytes per second over all channels, 0 for no limit
  *   codec     coordinator   how payloads are compressed, see setCodecSettings
  *   trials    workers       what `auto` tries, in all channels together, see `workers/trials.ts`
- *   gate      lanes         word 0: how many lanes have a page to bring that a guest waits for, see
+ *   gate      lanes         word 0: how many wait for a page, or bring one that is waited for, see
  *                           `workers/gate.ts`. Word 1, by the coordinator: 1 in post-copy
  *   counters  one channel   a row per channel, see COUNTERS; others only read
  */
@@ -110,13 +110,14 @@ const INDEX = Object.fromEntries(COUNTERS.map((counter, index) => [counter, inde
 const ROW = 32;
 assert(COUNTERS.length <= ROW, "a row holds every counter");
 
-export function createControl(channels: number): Control {
+/** `gate` is that of a control before, which others still hold. */
+export function createControl(channels: number, gate: Int32Array | null = null): Control {
   return {
     stop: new Int32Array(new SharedArrayBuffer(channels * STOP_ROW * 4)),
     pacing: new BigInt64Array(new SharedArrayBuffer(64)),
     codec: new Int32Array(new SharedArrayBuffer(64)),
     trials: new Int32Array(new SharedArrayBuffer(TRIALS_WORDS * 4)),
-    gate: new Int32Array(new SharedArrayBuffer(64)),
+    gate: gate ?? new Int32Array(new SharedArrayBuffer(64)),
     counters: new Float64Array(new SharedArrayBuffer(channels * ROW * 8)),
   };
 }

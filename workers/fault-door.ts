@@ -2,6 +2,7 @@ import { nowMs } from "../base/clock.ts";
 import { VCPUS_MAX } from "../channels/frame.ts";
 import type { FaultsMessage } from "../channels/messages.ts";
 import { lowestBit, popcount } from "./dirty-words.ts";
+import { closeGate, openGate } from "./gate.ts";
 import { createLatencies, type Latencies, latencyFigures, noteLatency } from "./latencies.ts";
 
 /**
@@ -34,6 +35,8 @@ export interface FaultDoor {
     readonly wire: Latencies;
     readonly installed: Latencies;
   };
+  /** Of this end's threads, see `workers/gate.ts`: closed while anybody waits. */
+  readonly gate: Int32Array;
   readonly blocks: readonly FaultBlock[];
 }
 
@@ -65,6 +68,7 @@ const SEAT_ASKED = 1;
 
 export function createFaultDoor(
   blocks: readonly { name: string; pageBytes: number; pageCount: number }[],
+  gate: Int32Array,
 ): FaultDoor {
   const words = (count: number): Int32Array => new Int32Array(new SharedArrayBuffer(count * 4));
   const doubles = (count: number): Float64Array =>
@@ -80,6 +84,7 @@ export function createFaultDoor(
       wire: createLatencies(),
       installed: createLatencies(),
     },
+    gate,
     blocks: blocks.map(({ name, pageBytes, pageCount }) => {
       const count = Math.ceil(pageCount / 32);
       const [present, claimed, requested] = [words(count), words(count), words(count)];
@@ -113,6 +118,8 @@ export function awaitPage(
   const startMs = nowMs();
   if (sinceMs[seat] === 0) sinceMs[seat] = startMs;
   const at = seat * SEAT_WORDS;
+  // Here, where a processor is at hand: the lane may have to wait for one that bulk threads have.
+  closeGate(door);
   Atomics.store(seats, at + 1, block);
   Atomics.store(seats, at + 2, page);
   Atomics.store(seats, at, SEAT_ASKED);
@@ -126,6 +133,7 @@ export function awaitPage(
     if (isThere || leftMs <= 0) break;
     Atomics.wait(present, index, value, leftMs);
   }
+  openGate(door);
   const endMs = nowMs();
   blockedMs[seat] = (blockedMs[seat] as number) + endMs - startMs;
   if (isThere) {

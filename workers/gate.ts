@@ -9,12 +9,12 @@ const NICE = 5;
 
 const niced = new Set<Int32Array>();
 
-/** A guest waits for a page that this lane is about to bring. */
-export function closeGate({ gate }: Control): void {
+/** A guest waits for a page. */
+export function closeGate({ gate }: Pick<Control, "gate">): void {
   Atomics.add(gate, 0, 1);
 }
 
-export function openGate({ gate }: Control): void {
+export function openGate({ gate }: Pick<Control, "gate">): void {
   if (Atomics.sub(gate, 0, 1) === 1) Atomics.notify(gate, 0);
 }
 
@@ -32,6 +32,11 @@ export function passGate({ gate }: Control): void {
   }
   const closed = Atomics.load(gate, 0);
   if (closed > 0) Atomics.wait(gate, 0, closed, YIELD_MS_MAX);
+}
+
+/** Whether the guest runs at the destination, and may wait for a page at any time. */
+export function isPostcopy({ gate }: Control): boolean {
+  return Atomics.load(gate, 1) !== 0;
 }
 
 function giveWay(): void {

@@ -3,7 +3,6 @@ import { nowMs } from "../base/clock.ts";
 import type { Checksum } from "../channels/checksum.ts";
 import { CounterRow, stopOf } from "./control.ts";
 import { ARMED, BELL, type FaultDoor, isPresent, SEATS_MAX, takeQuestion } from "./fault-door.ts";
-import { closeGate, openGate } from "./gate.ts";
 import { Idleness } from "./lane-idle.ts";
 import { OPEN } from "./lane-words.ts";
 import { noteLatency } from "./latencies.ts";
@@ -12,7 +11,6 @@ import type { ChannelPlace, ReceiveSetup } from "./protocol.ts";
 
 /** The destination's end of a priority lane: asks for what vCPUs wait for, and places what comes. */
 export class LaneReceiver {
-  readonly #setup: ReceiveSetup;
   readonly #door: FaultDoor;
   readonly #counters: CounterRow;
   readonly #stop: Int32Array;
@@ -32,7 +30,6 @@ export class LaneReceiver {
       ...share
     }: { checksum: Checksum; words: Int32Array; lane: number; lanes: number },
   ) {
-    this.#setup = setup;
     this.#door = must(setup.door, "a lane serves a door");
     this.#stop = stopOf(setup.control, place.channel);
     this.#counters = new CounterRow(setup.control, place.channel - 1);
@@ -72,13 +69,10 @@ export class LaneReceiver {
   }
 
   close(): void {
-    for (const _ of this.#waited) openGate(this.#setup.control);
-    this.#waited = [];
     this.#pages.close();
   }
 
   #ask({ block, page, sinceMs }: { block: number; page: number; sinceMs: number }): void {
-    closeGate(this.#setup.control);
     this.#pages.request({ block, page, number: this.#requests });
     this.#requests += 1;
     const askedMs = nowMs();
@@ -91,7 +85,6 @@ export class LaneReceiver {
     const { wire, installed } = this.#door.latencies;
     this.#waited = this.#waited.filter(({ block, page, askedMs }) => {
       if (!isPresent(this.#door, block, page)) return true;
-      openGate(this.#setup.control);
       if (atMs !== null) {
         noteLatency(wire, Math.max(0, atMs - askedMs));
         noteLatency(installed, nowMs() - atMs);

@@ -18,7 +18,7 @@ import {
 import { decodeFailure, decodeFence, encodeFence } from "../channels/messages.ts";
 import { letGo } from "./codecs/let-go.ts";
 import { Compressor, type Memory } from "./compressor.ts";
-import { CounterRow, isStopped, mustLeave, stopOf } from "./control.ts";
+import { type Control, CounterRow, isStopped, mustLeave, stopOf } from "./control.ts";
 import { DeltaCache, shardBytes } from "./delta-cache.ts";
 import { type DescribedRun, Describer, type Description } from "./describer.ts";
 import { takeWords, undoWords } from "./dirty-words.ts";
@@ -26,6 +26,7 @@ import type { Run } from "./encodings/encoding.ts";
 import { raw } from "./encodings/raw.ts";
 import { zero } from "./encodings/zero.ts";
 import { FrameWriter } from "./frame-writer.ts";
+import { isPostcopy } from "./gate.ts";
 import { generationOf } from "./generation.ts";
 import { markAll, markMapped } from "./page-map.ts";
 import { PageScanner } from "./page-scanner.ts";
@@ -46,6 +47,12 @@ const CHUNKS_MAX = 2 ** 32;
 
 /** Below this a copy costs less than a frame of its own. */
 const STRAIGHT_BYTES_MIN = 128 * KIB;
+/**
+ * While a guest waits for pages, a frame is short: one that comes in between waits for the rest of it,
+ * at either end, and for the system, which copies all of a write before it lets others run.
+ */
+const POSTCOPY_PIECE_BYTES = 128 * KIB;
+
 /** What a run can count. */
 const RUN_PAGES_MAX = 2 ** 16 - 1;
 
@@ -61,6 +68,7 @@ interface OpenBlock extends SendBlock {
 
 /** Sends the pages of one channel's shard. Lives in the thread that owns the channel. */
 export class PageSender {
+  readonly #control: Control;
   readonly #stop: Int32Array;
   readonly #counters: CounterRow;
   readonly #writer: FrameWriter;
@@ -89,6 +97,7 @@ export class PageSender {
     const { channel, isDeep = false } = place;
     const stop = stopOf(control, channel);
     const common = { channel, isDeep, stop };
+    this.#control = control;
     this.#channel = channel;
     this.#stop = stop;
     this.#counters = new CounterRow(control, channel - 1);
@@ -168,7 +177,7 @@ export class PageSender {
         taken.push(words);
         const marked = takeWords(block.dirty, words.first, words.words);
         if (tables === undefined) {
-          this.#piece.stage(words, block, { flush, sendStraight });
+          this.#piece.stage(words, block, { flush, sendStraight, pieceBytes: this.#pieceBytes });
           pages += marked;
         } else {
           pages += this.#scanner.stage(words, block, { tables, part, flush });
@@ -217,6 +226,11 @@ export class PageSender {
 
   close(): void {
     for (const { ram } of this.#blocks) ram.close();
+  }
+
+  /** What travels in one frame at the most. */
+  get #pieceBytes(): number {
+    return isPostcopy(this.#control) ? POSTCOPY_PIECE_BYTES : PIECE_BYTES;
   }
 
   /** Describes the pages of the piece and sends them as one frame. */
@@ -306,7 +320,7 @@ export class PageSender {
   #sendRaw(block: OpenBlock, { firstPage }: Run, all: Uint8Array): number {
     const { pageBytes, cache } = block;
     if (this.#checksum !== null) return 0;
-    const bytes = all.subarray(0, Math.floor(PIECE_BYTES / pageBytes) * pageBytes);
+    const bytes = all.subarray(0, Math.floor(this.#pieceBytes / pageBytes) * pageBytes);
     const pages = this.#strangers(block, firstPage, rawAtSight(bytes, pageBytes));
     const sentBytes = pages * pageBytes;
     if (sentBytes < STRAIGHT_BYTES_MIN) return 0;

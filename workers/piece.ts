@@ -38,9 +38,13 @@ export class Piece {
   stage(
     taken: TakenWords,
     block: { ram: Ram; pageBytes: number; pageCount: number },
-    { flush, sendStraight }: { flush(): void; sendStraight(run: Run): number },
+    {
+      flush,
+      sendStraight,
+      pieceBytes = PIECE_BYTES,
+    }: { flush(): void; sendStraight(run: Run): number; pieceBytes?: number },
   ): void {
-    const capacity = Math.floor(PIECE_BYTES / block.pageBytes);
+    const capacity = Math.floor(pieceBytes / block.pageBytes);
     const end = Math.min(block.pageCount, (taken.first + taken.words.length) * 32);
     for (let page = taken.first * 32; ; ) {
       page = nextPage(taken, { from: page, end, isDirty: true });
