@@ -30,6 +30,12 @@ import { PAGES_AT, Workbench } from "./workbench.ts";
 /** Sent between two looks for a request: what the next fault waits for at most. */
 const PREFETCH_PAGES = 4;
 
+/**
+ * After a request bulk threads step aside for so long: the answer is under way with nothing behind it,
+ * who waits is woken where a processor is free, and the next request often follows.
+ */
+const GATE_MS = 0.5;
+
 interface OpenBlock extends SendBlock {
   readonly index: number;
   readonly ram: Ram;
@@ -57,6 +63,8 @@ export class LaneSender {
   #bytes = 0;
   #sequence: number;
   #requests = 0;
+  /** When the gate opens that this lane has closed; null while it has not. */
+  #gateUntilMs: number | null = null;
   #next: { block: OpenBlock; page: number; left: number } | null = null;
 
   constructor(
@@ -110,6 +118,7 @@ export class LaneSender {
         this.#writer.write("end", PAGES_AT, PAGES_AT);
         return;
       } else {
+        if (this.#gateUntilMs !== null && nowMs() >= this.#gateUntilMs) this.#openGate();
         const isAsleep = Atomics.load(this.#words, OPEN) === 0;
         const on = { words: this.#words, index: isAsleep ? OPEN : FINISH, value: 0 };
         const sleptMs = idleness.rest(this.#input.stop, on, { isAsleep });
@@ -119,22 +128,26 @@ export class LaneSender {
   }
 
   close(): void {
+    this.#openGate();
     for (const { ram } of this.#blocks) ram.close();
   }
 
   #answer({ block: index, page }: RequestMessage): void {
     const block = this.#blocks[index] as OpenBlock;
     const startMs = nowMs();
-    closeGate(this.#control);
-    try {
-      this.#sendPages(block, page, 1);
-      if (this.#mayRepeat) this.#repeat(block, page);
-    } finally {
-      openGate(this.#control);
-    }
+    if (this.#gateUntilMs === null) closeGate(this.#control);
+    this.#gateUntilMs = startMs + GATE_MS;
+    this.#sendPages(block, page, 1);
+    if (this.#mayRepeat) this.#repeat(block, page);
     noteLatency(this.#served, nowMs() - startMs);
     const left = this.#prefetch.fault(index, page);
     this.#next = left === 0 ? null : { block, page: page + 1, left };
+  }
+
+  #openGate(): void {
+    if (this.#gateUntilMs === null) return;
+    this.#gateUntilMs = null;
+    openGate(this.#control);
   }
 
   #sendNext({ block, page, left }: { block: OpenBlock; page: number; left: number }): void {
