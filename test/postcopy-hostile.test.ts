@@ -72,48 +72,73 @@ test("a request is for a page that exists, in order", () => {
   }
 });
 
-test("a page is placed once, and what comes again changes nothing", () => {
-  const pageBytes = 4 * KIB;
-  const pageCount = 64;
-  const door = createFaultDoor([{ name: "ram", pageBytes, pageCount }], new Int32Array(2));
-  discardPages(door, 0, 0, 0b1110);
+const PAGE_BYTES = 4 * KIB;
+const PAGES = 64;
+
+/** A guest in post-copy that misses the pages of `bits`; all of its bytes are 7. */
+function missing(bits: number) {
+  const door = createFaultDoor(
+    [{ name: "ram", pageBytes: PAGE_BYTES, pageCount: PAGES }],
+    new Int32Array(2),
+  );
+  discardPages(door, 0, 0, bits);
   Atomics.store(door.words, ARMED, 1);
-  expect(Atomics.load(door.words, MISSING)).toBe(3);
-  const buffer = new SharedArrayBuffer(pageCount * pageBytes);
-  const memory = new Uint8Array(buffer);
-  memory.fill(7);
+  const buffer = new SharedArrayBuffer(PAGES * PAGE_BYTES);
+  const memory = new Uint8Array(buffer).fill(7);
   const region = {
     name: "ram",
     sizeBytes: memory.length,
     place: { kind: "shared", buffer },
   } as const;
-  const writer = new GuestWriter(
-    {
-      ram: openRam(region, "write"),
-      pageBytes,
-      pageCount,
-      isPristine: false,
-      received: new Int32Array(2),
-      generations: new Uint32Array(pageCount),
-      door: { door, block: 0 },
-      channel: 1,
-    },
-    new CounterRow(createControl(1), 0),
-    new Workbench(),
-  );
-  // Pages 0 to 3, of which 1 to 3 are missing.
-  expect(writer.view(0, 4)).toBe(null);
-  writer.write(0, 4, new Uint8Array(4 * pageBytes).fill(1));
-  expect([0, 1, 2, 3, 4].map((page) => memory[page * pageBytes])).toEqual([7, 1, 1, 1, 7]);
+  const received = new Int32Array(2);
+  const generations = new Uint32Array(PAGES);
+  const writerOf = (channel: number): GuestWriter =>
+    new GuestWriter(
+      {
+        ram: openRam(region, "write"),
+        pageBytes: PAGE_BYTES,
+        pageCount: PAGES,
+        isPristine: false,
+        received,
+        generations,
+        door: { door, block: 0 },
+        channel,
+      },
+      new CounterRow(createControl(channel), channel - 1),
+      new Workbench(),
+    );
+  const firstBytes = (pages: number): number[] =>
+    Array.from({ length: pages }, (_, page) => memory[page * PAGE_BYTES] as number);
+  return { door, memory, writerOf, firstBytes };
+}
+
+test("a page is placed once, and what comes again changes nothing", () => {
+  const { door, memory, writerOf, firstBytes } = missing(0b1110);
+  expect(Atomics.load(door.words, MISSING)).toBe(3);
+  const writer = writerOf(1);
+  writer.write(0, 4, new Uint8Array(4 * PAGE_BYTES).fill(1));
+  expect(firstBytes(5)).toEqual([7, 1, 1, 1, 7]);
   expect(Atomics.load(door.words, MISSING)).toBe(0);
   expect(nextMissing(door.blocks[0] as never, 0)).toBe(-1);
-  writer.write(1, 2, new Uint8Array(2 * pageBytes).fill(2));
-  writer.clear(0, 64);
+  writer.write(1, 2, new Uint8Array(2 * PAGE_BYTES).fill(2));
+  writer.clear(0, PAGES);
   expect(writer.view(1, 1)).toBe(null);
-  writer.write(1, 1, new Uint8Array(pageBytes).fill(3));
-  expect(new Set(memory.subarray(pageBytes, 4 * pageBytes))).toEqual(new Set([1]));
-  expect(new Set(memory.subarray(4 * pageBytes))).toEqual(new Set([7]));
+  writer.write(1, 1, new Uint8Array(PAGE_BYTES).fill(3));
+  expect(new Set(memory.subarray(PAGE_BYTES, 4 * PAGE_BYTES))).toEqual(new Set([1]));
+  expect(new Set(memory.subarray(4 * PAGE_BYTES))).toEqual(new Set([7]));
   expect(Atomics.load(door.words, DROPPED)).toBeGreaterThan(60);
+});
+
+test("a page that a broken channel was about to bring is placed by whoever comes with it", () => {
+  const { door, writerOf, firstBytes } = missing(0b1111);
+  const [bulk, lane, other] = [writerOf(1), writerOf(2), writerOf(3)];
+  // The frame's table is there, its bytes are not, and never will be.
+  expect(bulk.view(0, 4)).toBe(null);
+  lane.write(2, 1, new Uint8Array(PAGE_BYTES).fill(2));
+  expect(Atomics.load(door.words, MISSING)).toBe(3);
+  other.write(0, 4, new Uint8Array(4 * PAGE_BYTES).fill(3));
+  expect(firstBytes(5)).toEqual([3, 3, 2, 3, 7]);
+  expect(Atomics.load(door.words, MISSING)).toBe(0);
 });
 
 test("questions are merged, bounded by seats, and taken in turn", () => {

@@ -177,16 +177,13 @@ export function discardPages(door: FaultDoor, block: number, index: number, bits
   Atomics.add(door.words, MISSING, popcount(gone));
 }
 
-/** Claims the pages that `bits` names; returns those that are the caller's to place. */
+/**
+ * Claims the pages that `bits` names; returns those that are the caller's to place, at once: others
+ * drop what they have of them, and nobody asks whether they came.
+ */
 export function claimPages(door: FaultDoor, block: number, index: number, bits: number): number {
   const { claimed } = door.blocks[block] as FaultBlock;
   return bits & ~Atomics.or(claimed, index, bits);
-}
-
-/** The caller claimed these pages and cannot place them after all. */
-export function unclaimPages(door: FaultDoor, block: number, index: number, bits: number): void {
-  const { claimed } = door.blocks[block] as FaultBlock;
-  Atomics.and(claimed, index, ~bits);
 }
 
 /** The claimed pages are placed: whoever waits for one goes on. */

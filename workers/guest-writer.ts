@@ -3,14 +3,7 @@ import { corrupt } from "../channels/frame.ts";
 import type { CounterRow } from "./control.ts";
 import { bitsBetween, PAGES_PER_WORD } from "./dirty-words.ts";
 import type { Run } from "./encodings/encoding.ts";
-import {
-  ARMED,
-  claimPages,
-  DROPPED,
-  type FaultDoor,
-  markPresent,
-  unclaimPages,
-} from "./fault-door.ts";
+import { ARMED, claimPages, DROPPED, type FaultDoor, markPresent } from "./fault-door.ts";
 import type { Ram } from "./ram.ts";
 import { PIECE_BYTES, type Workbench } from "./workbench.ts";
 
@@ -53,8 +46,6 @@ export class GuestWriter {
   readonly #bench: Workbench;
   readonly #zeros: Uint8Array;
   #generation = 0;
-  /** Runs that `view` claimed only a part of: the `write` that follows places them. */
-  #claimed: Run[] | null = null;
 
   constructor(block: WritableBlock, counters: CounterRow, bench: Workbench) {
     this.#block = block;
@@ -97,26 +88,14 @@ export class GuestWriter {
     }
   }
 
-  /** Where the pages of a run can be received without a copy, else null: `begin`, `markReceived`. */
+  /**
+   * Where the pages of a run can be received without a copy, else null: `begin`, `markReceived`. Not in
+   * post-copy: who claims a page before its bytes are here holds up whoever comes with them meanwhile,
+   * and loses the page when the channel breaks off.
+   */
   view(firstPage: number, pages: number): Uint8Array | null {
     const { ram, pageBytes } = this.#block;
-    const view = ram.view(firstPage * pageBytes, pages * pageBytes);
-    if (view === null || !this.#isGuarded) return view;
-    const claimed = this.#claim(firstPage, pages);
-    if (claimed[0]?.pages === pages) return view;
-    this.#claimed = claimed;
-    return null;
-  }
-
-  /** The channel broke off within a view: in post-copy, another one must place these pages. */
-  abandon(firstPage: number, pages: number): void {
-    const { door } = this.#block;
-    if (door === undefined || !this.#isGuarded) return;
-    const end = firstPage + pages;
-    for (let index = firstPage >>> 5; index * PAGES_PER_WORD < end; index += 1) {
-      const base = index * PAGES_PER_WORD;
-      unclaimPages(door.door, door.block, index, bitsBetween(firstPage - base, end - base));
-    }
+    return this.#isGuarded ? null : ram.view(firstPage * pageBytes, pages * pageBytes);
   }
 
   clear(firstPage: number, pages: number): void {
@@ -193,9 +172,6 @@ export class GuestWriter {
   #claim(firstPage: number, pages: number): Run[] {
     const { door } = this.#block;
     if (door === undefined || !this.#isGuarded) return [{ firstPage, pages }];
-    const before = this.#claimed;
-    this.#claimed = null;
-    if (before !== null) return before;
     const runs: { firstPage: number; pages: number }[] = [];
     const end = firstPage + pages;
     let won = 0;

@@ -325,12 +325,7 @@ export class PageReceiver {
     target.set(this.#buffer.subarray(this.#start, this.#start + buffered));
     this.#start += buffered;
     const rest = target.subarray(buffered);
-    try {
-      this.#read(rest, { least: rest.length, isIdle: false });
-    } catch (error) {
-      writer.abandon(run.firstPage, run.pages);
-      throw error;
-    }
+    this.#read(rest, { least: rest.length, isIdle: false });
     writer.markReceived(run.firstPage, run.pages);
     return true;
   }
