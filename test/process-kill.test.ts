@@ -127,7 +127,10 @@ describe(`a source that is killed (SEED=${SEED})`, () => {
       // It ends by itself: no thread and no connection is left that would keep it alive.
       const arrived = await destination.exit;
       expect(failureOf(arrived)).toMatchObject({ code: "CHANNEL_LOST", at: "destination" });
-      expect(destinationStateOf(arrived)).toEqual({ resumes: 0, discards: 1 });
+      const { resumes, discards } = destinationStateOf(arrived);
+      expect(resumes).toBe(0);
+      // Once more, should a step have come to its end late: docs/embedding.md.
+      expect([1, 2]).toContain(discards);
       expect(arrived.status).toBe(1);
       expect(arrived.stderr).toBe("");
     });
