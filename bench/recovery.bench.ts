@@ -1,11 +1,12 @@
 import { assert } from "../base/assert.ts";
 import { after, nowMs } from "../base/clock.ts";
 import { GIB, MIB } from "../base/units.ts";
-import { type DestinationPhase, migrateIn } from "../engine/destination.ts";
+import { migrateIn } from "../engine/destination.ts";
 import type { FaultDoor } from "../engine/faults.ts";
 import { LiveParameters } from "../engine/live-parameters.ts";
 import { PostcopyRecovery } from "../engine/postcopy-recovery.ts";
-import { migrateOut, type SourcePhase } from "../engine/source.ts";
+import { migrateOut } from "../engine/source.ts";
+import { Phases } from "../test/harness/phases.ts";
 import { MISSING } from "../workers/fault-door.ts";
 import { type Benchmark, listed, median } from "./measure.ts";
 import { rewrittenGuest, TouchedGuest } from "./touched-guest.ts";
@@ -15,8 +16,9 @@ const SMOKE = { guestBytes: 32 * MIB, channels: 2, runs: 1, warmups: 0 };
 
 const GOAL_MS = 1000;
 
-/** How often it is looked whether a page came. */
+/** How often it is looked whether a page came, and for how long. */
 const LOOK_MS = 1;
+const LIMIT_MS = 60_000;
 
 /** Slow enough that most is missing when the link breaks; lifted once it is joined again. */
 const BYTES_PER_SECOND = 24 * MIB;
@@ -61,13 +63,14 @@ async function recoverOnce(what: {
   channels: number;
 }): Promise<number> {
   const { from, to, guestBytes, channels } = what;
-  const ends = { source: new End<SourcePhase>(), destination: new End<DestinationPhase>() };
+  const phases = { source: new Phases(), destination: new Phases() };
+  const recovery = { source: new PostcopyRecovery(), destination: new PostcopyRecovery() };
   const host = new TouchedGuest(to, { faults: 0, pauseMs: 0 });
   const live = new LiveParameters();
   const listening = Promise.withResolvers<string>();
   const arriving = migrateIn(host, "tcp:127.0.0.1:0", {
-    recovery: ends.destination.recovery,
-    onPhase: ends.destination.note,
+    recovery: recovery.destination,
+    onPhase: phases.destination.note,
     onListening: listening.resolve,
   });
   const address = await listening.promise;
@@ -76,29 +79,27 @@ async function recoverOnce(what: {
     channels,
     live,
     postcopy: "after-rounds",
-    recovery: ends.source.recovery,
+    recovery: recovery.source,
     onPhase: (phase) => {
       if (phase === "pause") live.change({ maxBandwidthBytesPerSecond: BYTES_PER_SECOND });
-      ends.source.note(phase);
+      phases.source.note(phase);
     },
   });
   const moved = Promise.all([leaving, arriving]);
   moved.catch(() => {}); // Asked for below.
 
-  const both = [ends.source, ends.destination] as const;
+  const both = Object.values(phases);
   await Promise.race([moved, Promise.all(both.map((end) => end.reach("postcopy")))]);
-  ends.source.recovery.pause();
+  recovery.source.pause();
   await Promise.race([moved, Promise.all(both.map((end) => end.reach("postcopy-paused")))]);
   const { door } = host;
   const missing = missingPages(door);
   assert(missing > guestBytes / PAGE_BYTES / 2, "most of the guest is missing");
   const startMs = nowMs();
-  const first = firstPage(door, missing);
-  await ends.source.recovery.recover();
-  const ms = (await first) - startMs;
+  const [endMs] = await Promise.all([firstPage(door, missing), recovery.source.recover()]);
   live.change({ maxBandwidthBytesPerSecond: 0 });
   await moved;
-  return ms;
+  return endMs - startMs;
 }
 
 function missingPages({ words }: FaultDoor): number {
@@ -107,29 +108,12 @@ function missingPages({ words }: FaultDoor): number {
 
 /** When fewer pages are missing than were. */
 async function firstPage(door: FaultDoor, missing: number): Promise<number> {
+  const endMs = nowMs() + LIMIT_MS;
   while (missingPages(door) >= missing) {
+    assert(nowMs() < endMs, "a migration that was recovered goes on");
     const { promise, resolve } = Promise.withResolvers<void>();
     after(LOOK_MS, resolve);
     await promise;
   }
   return nowMs();
-}
-
-class End<P extends string> {
-  readonly recovery = new PostcopyRecovery();
-  #phase: string | null = null;
-  #onPhase: () => void = () => {};
-
-  readonly note = (phase: P): void => {
-    this.#phase = phase;
-    this.#onPhase();
-  };
-
-  async reach(phase: P): Promise<void> {
-    while (this.#phase !== phase) {
-      const { promise, resolve } = Promise.withResolvers<void>();
-      this.#onPhase = resolve;
-      await promise;
-    }
-  }
 }

@@ -9,6 +9,7 @@ import { MemoryGuest } from "../hosts/memory-guest/guest.ts";
 import type { GuestShape } from "../hosts/memory-guest/shape.ts";
 import { untilWritten } from "./fixtures/memory-guest-shapes.ts";
 import { type Outcome, outcomeOf } from "./harness/pair.ts";
+import { Phases } from "./harness/phases.ts";
 import { type Point, Relay } from "./harness/relay.ts";
 import { Prng, seedFromEnvironment } from "./prng.ts";
 
@@ -32,39 +33,6 @@ const SHAPE: GuestShape = {
 const LIMITS = { channelTimeoutMs: 5000, stepTimeoutMs: 10_000 };
 /** Slow enough that the link breaks while most is missing. */
 const SLOW = { maxBandwidthBytesPerSecond: 24 * MIB };
-
-/** One end's phases, and who waits for one of them. */
-class Phases {
-  readonly seen: string[] = [];
-  #onPhase: () => void = () => {};
-
-  readonly note = (phase: string): void => {
-    this.seen.push(phase);
-    this.#onPhase();
-  };
-
-  /** Returns when it is in this phase; a test's own limit stands above it. */
-  async reach(phase: string): Promise<void> {
-    while (this.seen.at(-1) !== phase) {
-      const { promise, resolve } = Promise.withResolvers<void>();
-      this.#onPhase = resolve;
-      await promise;
-    }
-  }
-
-  /** Returns when it has come to this phase, also if it has left it again. */
-  async begun(phase: string): Promise<void> {
-    while (!this.seen.includes(phase)) {
-      const { promise, resolve } = Promise.withResolvers<void>();
-      this.#onPhase = resolve;
-      await promise;
-    }
-  }
-
-  count(phase: string): number {
-    return this.seen.filter((each) => each === phase).length;
-  }
-}
 
 class Journey {
   readonly source = { phases: new Phases(), recovery: new PostcopyRecovery() };

@@ -8,8 +8,10 @@ import { afterAll, beforeAll, expect, test } from "vitest";
 import { MIB } from "../base/units.ts";
 import { loadChecksum } from "../channels/checksum.ts";
 import { writeAll } from "../channels/descriptor.ts";
+import { HEADER_BYTES, PAGES_HEAD_BYTES, RUN_BYTES } from "../channels/frame.ts";
 import { geometryOf } from "../engine/block.ts";
 import { CounterRow } from "../workers/control.ts";
+import { beginPostcopy } from "../workers/gate.ts";
 import { PageReceiver } from "../workers/page-receiver.ts";
 import { PageSender } from "../workers/page-sender.ts";
 import type { DrainTask } from "./fixtures/wire-drain.ts";
@@ -43,7 +45,8 @@ async function transfer(
     dirty,
     hasChecksum = false,
     codec = 0,
-  }: { dirty: Iterable<number>; hasChecksum?: boolean; codec?: number },
+    isPostcopy = false,
+  }: { dirty: Iterable<number>; hasChecksum?: boolean; codec?: number; isPostcopy?: boolean },
 ) {
   const memory = { source: sharedMemory(content.length), target: sharedMemory(content.length) };
   memory.source.write(content);
@@ -60,19 +63,21 @@ async function transfer(
   const writing = openSync(path, "w");
   const settings = { codec, level: 1, isAuto: false, cpuShare: 0, extraTime: 0 };
   const setup = pipeline.sendSetupOf([block], hasChecksum, { codec: settings });
+  if (isPostcopy) beginPostcopy(setup.control);
   const place = pipeline.placeOf(writing);
   const sender = new PageSender(setup, place, hasChecksum ? checksum : null);
   const gathered = countGathered(() => sender.send(0, pipeline.chunksOf(block), 1));
   sender.end();
   closeSync(writing);
 
+  const streamBytes = fs.statSync(path).size;
   const reading = openSync(path, "r");
   const target = { ...announced, target: memory.target, isPristine: false };
   const receive = pipeline.receiveSetupOf([pipeline.receiveBlockOf(target)], hasChecksum);
   new PageReceiver(receive, pipeline.placeOf(reading), checksum).receive();
   closeSync(reading);
   expect(memory.target.isGuarded).toBe(true);
-  return { ...gathered, arrived: memory.target.read() };
+  return { ...gathered, streamBytes, arrived: memory.target.read() };
 }
 
 /** Runs `send` and counts the calls that write two ranges of memory as one. */
@@ -98,6 +103,29 @@ test("whole pieces of pages that are not zero go from where they lie, a call for
   const { gathered, arrived } = await transfer(content, { dirty });
   expect(gathered).toBe(PIECES_PER_CHUNK);
   expect(Buffer.compare(arrived, content)).toBe(0);
+});
+
+test("in post-copy frames are short: what comes in between waits for the rest of one", async () => {
+  const content = new Uint8Array(CHUNK_BYTES).fill(5);
+  const dirty = Array(CHUNK_BYTES / PAGE_BYTES).keys();
+  const { gathered, arrived } = await transfer(content, { dirty, isPostcopy: true });
+  expect(gathered).toBe(4 * PIECES_PER_CHUNK);
+  expect(Buffer.compare(arrived, content)).toBe(0);
+});
+
+test("a stretch of zeros is one frame, but in post-copy none waits for the next chunk", async () => {
+  const chunks = 3;
+  const content = new Uint8Array(chunks * CHUNK_BYTES);
+  const frameBytes = HEADER_BYTES + PAGES_HEAD_BYTES + RUN_BYTES;
+  for (const [isPostcopy, frames] of [
+    [false, 1],
+    [true, chunks],
+  ] as const) {
+    const dirty = Array(content.length / PAGE_BYTES).keys();
+    const { streamBytes, arrived } = await transfer(content, { dirty, isPostcopy });
+    expect(streamBytes).toBe(frames * frameBytes + HEADER_BYTES);
+    expect(Buffer.compare(arrived, content)).toBe(0);
+  }
 });
 
 test("where frames have checksums no page goes uncopied", async () => {

@@ -47,11 +47,13 @@ const CHUNKS_MAX = 2 ** 32;
 
 /** Below this a copy costs less than a frame of its own. */
 const STRAIGHT_BYTES_MIN = 128 * KIB;
+
 /**
  * While a guest waits for pages, a frame is short: one that comes in between waits for the rest of it,
  * at either end, and for the system, which copies all of a write before it lets others run.
  */
 const POSTCOPY_PIECE_BYTES = 128 * KIB;
+assert(POSTCOPY_PIECE_BYTES >= STRAIGHT_BYTES_MIN, "a short frame is long enough to go straight");
 
 /** What a run can count. */
 const RUN_PAGES_MAX = 2 ** 16 - 1;
@@ -87,6 +89,8 @@ export class PageSender {
   readonly #compressor: Compressor;
   #readSequence: number;
   #round = 0;
+  /** What travels in one frame at the most: the same for all of a task, whose piece is empty before. */
+  #pieceBytes = PIECE_BYTES;
   /** Zero pages that were found and not yet told: what follows them may be zero as well. */
   #zeros: { block: OpenBlock; firstPage: number; pages: number } | null = null;
   /** Chunks that the last `send` did not begin, at the end of its list. */
@@ -162,6 +166,7 @@ export class PageSender {
     let pages = 0;
     let before = -1;
     this.#round = round;
+    this.#pieceBytes = isPostcopy(this.#control) ? POSTCOPY_PIECE_BYTES : PIECE_BYTES;
     this.#compressor.begin();
     this.left = chunks.length;
     try {
@@ -228,11 +233,6 @@ export class PageSender {
     for (const { ram } of this.#blocks) ram.close();
   }
 
-  /** What travels in one frame at the most. */
-  get #pieceBytes(): number {
-    return isPostcopy(this.#control) ? POSTCOPY_PIECE_BYTES : PIECE_BYTES;
-  }
-
   /** Describes the pages of the piece and sends them as one frame. */
   #flush(block: OpenBlock): void {
     const { pages, pageNumbers } = this.#piece;
@@ -297,6 +297,8 @@ export class PageSender {
       this.#tellZeros();
       this.#zeros = { block, firstPage, pages };
     }
+    // A guest may wait for one of them, and a link may be slow.
+    if (isPostcopy(this.#control)) this.#tellZeros();
     return pages;
   }
 

@@ -2,7 +2,7 @@ import { assert } from "../base/assert.ts";
 import { lowestBit } from "./dirty-words.ts";
 import type { Run } from "./encodings/encoding.ts";
 import type { Ram } from "./ram.ts";
-import { PAGES_AT, PIECE_BYTES, PIECE_PAGES_MAX, type Workbench } from "./workbench.ts";
+import { PAGES_AT, PIECE_PAGES_MAX, type Workbench } from "./workbench.ts";
 
 /** Bits of a chunk that were taken, from word `first` on. */
 export interface TakenWords {
@@ -33,7 +33,7 @@ export class Piece {
   /**
    * Takes the dirty pages that `taken` names: `sendStraight` may send pages at the start of a run
    * as they are (it returns how many), the others are copied. `flush` is called, and must empty the
-   * piece, when it is full.
+   * piece, when it has `pieceBytes`, which are the same until it is empty.
    */
   stage(
     taken: TakenWords,
@@ -41,8 +41,8 @@ export class Piece {
     {
       flush,
       sendStraight,
-      pieceBytes = PIECE_BYTES,
-    }: { flush(): void; sendStraight(run: Run): number; pieceBytes?: number },
+      pieceBytes,
+    }: { flush(): void; sendStraight(run: Run): number; pieceBytes: number },
   ): void {
     const capacity = Math.floor(pieceBytes / block.pageBytes);
     const end = Math.min(block.pageCount, (taken.first + taken.words.length) * 32);
