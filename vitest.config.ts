@@ -7,6 +7,7 @@ import { defineConfig } from "vitest/config";
 export default defineConfig({
   test: {
     maxWorkers: 2,
+    setupFiles: ["./test/harness/keep-parser.ts"],
     testTimeout: 60_000,
     hookTimeout: 60_000,
     projects: [

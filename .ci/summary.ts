@@ -14,15 +14,17 @@ interface VitestReport {
   readonly numFailedTests: number;
   readonly numPendingTests: number;
   readonly numTodoTests: number;
-  readonly testResults: readonly {
-    readonly name: string;
+  readonly testResults: readonly VitestFile[];
+}
+
+interface VitestFile {
+  readonly name: string;
+  readonly status: string;
+  readonly message: string;
+  readonly assertionResults: readonly {
     readonly status: string;
-    readonly message: string;
-    readonly assertionResults: readonly {
-      readonly status: string;
-      readonly fullName: string;
-      readonly failureMessages: readonly string[];
-    }[];
+    readonly fullName: string;
+    readonly failureMessages: readonly string[];
   }[];
 }
 
@@ -58,29 +60,41 @@ export function summarize(texts: ReadonlyMap<string, string | undefined>): Summa
 }
 
 function countsOf(report: VitestReport): { passed: number; failed: number; skipped: number } {
-  // A file that cannot be loaded, or whose hook fails, is a failure without a failed test.
-  const brokenFiles = report.testResults.filter(
-    ({ status, assertionResults }) =>
-      status === "failed" && assertionResults.every((one) => one.status !== "failed"),
-  );
+  const broken = report.testResults.map((file) => (isBroken(file) ? 1 : lostOf(file)));
   return {
     passed: report.numPassedTests,
-    failed: report.numFailedTests + brokenFiles.length,
+    failed: report.numFailedTests + broken.reduce((sum, count) => sum + count, 0),
     skipped: report.numPendingTests + report.numTodoTests,
   };
 }
 
+/** A file that cannot be loaded, or whose hook fails, is a failure without a failed test. */
+function isBroken({ status, assertionResults }: VitestFile): boolean {
+  return status === "failed" && assertionResults.every((one) => one.status !== "failed");
+}
+
+/**
+ * How many tests of a file began or waited when its process died. Vitest says such a file has
+ * passed, and counts its tests nowhere but in the total; one that died first has no tests at all.
+ */
+function lostOf({ status, assertionResults }: VitestFile): number {
+  if (status !== "failed" && assertionResults.length === 0) return 1;
+  return assertionResults.filter((one) => one.status === "pending").length;
+}
+
 /** A line or two for each: which test, and how its message begins. */
 function failuresOf({ testResults }: VitestReport): string[] {
-  return testResults
-    .filter(({ status }) => status === "failed")
-    .flatMap(({ name, message, assertionResults }) => {
-      const failed = assertionResults.filter(({ status }) => status === "failed");
-      if (failed.length === 0) return [`failed: ${basename(name)}: ${beginningOf(message)}`];
-      return failed.map(({ fullName, failureMessages }) => {
-        return `failed: ${basename(name)}: ${fullName}: ${beginningOf(failureMessages[0] ?? "")}`;
-      });
+  return testResults.flatMap((file) => {
+    const failed = file.assertionResults.filter(({ status }) => status === "failed");
+    const lost = lostOf(file);
+    const name = basename(file.name);
+    const lines = failed.map(({ fullName, failureMessages }) => {
+      return `failed: ${name}: ${fullName}: ${beginningOf(failureMessages[0] ?? "")}`;
     });
+    if (isBroken(file)) lines.push(`failed: ${name}: ${beginningOf(file.message)}`);
+    else if (lost > 0) lines.push(`failed: ${name}: its process died before ${lost} had ended`);
+    return lines;
+  });
 }
 
 const MESSAGE_LENGTH_MAX = 400;

@@ -86,3 +86,16 @@ test("what failed is told before the last line: the test, or the file, and what 
     "failed: some.test.ts: a test: it is so",
   ]);
 });
+
+test("tests that had not ended when their process died are failures, though their file passed", () => {
+  const died = { ...fileWith("pending"), status: "passed" };
+  const diedFirst = { ...fileWith(null), status: "passed", name: "/a/folder/other.test.ts" };
+  const summary = summaryOf({ "fast.json": report({ passed: 5, files: [died, diedFirst] }) });
+  expect(summary).toEqual({
+    line: "5 passed, 2 failed",
+    problems: [
+      "failed: some.test.ts: its process died before 1 had ended",
+      "failed: other.test.ts: its process died before 1 had ended",
+    ],
+  });
+});
