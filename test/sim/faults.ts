@@ -35,9 +35,9 @@ export interface Moment {
   readonly afterMs: number;
 }
 
-/** Which connections: the main channel is 0. */
-export type Target = "main" | "bulk" | "all";
-const TARGETS: readonly Target[] = ["main", "bulk", "all"];
+/** Which connections: the main channel is 0, and lanes come after the bulk channels. */
+export type Target = "main" | "bulk" | "lane" | "all";
+const TARGETS: readonly Target[] = ["main", "bulk", "lane", "all"];
 
 export interface Fault {
   readonly kind: FaultKind;
@@ -57,6 +57,13 @@ export interface Plan {
   readonly nonConvergence: "cancel" | "switch-over";
   readonly autoConverge: boolean;
   readonly reconnectTimeoutMs: number;
+  readonly postcopy: "never" | "manual" | "after-rounds" | "not-converging";
+  /** When somebody asks for post-copy, after the start; where it is manual. */
+  readonly switchAfterMs: number;
+  readonly lanes: number;
+  /** How often an operator looks whether a post-copy is paused, and recovers it; 0 where nobody does. */
+  readonly operatorMs: number;
+  readonly recoverTimeoutMs: number;
   readonly faults: readonly Fault[];
   readonly troubles: readonly { readonly call: HostCall; readonly trouble: HostTrouble }[];
 }
@@ -66,6 +73,13 @@ export const STEPS: readonly string[] = [
   ...SOURCE_PHASES.map((phase) => `source ${phase}`),
   ...DESTINATION_PHASES.map((phase) => `destination ${phase}`),
 ];
+
+/** Those of them that come in post-copy only; the later ones when its link has broken. */
+export const POSTCOPY_STEPS: readonly string[] = [
+  "postcopy",
+  "postcopy-paused",
+  "postcopy-recover",
+].flatMap((phase) => [`source ${phase}`, `destination ${phase}`]);
 
 function pick<T>(random: Prng, from: readonly T[]): T {
   return from[random.below(from.length)] as T;
@@ -83,6 +97,11 @@ export function drawSetting(seed: number, random: Prng): Plan {
     nonConvergence: pick(random, ["cancel", "switch-over", "switch-over"]),
     autoConverge: random.below(2) === 0,
     reconnectTimeoutMs: pick(random, [0, 100, 1000, 1000]),
+    postcopy: pick(random, ["never", "never", "manual", "after-rounds", "not-converging"]),
+    switchAfterMs: random.below(300),
+    lanes: 1 + random.below(2),
+    operatorMs: pick(random, [0, 300]),
+    recoverTimeoutMs: pick(random, [1500, 6000]),
     faults: [],
     troubles: [],
   };
@@ -103,7 +122,10 @@ function drawFault(random: Prng): Fault {
   const moment: Moment =
     random.below(3) === 0
       ? { step: null, afterMs: random.below(4000) / 10 }
-      : { step: pick(random, STEPS), afterMs: random.below(random.below(2) === 0 ? 10 : 200) / 10 };
+      : {
+          step: pick(random, [...STEPS, ...POSTCOPY_STEPS]),
+          afterMs: random.below(random.below(2) === 0 ? 10 : 200) / 10,
+        };
   return { kind: pick(random, FAULT_KINDS), target: pick(random, TARGETS), moment };
 }
 

@@ -2,7 +2,9 @@ import { must } from "../../base/assert.ts";
 import type { Block, BlockAnnouncement } from "../../engine/block.ts";
 import { createDirtyLog, type DirtyLog, markDirty } from "../../engine/dirty-log.ts";
 import type { DestinationHost, DeviceSection, SourceHost } from "../../engine/host.ts";
+import type { FaultDoor } from "../../workers/fault-door.ts";
 import type { Prng } from "../prng.ts";
+import { Vcpus } from "./vcpus.ts";
 import type { Side, World } from "./world.ts";
 
 export const PAGE_BYTES = 4096;
@@ -129,7 +131,7 @@ export class Machine {
   }
 }
 
-function memoryOf({ place }: Block): Uint8Array {
+export function memoryOf({ place }: Block): Uint8Array {
   if (place.kind !== "shared") throw new Error("simulated memory is shared");
   return new Uint8Array(place.buffer);
 }
@@ -224,6 +226,9 @@ export class SimulatedDestinationHost implements DestinationHost {
   readonly side: Side;
   readonly origin: Machine;
   machine: Machine | null = null;
+  /** In post-copy, once the guest runs. */
+  vcpus: Vcpus | null = null;
+  #door: FaultDoor | null = null;
   #devices: readonly DeviceSection[] = [];
 
   constructor(side: Side, origin: Machine) {
@@ -243,6 +248,10 @@ export class SimulatedDestinationHost implements DestinationHost {
     return machine.blocks;
   }
 
+  takeFaults(door: FaultDoor): void {
+    this.#door = door;
+  }
+
   async loadDevices(sections: readonly DeviceSection[]): Promise<void> {
     await this.#step("loadDevices", () => {
       this.#devices = sections;
@@ -252,8 +261,10 @@ export class SimulatedDestinationHost implements DestinationHost {
   async resume(): Promise<void> {
     await this.#step("run", () => {
       const machine = must(this.machine, "only a guest that was prepared runs");
+      if (this.#door !== null) this.vcpus = new Vcpus(machine, this.#door, this.origin);
       this.#compare(machine);
       machine.runs = true;
+      this.vcpus?.live();
     });
   }
 
@@ -265,6 +276,12 @@ export class SimulatedDestinationHost implements DestinationHost {
   }
 
   #compare(machine: Machine): void {
+    if (this.vcpus !== null) this.vcpus.check();
+    else this.#compareMemory(machine);
+    this.#compareDevices();
+  }
+
+  #compareMemory(machine: Machine): void {
     for (const [index, block] of this.origin.blocks.entries()) {
       const wanted = memoryOf(block);
       const found = memoryOf(must(machine.blocks[index], "every block has arrived"));
@@ -272,6 +289,9 @@ export class SimulatedDestinationHost implements DestinationHost {
         this.#world.blame(`block "${block.name}" is not the same when the guest runs`);
       }
     }
+  }
+
+  #compareDevices(): void {
     const [wanted, found] = [this.origin.devices, this.#devices].map((sections) =>
       sections.map(({ name, bytes }) => `${name}=${Buffer.from(bytes).toString("hex")}`).join(),
     );

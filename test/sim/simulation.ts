@@ -5,6 +5,8 @@ import { FrameStream } from "../../channels/frame-stream.ts";
 import { encodeHello, MIGRATION_ID_BYTES, TOKEN_BYTES, VERSION } from "../../channels/messages.ts";
 import { migrateIn } from "../../engine/destination.ts";
 import type { ParameterOptions } from "../../engine/parameters.ts";
+import { PostcopyRecovery } from "../../engine/postcopy-recovery.ts";
+import { PostcopySwitch } from "../../engine/postcopy-switch.ts";
 import { migrateOut } from "../../engine/source.ts";
 import type { Surroundings } from "../../engine/surroundings.ts";
 import type { ReceiveSetup, SendSetup } from "../../workers/protocol.ts";
@@ -17,8 +19,10 @@ import {
   SimulatedDestinationHost,
   SimulatedSourceHost,
 } from "./guest.ts";
+import { SimulatedLanes } from "./lanes.ts";
 import { Network, type Wire } from "./network.ts";
-import { NoLanes, SimulatedThreads, type ThreadFlaws } from "./threads.ts";
+import type { ThreadFlaws } from "./thread.ts";
+import { SimulatedThreads } from "./threads.ts";
 import { Side, World } from "./world.ts";
 
 /** What is simulated: the real engine, or one with a flaw that has to be found. */
@@ -89,9 +93,12 @@ class Simulation {
   readonly #sourceHost: SimulatedSourceHost;
   readonly #cancels = { source: new AbortController(), destination: new AbortController() };
   readonly #ends: End[] = [];
-  readonly #threads: { side: Side; threads: SimulatedThreads }[] = [];
+  readonly #threads: { side: Side; threads: SimulatedThreads | SimulatedLanes }[] = [];
+  readonly #switch = new PostcopySwitch();
+  readonly #recovery = new PostcopyRecovery();
   readonly #pending: Fault[];
   #network: Network;
+  #isAtRest = false;
 
   constructor(plan: Plan, engine: Engine) {
     this.#plan = plan;
@@ -110,7 +117,8 @@ class Simulation {
     const incoming = this.#moveIn(host, this.#destination, "migrateIn");
     this.#moveOut("migrateOut", 5);
     this.#arm(null);
-    await this.#settle();
+    this.#operate();
+    await this.#settle(host);
     this.#checkOwner(host, incoming);
     this.#checkRest();
     await this.#retry();
@@ -126,8 +134,26 @@ class Simulation {
     return new Network(this.#world, this.#random, { latencyMs, bytesPerMs });
   }
 
+  /** Somebody begins post-copy, and looks after it. */
+  #operate(): void {
+    const { postcopy, switchAfterMs, operatorMs } = this.#plan;
+    const side = this.#source;
+    if (postcopy === "manual") this.#world.at(switchAfterMs, side, () => this.#switch.start());
+    if (operatorMs === 0) return;
+    const look = (): void => {
+      if (this.#isAtRest) return;
+      if (this.#recovery.pausedFor !== null) {
+        this.#world.tell("the operator recovers");
+        this.#recovery.recover().catch(() => this.#world.tell("it is not recovered"));
+      }
+      this.#world.at(operatorMs, side, look);
+    };
+    this.#world.at(operatorMs, side, look);
+  }
+
   /** Runs until every attempt of a side that lives has ended, and what it set off is over. */
-  async #settle(): Promise<void> {
+  async #settle(host: SimulatedDestinationHost): Promise<void> {
+    this.#isAtRest = false;
     this.#guest.live(this.#plan.eagerness);
     const isOver = (): boolean =>
       this.#ends.every(({ side, code }) => code !== null || side.isCrashed);
@@ -136,7 +162,9 @@ class Simulation {
         if (code === null && !side.isCrashed) this.#world.blame(`${name} hangs`);
       }
     }
+    this.#isAtRest = true;
     this.#guest.rest();
+    host.vcpus?.rest();
     await this.#world.run(() => false, REST_MS);
   }
 
@@ -155,15 +183,22 @@ class Simulation {
         this.#threads.push({ side, threads });
         return threads;
       },
-      startLanes: (setups) => new NoLanes(setups),
+      startLanes: (setups) => {
+        const lanes = new SimulatedLanes(this.#world, network, setups, this.#engine.threads);
+        this.#threads.push({ side, threads: lanes });
+        return lanes;
+      },
     };
   }
 
   get #parameters(): ParameterOptions {
     const { channels, timeoutMs, nonConvergence, autoConverge, reconnectTimeoutMs } = this.#plan;
+    const { postcopy, lanes, recoverTimeoutMs } = this.#plan;
     return {
       ...LIMITS,
       channels,
+      ...(postcopy === "never" ? {} : { postcopy, priorityChannels: lanes, recoverTimeoutMs }),
+      ...(postcopy === "after-rounds" ? { postcopyRounds: 1 } : {}),
       chunkBytes: CHUNK_BYTES,
       timeoutMs,
       nonConvergence,
@@ -181,6 +216,10 @@ class Simulation {
         {
           ...parameters,
           signal: this.#cancels.source.signal,
+          // Each is of one migration.
+          ...(name === "migrateOut"
+            ? { postcopySwitch: this.#switch, recovery: this.#recovery }
+            : {}),
           onPhase: (phase) => this.#arm(`source ${phase}`),
         },
         this.#surroundings(this.#source),
@@ -196,6 +235,7 @@ class Simulation {
         {
           ...LIMITS,
           reconnectTimeoutMs: this.#plan.reconnectTimeoutMs,
+          recoverTimeoutMs: this.#plan.recoverTimeoutMs,
           chunkBytes: CHUNK_BYTES,
           signal: this.#cancels.destination.signal,
           onPhase: (phase) => this.#arm(`destination ${phase}`),
@@ -282,9 +322,12 @@ class Simulation {
   }
 
   #wires(target: Fault["target"]): Wire[] {
-    const isHit = ({ channel }: Wire): boolean =>
-      target === "all" || (target === "main") === (channel === 0);
-    const wires = this.#network.wires.filter(isHit);
+    const { channels } = this.#plan;
+    const kindOf = (channel: number): typeof target =>
+      channel === 0 ? "main" : channel > channels ? "lane" : "bulk";
+    const wires = this.#network.wires.filter(({ channel, source }) => {
+      return !source.isOver && (target === "all" || target === kindOf(channel));
+    });
     return target === "bulk" ? wires.slice(0, 1) : wires;
   }
 
@@ -295,7 +338,8 @@ class Simulation {
   }
 
   #killThread(side: Side): void {
-    const channel = 1 + this.#random.below(this.#plan.channels);
+    const { channels, postcopy, lanes } = this.#plan;
+    const channel = 1 + this.#random.below(channels + (postcopy === "never" ? 0 : lanes));
     for (const each of this.#threads) if (each.side === side) each.threads.kill(channel);
   }
 
@@ -341,6 +385,12 @@ class Simulation {
     if (codes.includes("completed")) {
       if (this.#guest.runs) blame("the guest that moved runs at the source");
       if (!runsThere && !this.#destination.isCrashed) blame("the guest that moved runs nowhere");
+      if (!this.#destination.isCrashed) this.#checkWhole(host, blame);
+      if (incoming.code === "POSTCOPY_INTERRUPTED") blame("what is complete was given up");
+    } else if (codes.includes("POSTCOPY_INTERRUPTED")) {
+      if (this.#guest.runs) blame("the source resumed a guest that went over");
+      if (!runsThere && !this.#destination.isCrashed)
+        blame("the guest that went over runs nowhere");
     } else if (codes.includes("HANDOVER_UNKNOWN")) {
       if (this.#guest.runs) blame("the source resumed a guest that it had handed over");
     } else if (!this.#source.isCrashed && !codes.includes(null)) {
@@ -350,6 +400,18 @@ class Simulation {
     if (incoming.code === "completed" && !runsThere && !this.#destination.isCrashed) {
       blame("the destination says that the guest runs, and it does not");
     }
+    if (this.#destination.isCrashed) return;
+    if (incoming.code === "completed") this.#checkWhole(host, blame);
+    if (incoming.code === "POSTCOPY_INTERRUPTED") {
+      if (!runsThere) blame("a guest that went over does not run");
+      if (host.vcpus?.isToldBroken !== true) blame("vCPUs wait for ever for what will not come");
+    }
+    host.vcpus?.check();
+  }
+
+  #checkWhole({ vcpus }: SimulatedDestinationHost, blame: (what: string) => void): void {
+    if (vcpus === null) return; // All was compared before the guest ran.
+    if (vcpus.missing !== 0) blame(`${vcpus.missing} pages never came`);
   }
 
   #checkRestored(codes: readonly (string | null)[], blame: (what: string) => void): void {
@@ -379,7 +441,7 @@ class Simulation {
     this.#moveIn(host, side, "migrateIn, retried");
     const parameters = { timeoutMs: 20_000, nonConvergence: "switch-over", maxRounds: 10 } as const;
     this.#moveOut("migrateOut, retried", 5, { ...this.#parameters, ...parameters });
-    await this.#settle();
+    await this.#settle(host);
     for (const { name, code } of this.#ends) {
       if (code !== "completed") this.#world.blame(`${name} fails: ${code}`);
     }

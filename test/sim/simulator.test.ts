@@ -139,6 +139,11 @@ test("two channels do not pass a chunk that neither has begun to and fro for eve
     nonConvergence: "cancel",
     autoConverge: false,
     reconnectTimeoutMs: 0,
+    postcopy: "never",
+    switchAfterMs: 0,
+    lanes: 1,
+    operatorMs: 0,
+    recoverTimeoutMs: 1500,
     faults: [{ kind: "cut that only the source sees", target: "bulk", moment }],
     troubles: [],
   });

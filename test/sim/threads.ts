@@ -1,64 +1,22 @@
-import { assert, must } from "../../base/assert.ts";
-import { MigrationError } from "../../base/errors.ts";
-import type { LaneThreads, ThreadPool } from "../../engine/surroundings.ts";
-import { CounterRow, isStopped, mustLeave, stopOf } from "../../workers/control.ts";
+import { must } from "../../base/assert.ts";
+import { Stopped } from "../../channels/descriptor.ts";
+import type { ThreadPool } from "../../engine/surroundings.ts";
+import { mustLeave, stopOf } from "../../workers/control.ts";
 import { lowestBit, PAGES_PER_WORD, takeWords, undoWords } from "../../workers/dirty-words.ts";
 import type {
-  ChannelPlace,
   ReceiveSetup,
   ReceiveTask,
   SendSetup,
   SendTask,
   TaskDone,
 } from "../../workers/protocol.ts";
-import type { Network, SimulatedSocket } from "./network.ts";
+import type { Network } from "./network.ts";
+import { place } from "./placing.ts";
+import { HEADER_BYTES, pageOf, SimulatedThread, type ThreadFlaws } from "./thread.ts";
 import type { World } from "./world.ts";
 
-/** What threads say to each other over a bulk channel. */
-type Message =
-  | { readonly kind: "pages"; readonly block: number; readonly pages: readonly SentPage[] }
-  | { readonly kind: "fence" | "applied"; readonly number: number }
-  | { readonly kind: "end" };
-
-interface SentPage {
-  readonly page: number;
-  readonly bytes: Uint8Array;
-}
-
-/** Ways in which threads can be wrong, for the test of the test. */
-export interface ThreadFlaws {
-  /** One page of the first round is taken from the bitmap and not sent. */
-  readonly losesPage?: boolean;
-  /** What a task did not come to is forgotten, when its round is hurried. */
-  readonly dropsBits?: boolean;
-}
-
 const PAGES_PER_FRAME = 8;
-const HEADER_BYTES = 24;
 const HAND_OVER_MS = 0.05;
-/** How often a thread that waits looks at the stop word. */
-const LOOK_MS = 20;
-
-class Stopped extends Error {}
-
-/** Simulated migrations bring all memory before the guest: they have no priority lanes. */
-export class NoLanes implements LaneThreads {
-  constructor(setups: readonly unknown[]) {
-    assert(setups.length === 0, "nothing is simulated of priority lanes");
-  }
-
-  async start(): Promise<void> {}
-
-  serve(): void {
-    throw new Error("there is no lane");
-  }
-
-  async ended(): Promise<void> {}
-
-  async close(): Promise<boolean> {
-    return true;
-  }
-}
 
 /** Threads of one end, each a chain of tasks that moves pages through its simulated channel. */
 export class SimulatedThreads implements ThreadPool {
@@ -67,8 +25,7 @@ export class SimulatedThreads implements ThreadPool {
   readonly #setup: SendSetup | ReceiveSetup;
   readonly #flaws: ThreadFlaws;
   readonly #tails = new Map<number, Promise<unknown>>();
-  readonly #sockets = new Map<number, SimulatedSocket>();
-  readonly #dead = new Set<number>();
+  readonly #threads = new Map<number, SimulatedThread>();
 
   constructor(world: World, network: Network, setup: SendSetup | ReceiveSetup, flaws: ThreadFlaws) {
     this.#world = world;
@@ -79,7 +36,7 @@ export class SimulatedThreads implements ThreadPool {
 
   /** The thread is gone at once, with whatever it has taken. */
   kill(channel: number): void {
-    this.#dead.add(channel);
+    this.#thread(channel).kill();
   }
 
   async run(channel: number, task: object): Promise<TaskDone | null> {
@@ -104,12 +61,13 @@ export class SimulatedThreads implements ThreadPool {
   }
 
   async #perform(channel: number, task: SendTask | ReceiveTask): Promise<TaskDone> {
-    await this.#pause(channel, HAND_OVER_MS);
+    const thread = this.#thread(channel);
+    await thread.pause(HAND_OVER_MS);
     switch (task.kind) {
       case "start":
         break;
       case "open":
-        this.#open(task.place);
+        thread.open(this.#network.socketOf(task.place.readFd));
         break;
       case "send":
         return await this.#send(channel, task);
@@ -117,10 +75,10 @@ export class SimulatedThreads implements ThreadPool {
         await this.#fence(channel, task.number);
         break;
       case "end":
-        await this.#post(channel, { kind: "end" }, HEADER_BYTES);
+        await thread.post({ kind: "end" }, HEADER_BYTES);
         break;
       case "receive":
-        this.#open(task.place);
+        thread.open(this.#network.socketOf(task.place.readFd));
         return { pages: await this.#receive(channel) };
       default:
         throw new Error(`no simulated thread does "${task.kind}"`);
@@ -128,14 +86,10 @@ export class SimulatedThreads implements ThreadPool {
     return { pages: 0 };
   }
 
-  #open(place: ChannelPlace): void {
-    this.#sockets.set(place.channel, this.#network.socketOf(place.readFd));
-  }
-
   async #send(channel: number, task: SendTask & { kind: "send" }): Promise<TaskDone> {
     const block = must((this.#setup as SendSetup).blocks[task.block], "a task names a block");
     const wordsPerChunk = block.pagesPerChunk / PAGES_PER_WORD;
-    const counters = this.#counters(channel);
+    const { counters } = this.#thread(channel);
     const taken: { first: number; words: Int32Array }[] = [];
     let left = task.chunks.length;
     let pages = 0;
@@ -173,8 +127,6 @@ export class SimulatedThreads implements ThreadPool {
     taken: Int32Array,
   ): Promise<number> {
     const block = must((this.#setup as SendSetup).blocks[task.block], "a task names a block");
-    if (block.place.kind !== "shared") throw new Error("simulated memory is shared");
-    const memory = new Uint8Array(block.place.buffer);
     const pages: number[] = [];
     for (const [index, word] of taken.entries()) {
       for (let bits = word; bits !== 0; bits &= bits - 1) {
@@ -183,121 +135,50 @@ export class SimulatedThreads implements ThreadPool {
     }
     const count = pages.length;
     if (this.#flaws.losesPage === true && task.round > 1) pages.pop();
-    const counters = this.#counters(channel);
+    const thread = this.#thread(channel);
     while (pages.length > 0) {
       const frame = pages.splice(0, PAGES_PER_FRAME).map((page) => ({
         page,
-        bytes: memory.slice(page * block.pageBytes, (page + 1) * block.pageBytes),
+        bytes: pageOf(block, page).slice(),
       }));
       const size = HEADER_BYTES + frame.length * block.pageBytes;
-      await this.#post(channel, { kind: "pages", block: task.block, pages: frame }, size);
-      counters.add("movedBytes", size);
-      counters.add("raw", frame.length);
-      counters.add("pages", frame.length);
+      await thread.post({ kind: "pages", block: task.block, pages: frame }, size);
+      thread.counters.add("raw", frame.length);
+      thread.counters.add("pages", frame.length);
     }
     return count;
   }
 
   async #fence(channel: number, number: number): Promise<void> {
-    await this.#post(channel, { kind: "fence", number }, HEADER_BYTES);
-    const limitMs = (this.#setup as SendSetup).fenceTimeoutMs;
-    const answer = await this.#next(channel, limitMs);
+    const thread = this.#thread(channel);
+    await thread.post({ kind: "fence", number }, HEADER_BYTES);
+    const answer = await thread.next((this.#setup as SendSetup).fenceTimeoutMs);
     if (answer.kind !== "applied" || answer.number !== number) {
       throw new Error("a fence is answered by its own number");
     }
   }
 
   async #receive(channel: number): Promise<number> {
-    const { blocks } = this.#setup as ReceiveSetup;
+    const thread = this.#thread(channel);
     let received = 0;
     for (;;) {
-      const message = await this.#next(channel, Number.POSITIVE_INFINITY);
+      const message = await thread.next(Number.POSITIVE_INFINITY);
       if (message.kind === "end") return received;
       if (message.kind === "fence") {
-        await this.#post(channel, { kind: "applied", number: message.number }, HEADER_BYTES);
+        await thread.post({ kind: "applied", number: message.number }, HEADER_BYTES);
       } else if (message.kind === "pages") {
-        const { place, pageBytes } = must(blocks[message.block], "a frame names a block");
-        if (place.kind !== "shared") throw new Error("simulated memory is shared");
-        const memory = new Uint8Array(place.buffer);
-        for (const { page, bytes } of message.pages) memory.set(bytes, page * pageBytes);
+        place(this.#setup as ReceiveSetup, message, this.#flaws);
         received += message.pages.length;
       }
     }
   }
 
-  async #post(channel: number, message: Message, size: number): Promise<void> {
-    const socket = this.#socket(channel);
-    const startMs = this.#world.nowMs();
-    const { channelTimeoutMs: limitMs } = this.#setup;
-    let outcome: "waits" | "done" | Error = "waits";
-    let wake = (): void => {};
-    socket.post(message, size).then(
-      () => {
-        outcome = "done";
-        wake();
-      },
-      (error: Error) => {
-        outcome = error;
-        wake();
-      },
-    );
-    while (outcome === "waits") {
-      await this.#look(channel, (call) => {
-        wake = call;
-      });
-      if (outcome === "waits" && this.#world.nowMs() - startMs > limitMs) {
-        throw new MigrationError("CHANNEL_STALLED", { channel, direction: "write", limitMs });
-      }
-    }
-    if (outcome !== "done") throw lost(channel);
+  #thread(channel: number): SimulatedThread {
+    const known = this.#threads.get(channel);
+    if (known !== undefined) return known;
+    const { control, channelTimeoutMs } = this.#setup;
+    const thread = new SimulatedThread(this.#world, { control, channel, channelTimeoutMs });
+    this.#threads.set(channel, thread);
+    return thread;
   }
-
-  async #next(channel: number, limitMs: number): Promise<Message> {
-    const socket = this.#socket(channel);
-    const startMs = this.#world.nowMs();
-    for (;;) {
-      const message = socket.poll();
-      if (message === null) throw lost(channel);
-      if (message !== undefined) return message as Message;
-      await this.#look(channel, (call) => socket.whenReadable(call));
-      if (this.#world.nowMs() - startMs > limitMs) {
-        throw new MigrationError("CHANNEL_STALLED", { channel, direction: "read", limitMs });
-      }
-    }
-  }
-
-  /** Waits for a call or for a while; throws what ends a thread. */
-  async #look(channel: number, arrange: (call: () => void) => void): Promise<void> {
-    const { promise, resolve } = Promise.withResolvers<void>();
-    const callOff = this.#world.at(LOOK_MS, this.#world.side, resolve);
-    arrange(resolve);
-    await promise;
-    callOff();
-    this.#check(channel);
-  }
-
-  async #pause(channel: number, ms: number): Promise<void> {
-    this.#check(channel);
-    await this.#world.sleep(ms);
-    this.#check(channel);
-  }
-
-  #check(channel: number): void {
-    if (this.#dead.has(channel)) {
-      throw new MigrationError("WORKER_DIED", { channel, reason: "the simulation ended it" });
-    }
-    if (isStopped(stopOf(this.#setup.control, channel))) throw new Stopped();
-  }
-
-  #socket(channel: number): SimulatedSocket {
-    return must(this.#sockets.get(channel), "a channel is opened first");
-  }
-
-  #counters(channel: number): CounterRow {
-    return new CounterRow(this.#setup.control, channel - 1);
-  }
-}
-
-function lost(channel: number): MigrationError {
-  return new MigrationError("CHANNEL_LOST", { channel, reason: "the other end closed it" });
 }

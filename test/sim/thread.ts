@@ -1,0 +1,159 @@
+import { must } from "../../base/assert.ts";
+import { MigrationError } from "../../base/errors.ts";
+import { Stopped } from "../../channels/descriptor.ts";
+import { type Control, CounterRow, isStopped, stopOf } from "../../workers/control.ts";
+import type { ReceiveSetup } from "../../workers/protocol.ts";
+import type { SimulatedSocket } from "./network.ts";
+import type { World } from "./world.ts";
+
+/** What threads say to each other over the channels of pages. */
+export type Message =
+  | { readonly kind: "pages"; readonly block: number; readonly pages: readonly SentPage[] }
+  | { readonly kind: "fence" | "applied"; readonly number: number }
+  | { readonly kind: "request"; readonly block: number; readonly page: number }
+  | { readonly kind: "end" };
+
+export interface SentPage {
+  readonly page: number;
+  readonly bytes: Uint8Array;
+}
+
+/** Ways in which threads can be wrong, for the test of the test. */
+export interface ThreadFlaws {
+  /** One page of each round but the first is taken from the bitmap and not sent. */
+  readonly losesPage?: boolean;
+  /** What a task did not come to is forgotten, when its round is hurried. */
+  readonly dropsBits?: boolean;
+  /** In post-copy a page is placed as often as it comes. */
+  readonly overwrites?: boolean;
+}
+
+export const HEADER_BYTES = 24;
+
+/** How often a thread that waits looks at the stop word. */
+const LOOK_MS = 20;
+
+export interface ThreadTerms {
+  readonly control: Control;
+  readonly channel: number;
+  readonly channelTimeoutMs: number;
+}
+
+/** A simulated thread with its channel: how it reads, writes and waits, and what ends it. */
+export class SimulatedThread {
+  readonly #world: World;
+  readonly #terms: ThreadTerms;
+  readonly counters: CounterRow;
+  #socket: SimulatedSocket | null = null;
+  #isDead = false;
+
+  constructor(world: World, terms: ThreadTerms) {
+    this.#world = world;
+    this.#terms = terms;
+    this.counters = new CounterRow(terms.control, terms.channel - 1);
+  }
+
+  open(socket: SimulatedSocket): void {
+    this.#socket = socket;
+  }
+
+  /** It is gone at once, with whatever it has taken. */
+  kill(): void {
+    this.#isDead = true;
+  }
+
+  async post(message: Message, size: number): Promise<void> {
+    const socket = this.#ofSocket;
+    const { channel, channelTimeoutMs: limitMs } = this.#terms;
+    const startMs = this.#world.nowMs();
+    let outcome: "waits" | "done" | Error = "waits";
+    let wake = (): void => {};
+    socket.post(message, size).then(
+      () => {
+        outcome = "done";
+        wake();
+      },
+      (error: Error) => {
+        outcome = error;
+        wake();
+      },
+    );
+    while (outcome === "waits") {
+      await this.look((call) => {
+        wake = call;
+      });
+      if (outcome === "waits" && this.#world.nowMs() - startMs > limitMs) {
+        throw new MigrationError("CHANNEL_STALLED", { channel, direction: "write", limitMs });
+      }
+    }
+    if (outcome !== "done") throw this.#lost();
+    this.counters.add("movedBytes", size);
+  }
+
+  /** What came, without waiting for it. */
+  poll(): Message | undefined {
+    const message = this.#ofSocket.poll();
+    if (message === null) throw this.#lost();
+    return message as Message | undefined;
+  }
+
+  async next(limitMs: number): Promise<Message> {
+    const startMs = this.#world.nowMs();
+    for (;;) {
+      const message = this.poll();
+      if (message !== undefined) return message;
+      await this.awaitReadable();
+      if (this.#world.nowMs() - startMs > limitMs) {
+        const { channel } = this.#terms;
+        throw new MigrationError("CHANNEL_STALLED", { channel, direction: "read", limitMs });
+      }
+    }
+  }
+
+  /** Waits until there may be something to read, or for a while. */
+  async awaitReadable(forMs = LOOK_MS): Promise<void> {
+    await this.look((call) => this.#ofSocket.whenReadable(call), forMs);
+  }
+
+  /** Waits for a call or for a while; throws what ends a thread. */
+  async look(arrange: (call: () => void) => void, forMs = LOOK_MS): Promise<void> {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    const callOff = this.#world.at(forMs, this.#world.side, resolve);
+    arrange(resolve);
+    await promise;
+    callOff();
+    this.#check();
+  }
+
+  async pause(ms: number): Promise<void> {
+    this.#check();
+    await this.#world.sleep(ms);
+    this.#check();
+  }
+
+  #check(): void {
+    const { control, channel } = this.#terms;
+    if (this.#isDead) {
+      throw new MigrationError("WORKER_DIED", { channel, reason: "the simulation ended it" });
+    }
+    if (isStopped(stopOf(control, channel))) throw new Stopped();
+  }
+
+  #lost(): MigrationError {
+    const { channel } = this.#terms;
+    return new MigrationError("CHANNEL_LOST", { channel, reason: "the other end closed it" });
+  }
+
+  get #ofSocket(): SimulatedSocket {
+    return must(this.#socket, "a channel is opened first");
+  }
+}
+
+/** Memory of a block, and of one of its pages. */
+export function pageOf(
+  { place, pageBytes }: Pick<ReceiveSetup["blocks"][number], "place" | "pageBytes">,
+  page: number,
+): Uint8Array {
+  if (place.kind !== "shared") throw new Error("simulated memory is shared");
+  return new Uint8Array(place.buffer, page * pageBytes, pageBytes);
+}
