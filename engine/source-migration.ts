@@ -359,12 +359,12 @@ export class SourceMigration {
     const deadline = new Deadline(limitMs);
     const ownTries = new Deadline(reconnectTimeoutMs);
     for (;;) {
+      // However often somebody tries: the limit must end this some time.
+      if (deadline.passed) throw must(this.#pausedFor, "it is paused for a reason");
       const isOwn = !ownTries.passed;
       const waitMs = isOwn ? OWN_TRY_MS : WATCH_MS;
       const plea = await attempt.guard(this.#nextPlea(Math.min(waitMs, deadline.leftMs)));
-      if (plea === null && deadline.passed)
-        throw must(this.#pausedFor, "it is paused for a reason");
-      if (plea === null && !isOwn) continue;
+      if (plea === null && (!isOwn || deadline.passed)) continue;
       try {
         await attempt.guard(this.#joinAgain(plea?.address ?? this.#address));
         attempt.change("postcopy");

@@ -3,10 +3,13 @@ import { DestinationMigration } from "../../engine/destination-migration.ts";
 import type { migrateOut } from "../../engine/source.ts";
 import { SourceMigration } from "../../engine/source-migration.ts";
 import { REAL_SURROUNDINGS } from "../../engine/surroundings.ts";
+import type { Plan } from "./faults.ts";
 import { type Engine, REAL_ENGINE } from "./simulation.ts";
 
 /** As the real one, but what it undoes is as `flaw` says. */
-function flawedSource(flaw: "resumes after COMMIT" | "leaves tracking on"): typeof migrateOut {
+function flawedSource(
+  flaw: "resumes after COMMIT" | "leaves tracking on" | "resumes when interrupted",
+): typeof migrateOut {
   return async (host, address, options = {}, surroundings = REAL_SURROUNDINGS) => {
     const migration = await SourceMigration.prepare(host, address, options, surroundings);
     const { attempt } = migration;
@@ -26,8 +29,10 @@ function flawedSource(flaw: "resumes after COMMIT" | "leaves tracking on"): type
       if (flaw !== "resumes after COMMIT") undo.move();
       await attempt.run("commit", () => migration.handOver());
       undo.move();
+      if (migration.isPostcopy) await attempt.run("postcopy", () => migration.sendMissing());
       return migration.report();
     } catch (error) {
+      if (flaw === "resumes when interrupted" && attempt.isCommitted) await migration.resumeGuest();
       throw await migration.failureOf(error);
     } finally {
       await migration.close();
@@ -57,6 +62,7 @@ const runsBeforeCommit: typeof migrateIn = async (
     attempt.commit();
     undo.move();
     await attempt.run("resume", () => migration.resume());
+    if (migration.isPostcopy) await attempt.run("postcopy", () => migration.receiveMissing());
     return await migration.report();
   } catch (error) {
     throw await migration.failureOf(error);
@@ -66,11 +72,18 @@ const runsBeforeCommit: typeof migrateIn = async (
 };
 
 /** Engines with a flaw each, and what the simulator must say of them. */
-export const BROKEN: readonly { states: string; engine: Engine; blamed: RegExp }[] = [
+export const BROKEN: readonly {
+  readonly states: string;
+  readonly engine: Engine;
+  readonly blamed: RegExp;
+  /** What is not as the seed has it. */
+  readonly setting?: Partial<Plan>;
+}[] = [
   {
     states: "a source that resumes after COMMIT",
     engine: { ...REAL_ENGINE, migrateOut: flawedSource("resumes after COMMIT") },
     blamed: /two copies of the guest run/,
+    setting: { postcopy: "never" },
   },
   {
     states: "a destination that runs before COMMIT",
@@ -91,5 +104,23 @@ export const BROKEN: readonly { states: string; engine: Engine; blamed: RegExp }
     states: "a thread that loses a page",
     engine: { ...REAL_ENGINE, threads: { losesPage: true } },
     blamed: /is not the same when the guest runs/,
+  },
+  {
+    states: "a source that resumes when post-copy is interrupted",
+    engine: { ...REAL_ENGINE, migrateOut: flawedSource("resumes when interrupted") },
+    blamed: /two copies of the guest run/,
+    setting: { postcopy: "after-rounds", reconnectTimeoutMs: 0, operatorMs: 0 },
+  },
+  {
+    states: "a thread that places a page twice in post-copy",
+    engine: { ...REAL_ENGINE, threads: { overwrites: true } },
+    blamed: /is not what the guest has there/,
+    setting: { postcopy: "after-rounds", eagerness: 24 },
+  },
+  {
+    states: "a thread that loses a page in post-copy",
+    engine: { ...REAL_ENGINE, threads: { losesPage: true } },
+    blamed: /pages never came|hangs|fails/,
+    setting: { postcopy: "after-rounds", eagerness: 24 },
   },
 ];

@@ -403,10 +403,16 @@ class Simulation {
     if (this.#destination.isCrashed) return;
     if (incoming.code === "completed") this.#checkWhole(host, blame);
     if (incoming.code === "POSTCOPY_INTERRUPTED") {
-      if (!runsThere) blame("a guest that went over does not run");
-      if (host.vcpus?.isToldBroken !== true) blame("vCPUs wait for ever for what will not come");
+      if (!runsThere && this.#canRun) blame("a guest that went over does not run");
+      const waits = host.vcpus !== null && !host.vcpus.isToldBroken;
+      if (waits) blame("vCPUs wait for ever for what will not come");
     }
     host.vcpus?.check();
+  }
+
+  /** A host that fails to run the guest leaves it at rest, whole as far as it came. */
+  get #canRun(): boolean {
+    return this.#plan.troubles.every(({ call }) => call !== "run");
   }
 
   #checkWhole({ vcpus }: SimulatedDestinationHost, blame: (what: string) => void): void {

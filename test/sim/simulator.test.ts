@@ -160,19 +160,23 @@ test(`every host may be slow, fail or hang, whatever it is asked (SEED=${seed})`
 });
 
 describe("the simulator finds what is wrong", () => {
-  for (const { states, engine, blamed } of BROKEN) {
+  for (const { states, engine, blamed, setting = {} } of BROKEN) {
     test(`${states} (SEED=${seed})`, async () => {
-      expect(await firstBlame(engine, blamed)).toMatch(blamed);
+      expect(await firstBlame(engine, blamed, { setting })).toMatch(blamed);
     });
   }
 
   test(`and nothing in what is right (SEED=${seed})`, async () => {
-    expect(await firstBlame(REAL_ENGINE, /./, 50)).toBe("");
+    expect(await firstBlame(REAL_ENGINE, /./, { runs: 50 })).toBe("");
   });
 
-  async function firstBlame(engine: Engine, blamed: RegExp, runs = BROKEN_RUNS): Promise<string> {
+  async function firstBlame(
+    engine: Engine,
+    blamed: RegExp,
+    { runs = BROKEN_RUNS, setting = {} }: { runs?: number; setting?: Partial<Plan> },
+  ): Promise<string> {
     for (let index = 0; index < runs; index += 1) {
-      const { violations } = await simulate(planOf(index), engine);
+      const { violations } = await simulate({ ...planOf(index), ...setting }, engine);
       const found = violations.find((violation) => blamed.test(violation));
       if (found !== undefined) return found;
     }
