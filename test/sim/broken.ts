@@ -118,9 +118,9 @@ export const BROKEN: readonly {
     setting: { postcopy: "after-rounds", eagerness: 24 },
   },
   {
-    states: "a thread that loses a page in post-copy",
+    states: "a thread that loses a page in post-copy, for which both ends wait then",
     engine: { ...REAL_ENGINE, threads: { losesPage: true } },
-    blamed: /pages never came|hangs|fails/,
+    blamed: /fails: POSTCOPY_INTERRUPTED/,
     setting: { postcopy: "after-rounds", eagerness: 24 },
   },
 ];

@@ -7,9 +7,11 @@ import {
   drawPlan,
   drawSetting,
   FAULT_KINDS,
+  type Fault,
   type FaultKind,
   formatPlan,
   type Plan,
+  POSTCOPY_STEPS,
   STEPS,
 } from "./faults.ts";
 import { HOST_CALLS, HOST_TROUBLES } from "./guest.ts";
@@ -82,10 +84,24 @@ test(`the same seed gives the same run (SEED=${seed})`, async () => {
   }
 });
 
+/** The guest writes much and the link is slow: something is left for post-copy. */
+const GOES_OVER = {
+  postcopy: "after-rounds",
+  eagerness: 24,
+  bytesPerMs: 2000,
+  timeoutMs: 20_000,
+} as const;
+
+/** What leads to a step that is of a post-copy whose link has broken. */
+function breaksBefore(step: string): Fault[] {
+  if (!/-paused|-recover/.test(step)) return [];
+  return [{ kind: "cut", target: "all", moment: { step: "source postcopy", afterMs: 1 } }];
+}
+
 describe("every fault at every step of the protocol", () => {
   for (const kind of FAULT_KINDS) {
     test(`${kind} (SEED=${seed})`, async () => {
-      for (const [index, step] of STEPS.entries()) {
+      for (const [index, step] of [...STEPS, ...POSTCOPY_STEPS].entries()) {
         for (const afterMs of [0, 1]) await expectSound(planWith(kind, step, afterMs, index));
       }
     });
@@ -93,9 +109,51 @@ describe("every fault at every step of the protocol", () => {
 
   function planWith(kind: FaultKind, step: string, afterMs: number, index: number): Plan {
     const own = (seed + index) >>> 0;
-    const fault = { kind, target: index % 2 === 0 ? "main" : "all", moment: { step, afterMs } };
+    const target = index % 2 === 0 ? "main" : "all";
+    const faults: Fault[] = [...breaksBefore(step), { kind, target, moment: { step, afterMs } }];
     const setting = { ...drawSetting(own, new Prng(own)), timeoutMs: 20_000 };
-    return { ...setting, faults: [fault as Plan["faults"][number]] };
+    return POSTCOPY_STEPS.includes(step)
+      ? { ...setting, ...GOES_OVER, reconnectTimeoutMs: 1000, faults }
+      : { ...setting, faults };
+  }
+});
+
+describe("a post-copy whose link breaks is recovered, and the migration completes", () => {
+  const kinds = [
+    "cut",
+    "cut that only the source sees",
+    "cut that only the destination sees",
+    "half-open to source",
+    "half-open to destination",
+    "a source's thread dies",
+    "a destination's thread dies",
+  ] as const;
+  for (const kind of kinds) {
+    for (const step of ["source postcopy", "source postcopy-recover"]) {
+      test(`${kind} in ${step} (SEED=${seed})`, async () => {
+        let recoveries = 0;
+        for (let index = 0; index < REJOINED_RUNS; index += 1) {
+          const own = (seed + index) >>> 0;
+          const target = (["main", "lane", "all"] as const)[index % 3] ?? "all";
+          const fault = { kind, target, moment: { step, afterMs: index } };
+          const outcome = await expectSound({
+            ...drawSetting(own, new Prng(own)),
+            ...GOES_OVER,
+            ...(index % 2 === 0
+              ? { reconnectTimeoutMs: 5000, operatorMs: 0 }
+              : { reconnectTimeoutMs: 0, operatorMs: 300 }),
+            recoverTimeoutMs: 60_000,
+            faults: [...breaksBefore(step), fault],
+          });
+          const wanted = ["migrateIn completed", "migrateOut completed"];
+          expect(outcome.ends, `SEED=${own}`).toEqual(wanted);
+          recoveries += outcome.trace.filter((line) =>
+            line.endsWith("source postcopy-recover"),
+          ).length;
+        }
+        expect(recoveries).toBeGreaterThan(0);
+      });
+    }
   }
 });
 
