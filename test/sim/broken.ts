@@ -71,6 +71,15 @@ const runsBeforeCommit: typeof migrateIn = async (
   }
 };
 
+/** COMMIT arrives, and nobody hears that it has. */
+const ANSWER_LOST: Partial<Plan> = {
+  latencyMs: 2,
+  timeoutMs: 20_000,
+  nonConvergence: "switch-over",
+  troubles: [],
+  faults: [{ kind: "cut", target: "main", moment: { step: "source commit", afterMs: 3 } }],
+};
+
 /** Engines with a flaw each, and what the simulator must say of them. */
 export const BROKEN: readonly {
   readonly states: string;
@@ -83,7 +92,7 @@ export const BROKEN: readonly {
     states: "a source that resumes after COMMIT",
     engine: { ...REAL_ENGINE, migrateOut: flawedSource("resumes after COMMIT") },
     blamed: /two copies of the guest run/,
-    setting: { postcopy: "never" },
+    setting: { ...ANSWER_LOST, postcopy: "never" },
   },
   {
     states: "a destination that runs before COMMIT",
