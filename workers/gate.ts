@@ -5,7 +5,7 @@ import type { Control } from "./control.ts";
 const YIELD_MS_MAX = 1;
 
 /** Given up for good by a bulk thread in post-copy: Linux lowers just the thread that asks. */
-const NICE = 5;
+const NICE = 10;
 
 const niced = new Set<Int32Array>();
 

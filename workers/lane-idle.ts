@@ -5,7 +5,15 @@ import { Stopped } from "../channels/descriptor.ts";
 /** While faults follow each other, a lane looks this often; the system adds little, see below. */
 const HOT_MS = 0.015;
 const HOT_FOR_MS = 5;
+/** A sleep costs some 40 us of a processor, which the background lacks. */
 const COLD_MS = 0.2;
+const COLD_FOR_MS = 100;
+const COLDEST_MS = 0.5;
+
+/** Where nothing that is urgent can come, unless a word tells so: pages that nobody has asked for. */
+const UNASKED_HOT_MS = 0.1;
+const UNASKED_COLD_MS = 2;
+
 /** Where nobody needs an answer soon: before post-copy. */
 const ASLEEP_MS = 5;
 
@@ -15,7 +23,8 @@ const SPINS = 20;
 /**
  * How a lane waits for its descriptor, which nothing can tell a thread of: first it looks again at
  * once, then it sleeps, short while pages are asked for and longer when there is nothing to do. Any
- * sleep is cut short by whoever notifies the word that it sleeps on.
+ * sleep is cut short by whoever notifies the word that it sleeps on, so that one who has asked for
+ * nothing (`isExpecting`) need not look often: what it waits for is a question, and questions ring.
  */
 export class Idleness {
   #looks = 0;
@@ -35,15 +44,22 @@ export class Idleness {
   rest(
     stop: Int32Array,
     on: { words: Int32Array; index: number; value: number },
-    { isAsleep = false }: { isAsleep?: boolean } = {},
+    { isAsleep = false, isExpecting = true }: { isAsleep?: boolean; isExpecting?: boolean } = {},
   ): number {
     if (Atomics.load(stop, 0) !== 0) throw new Stopped();
     this.#looks += 1;
-    if (!isAsleep && this.#looks <= SPINS) return 0;
-    const ms = isAsleep ? ASLEEP_MS : nowMs() < this.#busyUntilMs ? HOT_MS : COLD_MS;
+    if (!isAsleep && isExpecting && this.#looks <= SPINS) return 0;
     const startMs = nowMs();
+    const ms = isAsleep ? ASLEEP_MS : this.#sleepMs(startMs, isExpecting);
     Atomics.wait(on.words, on.index, on.value, ms);
     return nowMs() - startMs;
+  }
+
+  #sleepMs(now: number, isExpecting: boolean): number {
+    const isHot = now < this.#busyUntilMs;
+    if (!isExpecting) return isHot ? UNASKED_HOT_MS : UNASKED_COLD_MS;
+    if (isHot) return HOT_MS;
+    return now < this.#busyUntilMs + COLD_FOR_MS ? COLD_MS : COLDEST_MS;
   }
 }
 

@@ -63,7 +63,8 @@ export class LaneReceiver {
       if (this.#waited.length > 0) this.#arrived(null);
       const isAsleep = Atomics.load(words, ARMED) === 0;
       const on = { words, index: BELL, value: bell };
-      const sleptMs = idleness.rest(this.#stop, on, { isAsleep });
+      const isExpecting = this.#waited.length > 0;
+      const sleptMs = idleness.rest(this.#stop, on, { isAsleep, isExpecting });
       this.#counters.add("waitMs", sleptMs);
     }
   }

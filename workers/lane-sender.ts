@@ -34,7 +34,7 @@ const PREFETCH_PAGES = 4;
  * After a request bulk threads step aside for so long: the answer is under way with nothing behind it,
  * who waits is woken where a processor is free, and the next request often follows.
  */
-const GATE_MS = 0.5;
+const GATE_MS = 1;
 
 interface OpenBlock extends SendBlock {
   readonly index: number;
