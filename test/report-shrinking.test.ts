@@ -95,6 +95,12 @@ test(`auto says for each channel what it chose, and by which figures (SEED=${see
   expect(report.channels[0]?.codec.choice).toBe("");
 });
 
+test(`auto sends pages that it has sent before as deltas, on all channels (SEED=${seed})`, async () => {
+  const report = await reported({ compression: "auto", channels: 2 });
+  expect(report.pages.delta).toBeGreaterThan(0);
+  for (const { delta } of bulkOf(report)) expect(delta.hits).toBeGreaterThan(0);
+});
+
 test(`auto chooses zstd for text on a slow link, and its figures are why (SEED=${seed})`, async () => {
   // Alone: what a channel finds beside others depends on what these leave it of the limit.
   const slow = { channels: 1, maxBandwidthBytesPerSecond: 2 * MIB };

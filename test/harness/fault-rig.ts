@@ -73,6 +73,7 @@ export class FaultRig {
       tracking: false,
       throttlePercent: 0,
     });
+    expect(this.source.damage).toBe(null);
   }
 
   expectDiscarded(): void {

@@ -3,7 +3,7 @@ import type { Block, BlockAnnouncement } from "../../engine/block.ts";
 import { createDirtyLog, type DirtyLog, markDirty, type ScanLog } from "../../engine/dirty-log.ts";
 import type { DeviceSection, SourceHost } from "../../engine/host.ts";
 import { Prng } from "../prng.ts";
-import { allocate, bytesOf, fillBlocks, SMALL_GUEST } from "./guest-memory.ts";
+import { allocate, bytesOf, difference, fillBlocks, SMALL_GUEST } from "./guest-memory.ts";
 import type { Misbehaviour } from "./misbehaviour.ts";
 
 export type SourceAction =
@@ -40,6 +40,8 @@ export class RecordingSource implements SourceHost {
   onPause: () => void = () => {};
   readonly #misbehaviours = new Map<SourceAction, Misbehaviour>();
   readonly #prng: Prng;
+  /** What the guest alone made of memory that is this source's own: nobody else has it. */
+  readonly #intended: readonly Block[] | null = null;
   #logs: readonly DirtyLog[] = [];
   #isWriting = false;
   #isPaused = false;
@@ -55,7 +57,11 @@ export class RecordingSource implements SourceHost {
     this.dirtyLog = options.dirtyLog ?? "bitmap";
     this.blocks = options.blocks ?? allocate(options.shape ?? SMALL_GUEST);
     this.#prng = new Prng(options.seed);
-    if (options.blocks === undefined) fillBlocks(this.blocks, options.seed);
+    if (options.blocks === undefined) {
+      fillBlocks(this.blocks, options.seed);
+      this.#intended = allocate(this.blocks);
+      fillBlocks(this.#intended, options.seed);
+    }
     if (options.canThrottle === true) this.throttle = (percent) => this.#throttle(percent);
   }
 
@@ -63,6 +69,11 @@ export class RecordingSource implements SourceHost {
   get deviceBytes(): number {
     if (this.dirtyLog === "scan") this.#look();
     return 0;
+  }
+
+  /** Where memory is not what the guest wrote: somebody else did. Null when all is as it should be. */
+  get damage(): string | null {
+    return difference(this.blocks, must(this.#intended, "the memory is of this source's making"));
   }
 
   /** The next call of `action`, and only that one, goes wrong. */
@@ -157,6 +168,8 @@ export class RecordingSource implements SourceHost {
     // A few bytes and, now and then, a page that becomes zero.
     if (this.#prng.below(8) === 0) target.fill(0);
     else this.#prng.bytes(target.subarray(this.#prng.below(pageBytes - 64)).subarray(0, 64));
+    const intended = this.#intended?.find(({ name }) => name === block.name);
+    if (intended !== undefined) bytesOf(intended).set(target, page * pageBytes);
     const log = this.#logs.find((each) => each.block === block.name);
     if (this.tracking && log !== undefined) markDirty(log, page);
   }
