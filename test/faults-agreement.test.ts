@@ -2,6 +2,7 @@ import { beforeAll, expect, test } from "vitest";
 import { KIB, MIB } from "../base/units.ts";
 import type { Block, BlockAnnouncement } from "../engine/block.ts";
 import { migrateOut } from "../engine/source.ts";
+import { DeafListener } from "./harness/deaf-listener.ts";
 import { FaultRig, verdictsOf, warmUp } from "./harness/fault-rig.ts";
 import { outcomeOf } from "./harness/pair.ts";
 import { pristine, RecordingDestination } from "./harness/recording-destination.ts";
@@ -27,6 +28,21 @@ for (const kind of ["tcp", "unix"] as const) {
     await rig.succeeds({ kind });
   });
 }
+
+test("a listener that accepts nobody is CONNECT_FAILED in time", async () => {
+  await using deaf = await DeafListener.start();
+  const rig = new FaultRig(seed);
+  const out = { connectTimeoutMs: 300 };
+  const { failure } = await outcomeOf(migrateOut(rig.source, deaf.address, out));
+  expect(failure).toMatchObject({
+    code: "CONNECT_FAILED",
+    at: "source",
+    facts: { address: deaf.address, reason: "no answer within 300 ms" },
+  });
+  expect(rig.source.calls).toEqual([]);
+  rig.expectUnharmed();
+  await rig.succeeds();
+});
 
 for (const [option, ours, theirs] of [
   ["checksum", "true", "false"],

@@ -496,6 +496,7 @@ test("a source that opens fewer channels than it announced is CHANNELS_MISSING",
   expect(await turnedAwayWith(source.main)).toBe("CHANNELS_MISSING");
   expect(destination.host.calls).toEqual(["prepare", "discard"]);
   source.close();
+  await expectMigrates(makeSource(seed), await startDestination());
 });
 
 test("a channel that does not wait for WELCOME is refused, and missed", async () => {
@@ -508,6 +509,7 @@ test("a channel that does not wait for WELCOME is refused, and missed", async ()
   expect(await turnedAwayWith(hasty)).toMatch(/^(FRAME_UNEXPECTED|closed)$/);
   expect((await destination.ended).failure).toMatchObject({ code: "CHANNELS_MISSING" });
   source.close();
+  await expectMigrates(makeSource(seed), await startDestination());
 });
 
 test("a source that falls silent is PEER_SILENT, whether it agreed or not", async () => {

@@ -1,5 +1,7 @@
+import { execFile } from "node:child_process";
 import { readdirSync, readFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
+import { promisify } from "node:util";
 import { expect, test } from "vitest";
 import { must } from "../base/assert.ts";
 import { Deadline } from "../base/clock.ts";
@@ -8,6 +10,8 @@ import type { Report } from "../engine/statistics.ts";
 import { failureOf } from "./fixtures/cli-outcome.ts";
 import { seedFromEnvironment } from "./prng.ts";
 import { type Cli, runCli, startCli } from "./run-cli.ts";
+
+const execute = promisify(execFile);
 
 const SEED = seedFromEnvironment();
 const SIZES = ["--size", "32MiB", "--working-set", "4MiB"];
@@ -77,6 +81,19 @@ test(`the demo tells people what it did (SEED=${SEED})`, async () => {
   ]) {
     expect(lines).toContainEqual(expect.stringMatching(line));
   }
+});
+
+test(`npm start is the demo, on the runtime that npm ci brought (SEED=${SEED})`, async () => {
+  const flags = ["--json", `--seed=${SEED}`, ...SMALL];
+  const { stdout } = await execute("npm", ["start", "--silent", "--", ...flags]);
+  const last = JSON.parse(must(stdout.trim().split("\n").at(-1), "it says how it ended"));
+  expect(last).toMatchObject({ event: "completed", report: { verified: true } });
+});
+
+test("npx finds the command in a checkout, without a build", async () => {
+  const { stdout } = await execute("npx", ["--no-install", "multifd", "--version"]);
+  const { version } = JSON.parse(readFileSync("package.json", "utf8"));
+  expect(stdout).toBe(`${version}\n`);
 });
 
 for (const signal of ["SIGTERM", "SIGINT"] as const) {
