@@ -3,14 +3,15 @@ import { connect, createServer, type Server, type Socket } from "node:net";
 import { after, within } from "../base/clock.ts";
 import { asMigrationError, MigrationError, reasonOf } from "../base/errors.ts";
 import type { PostcopyRecovery } from "../engine/postcopy-recovery.ts";
+import type { PostcopySwitch } from "../engine/postcopy-switch.ts";
 import { explainedListenFailure } from "./socket-path.ts";
 
 /**
  * How a command that runs is talked to: a unix socket, for whoever may write to it, which is its
- * owner. A connection says one JSON line, `{"do":"status"}`, `{"do":"pause"}` or
+ * owner. A connection says one JSON line, `{"do":"status"}`, `{"do":"postcopy"}`, `{"do":"pause"}` or
  * `{"do":"recover","address":ADDRESS}`, and gets one back. What else it says is refused.
  */
-export const DEEDS = ["status", "pause", "recover"] as const;
+export const DEEDS = ["status", "postcopy", "pause", "recover"] as const;
 export type Deed = (typeof DEEDS)[number];
 
 export interface Plea {
@@ -35,6 +36,8 @@ const ANSWER_MS = 10 * 60_000;
 
 interface Controlled {
   readonly recovery: PostcopyRecovery;
+  /** At a source. */
+  readonly postcopySwitch?: PostcopySwitch;
   phase(): string;
 }
 
@@ -90,12 +93,16 @@ async function serve(socket: Socket, controlled: Controlled): Promise<void> {
   try {
     answer = await perform(pleaOf(await lineOf(socket, LINE_MS)), controlled);
   } catch (error) {
-    answer = { event: "refused", reason: reasonOf(error) };
+    const reason = error instanceof RangeError ? error.message : reasonOf(error);
+    answer = { event: "refused", reason };
   }
   socket.end(`${JSON.stringify(answer)}\n`);
 }
 
-async function perform(plea: Plea, { recovery, phase }: Controlled): Promise<Answer> {
+async function perform(
+  plea: Plea,
+  { recovery, postcopySwitch, phase }: Controlled,
+): Promise<Answer> {
   if (plea.do === "recover") {
     try {
       return { event: "recovered", address: await recovery.recover(plea.address) };
@@ -105,7 +112,17 @@ async function perform(plea: Plea, { recovery, phase }: Controlled): Promise<Ans
     }
   }
   if (plea.do === "pause") recovery.pause();
+  if (plea.do === "postcopy") goOver(postcopySwitch);
   return { event: "status", phase: phase(), pausedFor: recovery.pausedFor?.toJSON() ?? null };
+}
+
+/** Throws RangeError where a guest cannot go over, or not now. */
+function goOver(postcopySwitch: PostcopySwitch | undefined): void {
+  if (postcopySwitch === undefined) throw new RangeError("post-copy begins at the source");
+  if (!postcopySwitch.isAttached) {
+    throw new RangeError("it is not in pre-copy, or --postcopy never was its choice");
+  }
+  postcopySwitch.start();
 }
 
 /** Throws RangeError for what is no plea. */

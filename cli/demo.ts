@@ -129,7 +129,7 @@ async function depart(
     const address = await orCancelled(signal, "start", destination.address);
     output.note(`a guest runs here and moves to process ${destination.processId} at ${address}`);
     using postcopy = switchOnSignal();
-    await using control = await controlled(flags.control, output);
+    await using control = await controlled(flags.control, output, postcopy.postcopySwitch);
     const report = await migrateOut(guest, address, {
       ...options,
       signal,

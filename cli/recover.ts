@@ -1,5 +1,6 @@
 import { MigrationError } from "../base/errors.ts";
 import { PostcopyRecovery } from "../engine/postcopy-recovery.ts";
+import type { PostcopySwitch } from "../engine/postcopy-switch.ts";
 import { type Answer, askControl, openControl } from "./control-socket.ts";
 import { failureText } from "./failure-text.ts";
 import { type Command, type CommandFlag, parseFlags } from "./flags.ts";
@@ -30,6 +31,7 @@ export const RECOVER = {
   ],
   flags: {
     status: { meaning: "Only tells the phase, and why it is paused if it is." },
+    postcopy: { meaning: "Begins post-copy now, where the source's --postcopy allows it." },
     pause: { meaning: "Breaks a post-copy off, to go on over another link." },
     json: JSON_FLAG,
     help: HELP_FLAG,
@@ -37,18 +39,20 @@ export const RECOVER = {
   parameters: false,
 } as const satisfies Command;
 
+/** By their flags. */
+const OTHER_DEEDS = ["status", "postcopy", "pause"] as const;
+
 export async function recover(argv: readonly string[]): Promise<number> {
   const { flags, positionals, problems } = parseFlags(RECOVER, argv);
   const output = chooseOutput({ json: flags.json });
   const [path = "", address] = positionals;
   try {
-    const isOther = flags.status || flags.pause;
+    const [deed = "recover", ...more] = OTHER_DEEDS.filter((each) => flags[each]);
     const contradictions = [
-      ...(flags.status && flags.pause ? ["--status and --pause exclude each other"] : []),
-      ...(isOther && address !== undefined ? ["ADDRESS is for a recovery"] : []),
+      ...more.map((each) => `--${deed} and --${each} exclude each other`),
+      ...(deed !== "recover" && address !== undefined ? ["ADDRESS is for a recovery"] : []),
     ];
     checkUsage([...problems, ...contradictions]);
-    const deed = flags.status ? "status" : flags.pause ? "pause" : "recover";
     const answer = await askControl(path, {
       do: deed,
       ...(address === undefined ? {} : { address }),
@@ -87,12 +91,20 @@ export interface Control extends AsyncDisposable {
   onPhase(phase: string): void;
 }
 
-/** Opens the socket at `path`, if there is to be one, and tells `output` of every pause. */
-export async function controlled(path: string | undefined, output: Output): Promise<Control> {
+/**
+ * Opens the socket at `path`, if there is to be one, which can start `postcopySwitch`, and tells `output` of
+ * every pause.
+ */
+export async function controlled(
+  path: string | undefined,
+  output: Output,
+  postcopySwitch?: PostcopySwitch,
+): Promise<Control> {
   const recovery = new PostcopyRecovery();
   let current = "";
-  const socket =
-    path === undefined ? null : await openControl(path, { recovery, phase: () => current });
+  const whole = { recovery, phase: () => current };
+  const what = postcopySwitch === undefined ? whole : { ...whole, postcopySwitch };
+  const socket = path === undefined ? null : await openControl(path, what);
   return {
     recovery,
     onPhase(phase) {

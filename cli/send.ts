@@ -65,7 +65,7 @@ export async function send(argv: readonly string[]): Promise<number> {
     const possible = withoutThrottle(host, options, output);
     const recorded = record === undefined ? host : recordedSource(host, record);
     using postcopy = switchOnSignal();
-    await using control = await controlled(flags.control, output);
+    await using control = await controlled(flags.control, output, postcopy.postcopySwitch);
     return await runMigration(output, (signal) =>
       keepingRecord(record, () =>
         migrateOut(recorded, address, {

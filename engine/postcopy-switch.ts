@@ -4,6 +4,7 @@
  */
 export class PostcopySwitch {
   #isRequested = false;
+  #isAttached = false;
   #onRequest: () => void = () => {};
 
   /** Goes over as soon as the round that runs can end; before the first round, after it began. */
@@ -17,13 +18,20 @@ export class PostcopySwitch {
     return this.#isRequested;
   }
 
+  /** Whether a migration listens that may go over; it was asked for what it cannot do otherwise. */
+  get isAttached(): boolean {
+    return this.#isAttached;
+  }
+
   /** For the engine: called once when it is requested, at once if it was. */
   attach(onRequest: () => void): void {
+    this.#isAttached = true;
     this.#onRequest = onRequest;
     if (this.#isRequested) onRequest();
   }
 
   detach(): void {
+    this.#isAttached = false;
     this.#onRequest = () => {};
   }
 }

@@ -48,6 +48,37 @@ test(`19: the demo is paused in post-copy, recovered by its control, and every p
   expect((last["report"] as Report).verified).toBe(true);
 });
 
+test(`post-copy begins when the control is told so, and not where it cannot (SEED=${SEED})`, async () => {
+  using folder = new CliFolder();
+  const slow = [
+    ...["demo", "--json", `--seed=${SEED}`, "--run-for", "50ms", "--downtime-limit", "1ms"],
+    ...["--size", "16MiB", "--working-set", "12MiB", "--dirty-rate", "400MiB/s"],
+    ...["--max-bandwidth", "4MiB/s", "--control"],
+  ];
+  const never = folder.at("never");
+  await using other = startCli([...slow, never]);
+  await other.waitFor("phase", ({ phase }) => phase === "precopy");
+  const refused = await runCli(["recover", never, "--postcopy"]);
+  expect([refused.status, refused.stderr]).toEqual([
+    1,
+    "It was refused: it is not in pre-copy, or --postcopy never was its choice\n",
+  ]);
+  other.kill("SIGTERM");
+
+  const control = folder.at("control");
+  await using demo = startCli([...slow, control, "--postcopy", "manual"]);
+  await demo.waitFor("progress", ({ phase }) => phase === "precopy");
+  const begun = await runCli(["recover", control, "--postcopy"]);
+  expect([begun.status, begun.stderr]).toEqual([0, ""]);
+  await demo.waitFor("phase", ({ phase }) => phase === "postcopy");
+  const again = await runCli(["recover", control, "--postcopy", "--json"]);
+  expect(again.events.at(-1)).toMatchObject({ event: "status", pausedFor: null });
+  const { events, stderr, status } = await demo.exit;
+  expect([status, stderr]).toEqual([0, ""]);
+  const last = must(events.at(-1), "it says how it ended");
+  expect((last["report"] as Report).verified).toBe(true);
+});
+
 test("a control takes one short line of what it knows, and harms nobody with anything else", async () => {
   using folder = new CliFolder();
   const path = folder.at("control");
