@@ -16,6 +16,7 @@ export const FAULT_KINDS = [
   "nobody listens",
   "stranger with garbage",
   "stranger who says hello",
+  "duplicate connection",
   "second attempt",
   "source crashes",
   "source's machine is gone",

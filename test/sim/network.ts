@@ -35,6 +35,8 @@ class Link {
   isDead = false;
   /** Loss shows as delay: what was lost is sent again. */
   delayMs = 0;
+  /** What was said first: somebody may say it once more. */
+  opening: Uint8Array | null = null;
 
   constructor(world: World, quality: LinkQuality, deliver: (item: Item) => void) {
     this.#world = world;
@@ -43,6 +45,7 @@ class Link {
   }
 
   send(item: Item, size: number, done: () => void): void {
+    if (item.kind === "bytes") this.opening ??= item.bytes.slice();
     if (this.#inFlight > BUFFER_BYTES) this.#waiting.push({ size: 0, done });
     const hasRoom = this.#inFlight <= BUFFER_BYTES;
     this.#inFlight += size;

@@ -63,6 +63,8 @@ const HANG_MS = 120_000;
 /** After the ends are known: late steps of hosts, and what they are taken back by, come to rest. */
 const REST_MS = 20_000;
 
+type Saying = "garbage" | "hello" | Uint8Array;
+
 /** No fault that strikes the migration's own channels strikes a stranger's. */
 const STRANGE_CHANNEL = 99;
 
@@ -298,6 +300,10 @@ class Simulation {
     "nobody listens": () => this.#network.closeDoors(),
     "stranger with garbage": () => this.#knock("garbage"),
     "stranger who says hello": () => this.#knock("hello"),
+    "duplicate connection": (wires) => {
+      for (const { source } of wires)
+        if (source.out.opening !== null) this.#knock(source.out.opening);
+    },
     "second attempt": () => {
       if (!this.#source.isCrashed) this.#moveOut("migrateOut again", 0);
     },
@@ -343,15 +349,15 @@ class Simulation {
     for (const each of this.#threads) if (each.side === side) each.threads.kill(channel);
   }
 
-  /** Somebody else connects, says something, and goes away later. */
-  #knock(saying: "garbage" | "hello"): void {
+  /** Somebody else connects, says something (bytes: what a channel began with), and goes away later. */
+  #knock(saying: Saying): void {
     const stranger = new Side("stranger");
     this.#world.at(0, stranger, () => {
       this.#visit(stranger, saying).catch(() => this.#world.tell("the stranger is turned away"));
     });
   }
 
-  async #visit(stranger: Side, saying: "garbage" | "hello"): Promise<void> {
+  async #visit(stranger: Side, saying: Saying): Promise<void> {
     const connector = this.#network.connector(stranger, parseAddress(ADDRESS));
     const limitMs = LIMITS.connectTimeoutMs;
     const connection = await connector.connect(STRANGE_CHANNEL, limitMs);
@@ -369,7 +375,7 @@ class Simulation {
         token: garbage.slice(0, TOKEN_BYTES),
       });
       if (saying === "hello") await stream.send("hello", hello, limitMs);
-      else connection.writer.write(garbage);
+      else connection.writer.write(saying === "garbage" ? garbage : saying);
       await this.#world.sleep(this.#random.below(1000));
     } finally {
       stream.close();
