@@ -51,12 +51,13 @@ function hypervisorRows({ hypervisor }: Report): string[][] {
 
 function faultRows({ faults }: Report): string[][] {
   if (faults === undefined) return [];
-  const { stages, vcpus, blockedMs, count } = faults;
+  const { stages, vcpus, blockedMs, count, repeatedPages = 0 } = faults;
   const waited = vcpus.map((vcpu) => formatMs(vcpu.blockedMs)).join(", ");
   if (count === 0) return [["faults", "none"]];
   return [
     ["faults", `${count}, ${latencyText(faults)}`],
     ...Object.entries(stages).map(([stage, figures]) => [`  ${stage}`, latencyText(figures)]),
+    ...(repeatedPages === 0 ? [] : [["repeated", `${repeatedPages} pages that lay behind others`]]),
     ["blocked", `vCPUs waited ${formatMs(blockedMs)} for pages: ${waited}`],
   ];
 }

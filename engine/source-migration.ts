@@ -468,7 +468,9 @@ export class SourceMigration {
       pages: pageFigures(counters, this.#untouchedPages),
       channels,
       cpuMs: (cpu.user + cpu.system) / 1000,
-      ...(this.#faults === null ? {} : { faults: faultFigures(this.#faults) }),
+      ...(this.#faults === null
+        ? {}
+        : { faults: { ...faultFigures(this.#faults), repeatedPages: counters.repeated } }),
     };
   }
 

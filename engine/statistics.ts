@@ -78,6 +78,8 @@ export interface ScanFigures {
 /** Waits for pages that were missing: in all, by vCPU, and of those that lanes brought, by stage. */
 export interface FaultFigures extends LatencyFigures {
   readonly blockedMs: number;
+  /** At the source only. */
+  readonly repeatedPages?: number;
   /** By seat at the door. */
   readonly vcpus: readonly { readonly blockedMs: number }[];
   readonly stages: Readonly<Record<Exclude<FaultStage, "total">, LatencyFigures>>;
@@ -339,6 +341,12 @@ export const STATISTICS = {
       unit: "milliseconds",
       optional: true,
       meaning: "Time that vCPUs waited for pages, all of them together.",
+    },
+    "faults.repeatedPages": {
+      unit: "pages",
+      optional: true,
+      meaning:
+        "Pages that a lane sent once more, since the guest asked for them while they lay behind others in a bulk channel; at the source only.",
     },
     "faults.vcpus[].blockedMs": {
       unit: "milliseconds",

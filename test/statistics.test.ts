@@ -29,6 +29,7 @@ const REPORT: Required<Report> = {
   faults: {
     ...LATENCY,
     blockedMs: 1,
+    repeatedPages: 1,
     vcpus: [{ blockedMs: 1 }],
     stages: { queued: LATENCY, wire: LATENCY, served: LATENCY, installed: LATENCY },
   },

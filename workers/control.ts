@@ -85,6 +85,7 @@ export const COUNTERS = [
   "delta",
   "compressed",
   "raw",
+  "repeated",
   "untouched",
   "deltaHits",
   "deltaMisses",

@@ -15,6 +15,7 @@ import {
 import { decodeFailure, decodeRequest, type RequestMessage } from "../channels/messages.ts";
 import { type Control, CounterRow, stopOf } from "./control.ts";
 import { orBits } from "./dirty-words.ts";
+import type { PageEncoding } from "./encodings/encoding.ts";
 import { raw } from "./encodings/raw.ts";
 import { zero } from "./encodings/zero.ts";
 import { FrameWriter } from "./frame-writer.ts";
@@ -178,10 +179,18 @@ export class LaneSender {
    */
   #repeat(block: OpenBlock, page: number): void {
     const sent = block.sentHere[page >>> 5] as number;
-    if ((sent & (1 << (page & 31))) === 0) this.#sendPage(block, page);
+    if ((sent & (1 << (page & 31))) !== 0) return;
+    this.#writePage(block, page);
+    this.#counters.add("repeated", 1);
   }
 
-  #sendPage({ index, ram, pageBytes, sentHere }: OpenBlock, page: number): void {
+  #sendPage(block: OpenBlock, page: number): void {
+    const encoding = this.#writePage(block, page);
+    this.#counters.add("pages", 1);
+    this.#counters.add(encoding.counter, 1);
+  }
+
+  #writePage({ index, ram, pageBytes, sentHere }: OpenBlock, page: number): PageEncoding {
     ram.read(page * pageBytes, this.#bench.piece(pageBytes));
     const encoding = this.#bench.scanZero(1, pageBytes) === 1 ? zero : raw;
     const bytes = encoding === zero ? 0 : pageBytes;
@@ -198,8 +207,7 @@ export class LaneSender {
     view.setUint32(runAt + 8, bytes, true);
     this.#writer.write("pages", tableAt, PAGES_AT + bytes);
     sentHere[page >>> 5] = (sentHere[page >>> 5] as number) | (1 << (page & 31));
-    this.#counters.add("pages", 1);
-    this.#counters.add(encoding.counter, 1);
+    return encoding;
   }
 
   /** The next request, checked; null when none is there yet. */
