@@ -2,6 +2,7 @@ import { spawnSync } from "node:child_process";
 import { renameSync } from "node:fs";
 import { expect, test } from "vitest";
 import { MIB } from "../base/units.ts";
+import { askControl } from "../cli/control-socket.ts";
 import { CliFolder } from "./fixtures/cli-folder.ts";
 import { addressOf } from "./fixtures/cli-live-pair.ts";
 import { failureOf } from "./fixtures/cli-outcome.ts";
@@ -14,7 +15,7 @@ const SEED = seedFromEnvironment();
 /** They come some times per second, for as long as it hangs. */
 const REPORTS = 3;
 
-test(`a command whose disk hangs tells its progress, is cancelled, and ends (SEED=${SEED})`, async () => {
+test(`a command whose disk hangs tells its progress and status, is cancelled, and ends (SEED=${SEED})`, async () => {
   using folder = new CliFolder();
   const image = folder.image("source.ram", { bytes: 4 * MIB, seed: SEED });
   const received = `ram=file:${folder.at("destination.ram")}`;
@@ -31,7 +32,9 @@ test(`a command whose disk hangs tells its progress, is cancelled, and ends (SEE
     hold: "welcome",
     whenSenderGoes: "drop",
   });
-  await using source = startCli(["send", relay.address, "--memory", `ram=file:${image}`, "--json"]);
+  const control = folder.at("control");
+  const memory = ["--memory", `ram=file:${image}`];
+  await using source = startCli(["send", relay.address, ...memory, "--control", control, "--json"]);
   await relay.holding;
   // The file was looked at. Now it is on a disk that does not answer: opening a pipe without a
   // writer hangs in the kernel, for the threads that reach for it.
@@ -45,6 +48,8 @@ test(`a command whose disk hangs tells its progress, is cancelled, and ends (SEE
     if (phase === "agree") told += 1;
     return told === REPORTS;
   });
+  const status = { event: "status", phase: "agree", pausedFor: null };
+  expect(await askControl(control, { do: "status" })).toEqual(status);
   source.kill("SIGINT");
 
   const left = await source.exit;
