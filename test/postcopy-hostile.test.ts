@@ -28,7 +28,7 @@ import {
   nextMissing,
   takeQuestion,
 } from "../workers/fault-door.ts";
-import { GuestWriter } from "../workers/guest-writer.ts";
+import { GuestWriter, type RunDeltas } from "../workers/guest-writer.ts";
 import { Prefetch } from "../workers/prefetch.ts";
 import { openRam } from "../workers/ram.ts";
 import { Workbench } from "../workers/workbench.ts";
@@ -109,8 +109,38 @@ function missing(bits: number) {
     );
   const firstBytes = (pages: number): number[] =>
     Array.from({ length: pages }, (_, page) => memory[page * PAGE_BYTES] as number);
-  return { door, memory, writerOf, firstBytes };
+  return { door, memory, generations, writerOf, firstBytes };
 }
+
+/** Of pages whose first three bytes become 9: no byte is skipped, three follow. */
+const NINES = [0, 3, 9, 9, 9];
+
+function ninesOver(pages: number, base: number): RunDeltas {
+  return {
+    generation: () => base,
+    length: () => NINES.length,
+    units: pages,
+    deltas: new Uint8Array(Array.from({ length: pages }, () => NINES).flat()),
+  };
+}
+
+test("a delta of a page that a lane has brought is dropped; of one that is missing it must fit", () => {
+  const { door, memory, generations, writerOf, firstBytes } = missing(0b111);
+  generations.fill(100);
+  const [bulk, lane] = [writerOf(1), writerOf(3)];
+  lane.generation = 300;
+  lane.write(1, 1, new Uint8Array(PAGE_BYTES).fill(2));
+  expect(generations[1]).toBe(300);
+  bulk.applyDeltas({ firstPage: 0, pages: 2 }, ninesOver(2, 100));
+  expect(firstBytes(4)).toEqual([9, 2, 7, 7]);
+  expect([...memory.subarray(0, 5)]).toEqual([9, 9, 9, 7, 7]);
+  expect(Atomics.load(door.words, DROPPED)).toBe(1);
+  expect(() => bulk.applyDeltas({ firstPage: 1, pages: 2 }, ninesOver(2, 99))).toThrow(
+    expect.objectContaining({ code: "FRAME_CORRUPT" }),
+  );
+  expect(firstBytes(4)).toEqual([9, 2, 7, 7]);
+  expect(Atomics.load(door.words, MISSING)).toBe(1);
+});
 
 test("a page is placed once, and what comes again changes nothing", () => {
   const { door, memory, writerOf, firstBytes } = missing(0b1110);

@@ -186,6 +186,12 @@ export function claimPages(door: FaultDoor, block: number, index: number, bits: 
   return bits & ~Atomics.or(claimed, index, bits);
 }
 
+/** Whether the page is somebody's: what else comes of it is dropped. */
+export function isClaimed(door: FaultDoor, block: number, page: number): boolean {
+  const { claimed } = door.blocks[block] as FaultBlock;
+  return (Atomics.load(claimed, page >>> 5) & (1 << (page & 31))) !== 0;
+}
+
 /** The claimed pages are placed: whoever waits for one goes on. */
 export function markPresent(door: FaultDoor, block: number, index: number, bits: number): void {
   const { present } = door.blocks[block] as FaultBlock;

@@ -3,7 +3,14 @@ import { corrupt } from "../channels/frame.ts";
 import type { CounterRow } from "./control.ts";
 import { bitsBetween, PAGES_PER_WORD } from "./dirty-words.ts";
 import type { Run } from "./encodings/encoding.ts";
-import { ARMED, claimPages, DROPPED, type FaultDoor, markPresent } from "./fault-door.ts";
+import {
+  ARMED,
+  claimPages,
+  DROPPED,
+  type FaultDoor,
+  isClaimed,
+  markPresent,
+} from "./fault-door.ts";
 import type { Ram } from "./ram.ts";
 import { PIECE_BYTES, type Workbench } from "./workbench.ts";
 
@@ -129,13 +136,15 @@ export class GuestWriter {
 
   /**
    * Changes the pages of a run by their deltas. Throws FRAME_CORRUPT, before anything of the run is
-   * written, when a delta is based on another version than lies here, or is none.
+   * written, when a delta is based on another version than lies here, or is none. What lies here may
+   * be another version when a lane was first: the page is claimed then, and its delta dropped.
    */
   applyDeltas({ firstPage, pages }: Run, given: RunDeltas): void {
     const { ram, pageBytes, generations, channel } = this.#block;
     for (let page = 0; page < pages; page += 1) {
       const based = given.generation(page);
-      if (based === 0 || generations[firstPage + page] !== based) {
+      const isBase = based !== 0 && generations[firstPage + page] === based;
+      if (!isBase && !this.#isClaimed(firstPage + page)) {
         throw corrupt(channel, "generation of a delta", based);
       }
     }
@@ -166,6 +175,13 @@ export class GuestWriter {
   get #isGuarded(): boolean {
     const { door } = this.#block;
     return door !== undefined && Atomics.load(door.door.words, ARMED) !== 0;
+  }
+
+  /** Whether somebody else has brought the page in post-copy, or is about to have. */
+  #isClaimed(page: number): boolean {
+    const { door } = this.#block;
+    if (door === undefined || !this.#isGuarded) return false;
+    return isClaimed(door.door, door.block, page);
   }
 
   /** The parts of a run that are this thread's to place; outside of post-copy all of it. */

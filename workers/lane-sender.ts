@@ -56,8 +56,6 @@ export class LaneSender {
   readonly #writer: FrameWriter;
   readonly #blocks: readonly OpenBlock[];
   readonly #requestsMax: number;
-  /** A page that comes once more would be the wrong base of a delta. */
-  readonly #mayRepeat: boolean;
   readonly #prefetch = new Prefetch();
   readonly #buffer = new Uint8Array(HEADER_BYTES + FRAMES.failure.bodyBytesMax);
   readonly #view = new DataView(this.#buffer.buffer);
@@ -101,7 +99,6 @@ export class LaneSender {
       ram: openRam(block, "read"),
       sentHere: new Uint32Array(Math.ceil(block.pageCount / 32)),
     }));
-    this.#mayRepeat = setup.cacheBytes === 0;
     this.#requestsMax = setup.blocks.reduce((sum, { pageCount }) => sum + pageCount, 0);
   }
 
@@ -139,7 +136,7 @@ export class LaneSender {
     if (this.#gateUntilMs === null) closeGate(this.#control);
     this.#gateUntilMs = startMs + GATE_MS;
     this.#sendPages(block, page, 1);
-    if (this.#mayRepeat) this.#repeat(block, page);
+    this.#repeat(block, page);
     noteLatency(this.#served, nowMs() - startMs);
     const left = this.#prefetch.fault(index, page);
     this.#next = left === 0 ? null : { block, page: page + 1, left };
