@@ -1,7 +1,8 @@
-import { expect, onTestFinished, test } from "vitest";
+import { beforeAll, expect, onTestFinished, test } from "vitest";
 import { KIB, MIB } from "../base/units.ts";
 import type { BlockAnnouncement } from "../engine/block.ts";
 import { migrateIn } from "../engine/destination.ts";
+import type { DeviceSection } from "../engine/host.ts";
 import type { ParameterOptions } from "../engine/parameters.ts";
 import { PostcopySwitch } from "../engine/postcopy-switch.ts";
 import { type MigrateOutOptions, migrateOut } from "../engine/source.ts";
@@ -10,11 +11,15 @@ import { MemoryGuestDestination } from "../hosts/memory-guest/destination.ts";
 import { MemoryGuest } from "../hosts/memory-guest/guest.ts";
 import type { GuestShape } from "../hosts/memory-guest/shape.ts";
 import { untilWritten } from "./fixtures/memory-guest-shapes.ts";
-import { outcomeOf } from "./harness/pair.ts";
+import { warmUp } from "./harness/fault-rig.ts";
+import { LeakCheck } from "./harness/leaks.ts";
+import { migratePair, outcomeOf } from "./harness/pair.ts";
 import { Relay } from "./harness/relay.ts";
 import { seedFromEnvironment } from "./prng.ts";
 
 const seed = seedFromEnvironment();
+
+beforeAll(warmUp);
 
 /** A guest that rewrites most of its memory over and over: it would not converge by itself. */
 function busyShape(pageBytes = 4 * KIB, changes: Partial<GuestShape> = {}): GuestShape {
@@ -42,6 +47,12 @@ interface Moved {
   readonly destination: Report;
 }
 
+async function created(shape: GuestShape): Promise<MemoryGuest> {
+  const guest = await MemoryGuest.create(shape);
+  onTestFinished(() => guest.stop());
+  return guest;
+}
+
 /** Moves a running guest, checks every page there, and that it runs in one place. */
 async function moves(
   options: MigrateOutOptions,
@@ -51,8 +62,7 @@ async function moves(
     shared = {},
   }: { shape?: GuestShape; expected?: BlockAnnouncement[]; shared?: ParameterOptions } = {},
 ): Promise<Moved> {
-  const guest = await MemoryGuest.create(shape);
-  onTestFinished(() => guest.stop());
+  const guest = await created(shape);
   const to = new MemoryGuestDestination({
     vcpuThreads: shape.vcpus.length,
     ...(expected === undefined ? {} : { expected }),
@@ -96,18 +106,24 @@ for (const [name, options] of [
   ],
 ] as const) {
   test(`16, 18: the guest runs before its memory is there, and ends exact: ${name} (SEED=${seed})`, async () => {
+    const leaks = new LeakCheck();
     const checksum = name.includes("checksum");
-    const { phases, destination, source } = await moves(options, { shared: { checksum } });
+    const { guest, to, phases, destination, source } = await moves(options, {
+      shared: { checksum },
+    });
     expect(phases.at(-1)).toBe("postcopy");
     expect(destination.faults?.count).toBeGreaterThan(0);
     expect(source.channels.filter(({ lane }) => lane === "priority")).toHaveLength(
       "priorityChannels" in options ? 2 : 1,
     );
+    await guest.stop();
+    await to.discard();
+    await leaks.settled();
   });
 }
 
 for (const pageBytes of [64 * KIB, 2 * MIB]) {
-  test(`21: pages of ${pageBytes / KIB} KiB (SEED=${seed})`, async () => {
+  test(`pages of ${pageBytes / KIB} KiB (SEED=${seed})`, async () => {
     const { destination } = await moves(
       { postcopy: "after-rounds" },
       { shape: busyShape(pageBytes) },
@@ -146,7 +162,7 @@ test(`a guest that converges first goes as ever, with its lanes unused (SEED=${s
   expect(destination.faults).toBeUndefined();
 });
 
-test(`17: a link that breaks in post-copy leaves both ends with their memory, and says so (SEED=${seed})`, async () => {
+test(`19: a link that breaks in post-copy and stays broken leaves both ends their memory, and says so (SEED=${seed})`, async () => {
   const shape = busyShape();
   const guest = await MemoryGuest.create(shape);
   onTestFinished(() => guest.stop());
@@ -183,3 +199,79 @@ test(`17: a link that breaks in post-copy leaves both ends with their memory, an
   await to.guest.pause();
   expect(to.guest.running).toBe(false);
 });
+
+const PAUSED = "paused";
+
+/** Keeps a guest paused that comes as one which was, as a host of QEMU does. */
+class KeepsPaused extends MemoryGuestDestination {
+  #isPaused = false;
+
+  override async loadDevices(sections: readonly DeviceSection[]): Promise<void> {
+    const others = sections.filter(({ name }) => name !== PAUSED);
+    this.#isPaused = others.length < sections.length;
+    await super.loadDevices(others);
+  }
+
+  override async resume(): Promise<void> {
+    if (!this.#isPaused) await super.resume();
+  }
+}
+
+/** It ran, and has written. Its devices tell that it is paused. */
+async function pausedGuest(shape: GuestShape): Promise<MemoryGuest> {
+  const guest = await created(shape);
+  await guest.run();
+  await untilWritten(guest, 100);
+  await guest.pause();
+  const save = guest.saveDevices.bind(guest);
+  const paused = { name: PAUSED, bytes: new Uint8Array() };
+  return Object.assign(guest, { saveDevices: async () => [...(await save()), paused] });
+}
+
+for (const [when, isEarly] of [
+  ["when all its memory is there", false],
+  ["while its memory comes", true],
+] as const) {
+  test(`17: postcopy/suspend: a guest that was paused is paused there, and wakes ${when} (SEED=${seed})`, async () => {
+    const shape = busyShape();
+    const guest = await pausedGuest(shape);
+    const written = guest.writtenPages;
+    const to = new KeepsPaused({ vcpuThreads: shape.vcpus.length });
+    onTestFinished(() => to.discard());
+    const postcopySwitch = new PostcopySwitch();
+    const seen: boolean[] = [];
+    let woken: Promise<void> | undefined;
+    const { source, destination } = await migratePair({
+      source: guest,
+      destination: to,
+      out: {
+        postcopy: "manual",
+        postcopySwitch,
+        maxBandwidthBytesPerSecond: 32 * MIB,
+        // In the first round: a guest that writes nothing would have nothing missing after it.
+        onPhase: (phase) => void (phase === "precopy" && postcopySwitch.start()),
+      },
+      in: {
+        onPhase: (phase) => {
+          if (phase !== "postcopy") return;
+          seen.push(to.guest.running);
+          if (isEarly) woken = to.guest.run();
+        },
+      },
+    });
+    await woken;
+    expect([source.failure, destination.failure]).toEqual([null, null]);
+    expect([guest.writtenPages, guest.running]).toEqual([written, false]);
+    expect([...seen, to.guest.running]).toEqual([false, isEarly]);
+    // Who sleeps waits for nothing.
+    expect((destination.report?.faults?.count ?? -1) > 0).toBe(isEarly);
+    if (!isEarly) {
+      expect(to.guest.writtenPages).toBe(0);
+      expect(await to.guest.verify()).toEqual([]);
+      await to.guest.run();
+    }
+    await untilWritten(to.guest, 100);
+    await to.guest.pause();
+    expect(await to.guest.verify()).toEqual([]);
+  });
+}
