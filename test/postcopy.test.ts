@@ -11,7 +11,7 @@ import { MemoryGuestDestination } from "../hosts/memory-guest/destination.ts";
 import { MemoryGuest } from "../hosts/memory-guest/guest.ts";
 import type { GuestShape } from "../hosts/memory-guest/shape.ts";
 import { untilWritten } from "./fixtures/memory-guest-shapes.ts";
-import { warmUp } from "./harness/fault-rig.ts";
+import { verdictsOf, warmUp } from "./harness/fault-rig.ts";
 import { LeakCheck } from "./harness/leaks.ts";
 import { migratePair, outcomeOf } from "./harness/pair.ts";
 import { Relay } from "./harness/relay.ts";
@@ -38,6 +38,9 @@ function busyShape(pageBytes = 4 * KIB, changes: Partial<GuestShape> = {}): Gues
     ...changes,
   };
 }
+
+/** Where nobody will mend it, what breaks shall be told, and not waited for. */
+const RECOVERS_NOT = { recoverTimeoutMs: 200 };
 
 interface Moved {
   readonly guest: MemoryGuest;
@@ -73,6 +76,7 @@ async function moves(
   const address = Promise.withResolvers<string>();
   const phases: string[] = [];
   const arriving = migrateIn(to, "tcp:127.0.0.1:0", {
+    ...RECOVERS_NOT,
     ...shared,
     onListening: address.resolve,
     onPhase: (phase) => phases.push(phase),
@@ -82,6 +86,7 @@ async function moves(
     channels: 2,
     // A switchover that fits would be no post-copy.
     downtimeLimitMs: 1,
+    ...RECOVERS_NOT,
     ...shared,
     ...options,
   });
@@ -121,6 +126,55 @@ for (const [name, options] of [
     await leaks.settled();
   });
 }
+
+for (const [name, options] of [
+  ["plain", {}],
+  ["preempt/plain", { priorityChannels: 4 }],
+  ["tcp/plain/zstd", { compression: "zstd" }],
+] as const satisfies readonly [string, MigrateOutOptions][]) {
+  test(`21: multifd+postcopy/${name}: what four channels sent before is all there (SEED=${seed})`, async () => {
+    const { phases, source, destination } = await moves({
+      postcopy: "after-rounds",
+      channels: 4,
+      ...options,
+    });
+    expect(phases.at(-1)).toBe("postcopy");
+    expect(destination.faults?.count).toBeGreaterThan(0);
+    const bulk = source.channels.filter(({ lane }) => lane === "bulk");
+    expect(bulk).toHaveLength(4);
+    for (const { sentBytes } of bulk) expect(sentBytes).toBeGreaterThan(0);
+    expect(source.pages.compressed > 0).toBe("compression" in options);
+  });
+}
+
+test(`21: multifd+postcopy/tcp/plain/cancel: of four channels, then a second destination (SEED=${seed})`, async () => {
+  const guest = await created(busyShape());
+  await guest.run();
+  await untilWritten(guest, 100);
+  const out = { postcopy: "after-rounds", channels: 4, downtimeLimitMs: 1 } as const;
+  const first = new MemoryGuestDestination({ vcpuThreads: 2 });
+  onTestFinished(() => first.discard());
+  const abort = new AbortController();
+  const onPhase = (phase: string) => void (phase === "precopy" && abort.abort());
+  const cancelled = await migratePair({
+    source: guest,
+    destination: first,
+    out: { ...out, signal: abort.signal, onPhase },
+  });
+  expect(verdictsOf(cancelled)).toEqual({
+    source: "CANCELLED at source",
+    destination: "CANCELLED at source",
+  });
+  expect([guest.running, guest.tracking]).toEqual([true, false]);
+  const second = new MemoryGuestDestination({ vcpuThreads: 2 });
+  onTestFinished(() => second.discard());
+  const { source, destination } = await migratePair({ source: guest, destination: second, out });
+  expect([source.failure, destination.failure]).toEqual([null, null]);
+  expect(destination.report?.faults?.count).toBeGreaterThan(0);
+  expect([guest.running, second.guest.running]).toEqual([false, true]);
+  await second.guest.pause();
+  expect(await second.guest.verify()).toEqual([]);
+});
 
 for (const pageBytes of [64 * KIB, 2 * MIB]) {
   test(`pages of ${pageBytes / KIB} KiB (SEED=${seed})`, async () => {
