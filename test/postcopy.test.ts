@@ -1,4 +1,5 @@
 import { beforeAll, expect, onTestFinished, test } from "vitest";
+import { must } from "../base/assert.ts";
 import { KIB, MIB } from "../base/units.ts";
 import type { BlockAnnouncement } from "../engine/block.ts";
 import { migrateIn } from "../engine/destination.ts";
@@ -174,6 +175,36 @@ test(`21: multifd+postcopy/tcp/plain/cancel: of four channels, then a second des
   expect([guest.running, second.guest.running]).toEqual([false, true]);
   await second.guest.pause();
   expect(await second.guest.verify()).toEqual([]);
+});
+
+test(`16: both ends tell how long who waited for pages, and the figures belong together (SEED=${seed})`, async () => {
+  // So slow that the guest has to ask often.
+  const { source, destination } = await moves({
+    postcopy: "after-rounds",
+    maxBandwidthBytesPerSecond: 48 * MIB,
+  });
+  const faults = must(source.faults, "it was post-copy");
+  expect(destination.faults).toEqual(faults);
+  const { count, blockedMs, vcpus, stages } = faults;
+  for (const figures of [faults, ...Object.values(stages)]) {
+    const { p50Us, p90Us, p99Us, p999Us, maxUs } = figures;
+    expect(figures.count).toBeGreaterThan(0);
+    const rising = [1, p50Us, p90Us, p99Us, p999Us, maxUs];
+    expect(rising).toEqual(rising.toSorted((one, other) => one - other));
+  }
+  const { queued, wire, served, installed } = stages;
+  // What bulk channels bring first was not asked for. The last waits may end as they are counted.
+  expect(queued.count).toBeLessThanOrEqual(count + vcpus.length);
+  expect(wire.count).toBe(installed.count);
+  for (const answers of [wire, served]) {
+    expect(answers.count).toBeLessThanOrEqual(queued.count);
+  }
+  expect(vcpus).toHaveLength(2);
+  for (const vcpu of vcpus) expect(vcpu.blockedMs).toBeGreaterThan(0);
+  expect(vcpus.reduce((sum, vcpu) => sum + vcpu.blockedMs, 0)).toBeCloseTo(blockedMs, 6);
+  // Half of the waits were as long as the median at least, which is rounded up by 9 %.
+  expect(blockedMs * 1000).toBeGreaterThanOrEqual((count / 2) * (faults.p50Us / 1.1));
+  expect(blockedMs * 1000).toBeLessThanOrEqual((count + vcpus.length) * faults.maxUs);
 });
 
 for (const pageBytes of [64 * KIB, 2 * MIB]) {
