@@ -3,6 +3,7 @@ import { connect } from "node:net";
 import { expect, test } from "vitest";
 import { must } from "../base/assert.ts";
 import { asMigrationError, MigrationError } from "../base/errors.ts";
+import { MIB } from "../base/units.ts";
 import { askControl, openControl, pleaOf } from "../cli/control-socket.ts";
 import { PostcopyRecovery } from "../engine/postcopy-recovery.ts";
 import type { Report } from "../engine/statistics.ts";
@@ -77,6 +78,56 @@ test(`post-copy begins when the control is told so, and not where it cannot (SEE
   expect([status, stderr]).toEqual([0, ""]);
   const last = must(events.at(-1), "it says how it ended");
   expect((last["report"] as Report).verified).toBe(true);
+});
+
+/** Pre-copy lasts so long that a signal comes into it. */
+const SLOWLY = [
+  ...["demo", "--json", `--seed=${SEED}`, "--run-for", "50ms", "--downtime-limit", "1ms"],
+  ...["--size", "16MiB", "--working-set", "12MiB", "--dirty-rate", "400MiB/s"],
+  ...["--max-bandwidth", "8MiB/s"],
+];
+
+test(`post-copy begins by SIGUSR1, which may come twice, and every page is right (SEED=${SEED})`, async () => {
+  await using demo = startCli([...SLOWLY, "--postcopy", "manual"]);
+  await demo.waitFor("progress", ({ phase }) => phase === "precopy");
+  demo.kill("SIGUSR1");
+  await demo.waitFor("phase", ({ phase }) => phase === "postcopy");
+  demo.kill("SIGUSR1");
+  const { events, stderr, status } = await demo.exit;
+  // Node itself would open a debugger, and say so.
+  expect([status, stderr]).toEqual([0, ""]);
+  const { verified, faults } = must(events.at(-1), "it says how it ended")["report"] as Report;
+  expect(verified).toBe(true);
+  expect(faults?.count).toBeGreaterThan(0);
+});
+
+test(`SIGUSR1 is passed over where post-copy cannot begin (SEED=${SEED})`, async () => {
+  const limits = ["--max-rounds", "2", "--non-convergence", "switch-over"];
+  await using demo = startCli([...SLOWLY, ...limits]);
+  await demo.waitFor("progress", ({ phase }) => phase === "precopy");
+  demo.kill("SIGUSR1");
+  const { events, stderr, status } = await demo.exit;
+  expect([status, stderr]).toEqual([0, ""]);
+  expect(events.map(({ phase }) => phase)).not.toContain("postcopy");
+  const report = must(events.at(-1), "it says how it ended")["report"] as Report;
+  expect([report.verified, report.faults]).toEqual([true, undefined]);
+});
+
+test(`send hears SIGUSR1, though a guest in a file cannot go over (SEED=${SEED})`, async () => {
+  using folder = new CliFolder();
+  const image = folder.image("source.ram", { bytes: 4 * MIB, seed: SEED });
+  const memory = `ram=file:${folder.at("arrived.ram")}`;
+  await using receive = startCli(["receive", "tcp:127.0.0.1:0", "--memory", memory, "--json"]);
+  const address = String((await receive.waitFor("listening"))["address"]);
+  const slowly = ["--max-bandwidth", "2MiB/s", "--json"];
+  await using send = startCli(["send", address, "--memory", `ram=file:${image}`, ...slowly]);
+  await send.waitFor("phase", ({ phase }) => phase === "precopy");
+  send.kill("SIGUSR1");
+  const ends = await Promise.all([send.exit, receive.exit]);
+  expect(ends.map(({ status, stderr }) => [status, stderr])).toEqual([
+    [0, ""],
+    [0, ""],
+  ]);
 });
 
 test("a control takes one short line of what it knows, and harms nobody with anything else", async () => {

@@ -177,7 +177,7 @@ for (const [what, where] of [
 ] as const) {
   for (const isMended of [false, true]) {
     const fate = isMended ? "another connection takes its place" : "the other has its shards";
-    test(`7: a bulk channel is cut ${what} in post-copy, and ${fate} (SEED=${seed})`, async () => {
+    test(`a bulk channel is cut ${what} in post-copy, and ${fate} (SEED=${seed})`, async () => {
       await using relay = await Relay.start();
       relay.isMended = isMended;
       relay.at({ channel: 0, frame: "running", where: "before" }, () => {

@@ -1,6 +1,6 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import { expect, onTestFinished, test } from "vitest";
-import { MIB } from "../base/units.ts";
+import { beforeAll, expect, onTestFinished, test } from "vitest";
+import { KIB, MIB } from "../base/units.ts";
 import { migrateIn } from "../engine/destination.ts";
 import { PostcopyRecovery } from "../engine/postcopy-recovery.ts";
 import { type MigrateOutOptions, migrateOut } from "../engine/source.ts";
@@ -8,6 +8,8 @@ import { MemoryGuestDestination } from "../hosts/memory-guest/destination.ts";
 import { MemoryGuest } from "../hosts/memory-guest/guest.ts";
 import type { GuestShape } from "../hosts/memory-guest/shape.ts";
 import { untilWritten } from "./fixtures/memory-guest-shapes.ts";
+import { warmUp } from "./harness/fault-rig.ts";
+import { LeakCheck } from "./harness/leaks.ts";
 import { type Outcome, outcomeOf } from "./harness/pair.ts";
 import { Phases } from "./harness/phases.ts";
 import { type Point, Relay } from "./harness/relay.ts";
@@ -15,6 +17,8 @@ import { Prng, seedFromEnvironment } from "./prng.ts";
 
 /** A link that breaks in post-copy: both ends keep what they have, and go on over another one. */
 const seed = seedFromEnvironment();
+
+beforeAll(warmUp);
 
 const SHAPE: GuestShape = {
   blocks: [{ name: "ram", sizeBytes: 16 * MIB, pageBytes: 4096 }],
@@ -53,8 +57,9 @@ class Journey {
     relay: Relay,
     options: MigrateOutOptions = {},
     destinationOptions: object = {},
+    shape = SHAPE,
   ): Promise<Journey> {
-    const guest = await MemoryGuest.create(SHAPE);
+    const guest = await MemoryGuest.create(shape);
     onTestFinished(() => guest.stop());
     const journey = new Journey(guest);
     onTestFinished(() => journey.to.discard());
@@ -117,6 +122,12 @@ class Journey {
     await guest.pause();
     expect(await guest.verify()).toEqual([]);
   }
+
+  /** Nothing is left of both guests, so that what is left is the migration's. */
+  async end(): Promise<void> {
+    await this.guest.stop();
+    await this.to.discard();
+  }
 }
 
 for (const [name, options] of [
@@ -124,6 +135,7 @@ for (const [name, options] of [
   ["preempt/recovery/plain: two lanes, zstd", { compression: "zstd", priorityChannels: 2 }],
 ] as const satisfies readonly [string, MigrateOutOptions][]) {
   test(`19: postcopy/recovery/${name} (SEED=${seed})`, async () => {
+    const leaks = new LeakCheck();
     await using relay = await Relay.start();
     const journey = await Journey.begin(relay, options);
     await journey.moving();
@@ -141,8 +153,48 @@ for (const [name, options] of [
     expect(report?.channels.map(({ losses }) => losses)).toEqual(
       Array(3 + ("priorityChannels" in options ? 2 : 1)).fill(1),
     );
+    await journey.end();
+    await relay[Symbol.asyncDispose]();
+    await leaks.settled();
   });
 }
+
+/** Of sizes whose pages fill no word of a bitmap, and each with a vCPU. */
+const BLOCKS_SHAPE: GuestShape = {
+  ...SHAPE,
+  blocks: [
+    { name: "low", sizeBytes: 2001 * 4 * KIB, pageBytes: 4 * KIB },
+    { name: "rom", sizeBytes: 4 * KIB, pageBytes: 4 * KIB },
+    { name: "high", sizeBytes: 77 * 64 * KIB, pageBytes: 64 * KIB },
+  ],
+  vcpus: [
+    { block: "low", pageCount: 2001, pattern: "stride" } as const,
+    { block: "high", pageCount: 77, pattern: "sweep" } as const,
+  ].map((vcpu) => ({
+    ...vcpu,
+    firstPage: 0,
+    rateBytesPerSecond: 64 * MIB,
+    changedBytes: 64,
+  })),
+};
+
+test(`19: postcopy/recovery of several blocks, of odd numbers of pages (SEED=${seed})`, async () => {
+  const leaks = new LeakCheck();
+  await using relay = await Relay.start();
+  relay.isMended = true;
+  const journey = await Journey.begin(relay, { channels: 4 }, {}, BLOCKS_SHAPE);
+  for (let cut = 1; cut <= 2; cut += 1) {
+    await journey.moving();
+    relay.do("cut");
+    await journey.paused();
+    await journey.source.recovery.recover();
+  }
+  await journey.expectArrived();
+  expect(journey.source.phases.count("postcopy-recover")).toBe(2);
+  await journey.end();
+  await relay[Symbol.asyncDispose]();
+  await leaks.settled();
+});
 
 for (const [name, point] of [
   ["handshake: before WELCOME", { channel: 0, frame: "welcome", where: "before" }],
@@ -155,6 +207,7 @@ for (const [name, point] of [
   ["reconnect: the end of a channel", { channel: 1, frame: "end", where: "before" }],
 ] as const satisfies readonly [string, Point][]) {
   test(`20: postcopy/recovery/double-failures/${name} (SEED=${seed})`, async () => {
+    const leaks = new LeakCheck();
     await using relay = await Relay.start();
     relay.isMended = true;
     const journey = await Journey.begin(relay);
@@ -166,6 +219,9 @@ for (const [name, point] of [
     await untilPausedAgain(journey, second);
     await journey.source.recovery.recover();
     await journey.expectArrived();
+    await journey.end();
+    await relay[Symbol.asyncDispose]();
+    await leaks.settled();
   });
 }
 
