@@ -156,7 +156,7 @@ describe.skipIf(missing.length > 0 || quotas.isSkipped)(
       await expectFree(here);
       await next.close();
       await journey.expectRunsOn({ beats: 2 });
-      await journey.move({ sourceFlags: ["--downtime-limit", "10m"] });
+      await journey.move({ sourceFlags: ["--downtime-limit", "10min"] });
       await journey.expectRunsOn({ beats: 2, sweeps: 1 });
     });
   },
