@@ -5,7 +5,7 @@ import type { MigrationError } from "../base/errors.ts";
 import { asMigrationError } from "../base/errors.ts";
 import { type MigrateInOptions, migrateIn } from "../engine/destination.ts";
 import { type MigrateOutOptions, migrateOut } from "../engine/source.ts";
-import type { Report } from "../engine/statistics.ts";
+import type { Progress, Report } from "../engine/statistics.ts";
 import { QemuDestination, QemuSource } from "../hosts/qemu.ts";
 import { FakeQemu, type FakeQemuOptions } from "./harness/fake-qemu.ts";
 import { LeakCheck } from "./harness/leaks.ts";
@@ -149,6 +149,28 @@ test("both ends tell the hypervisors' downtime, in parts that add up", async () 
   // QEMU stops the guest after it was asked to; events tell the time in milliseconds here.
   expect(wholeMs).toBeLessThan(downtimeMs + 2);
   expect(ends.destination.report.hypervisor).toEqual(hypervisor);
+});
+
+test("progress rises while QEMU saves its devices, piece by piece", async () => {
+  await using at = await pair();
+  const early = at.from.early.length;
+  const part = Buffer.alloc(1000);
+  let steps: (() => void)[] = [];
+  at.from.on.set("migrate-continue", (asked) => {
+    const savePart = () => at.from.savePart(part);
+    steps = [savePart, savePart, () => at.from.obey(asked)];
+  });
+  const told: number[] = [];
+  // Nothing more comes before the progress has told what came.
+  const onProgress = ({ deviceBytes }: Progress): void => {
+    if (steps.length === 0 || deviceBytes <= (told.at(-1) ?? 0)) return;
+    told.push(deviceBytes);
+    steps.shift()?.();
+  };
+  const { source } = await move(at.source, at.destination, { out: { onProgress } });
+  expect(source).toHaveProperty("report");
+  expect(told).toEqual([early, early + 1000, early + 2000]);
+  expect(at.to.loaded).toEqual(Buffer.concat([at.from.early, part, part, at.from.devices]));
 });
 
 test("capabilities and TLS that are in the way are off meanwhile, and as before afterwards", async () => {

@@ -1,77 +1,26 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdirSync, readdirSync, readFileSync, rmdirSync } from "node:fs";
+import { mkdirSync, readdirSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { setImmediate as turn } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { must } from "../base/assert.ts";
 import { Deadline, within } from "../base/clock.ts";
-import { reasonOf } from "../base/errors.ts";
-import {
-  type CpuCgroup,
-  findCpuCgroup,
-  parseMemberships,
-  parseMounts,
-} from "../hosts/qemu/cgroups.ts";
 import { type CpuQuota, openCpuQuota } from "../hosts/qemu/cpu-quota.ts";
 import { limitGroup, moveThread, parseGroupName, removeGroup } from "../hosts/qemu/quota-group.ts";
 import { liftStaleQuotas } from "../hosts/qemu/stale-quotas.ts";
+import {
+  cgroupOf,
+  decideQuotaReadiness,
+  limitIn,
+  throttledPeriodsIn,
+  whereIs,
+} from "./fixtures/quota-cgroups.ts";
 
 const LIMIT_MS = 20_000;
 
-/** The cgroup of a thread, as the kernel says. */
-function cgroupOf(processId: number, threadId: number): CpuCgroup {
-  const text = readFileSync(`/proc/${processId}/task/${threadId}/cgroup`, "utf8");
-  const mounts = parseMounts(readFileSync("/proc/self/mountinfo", "utf8"));
-  const found = findCpuCgroup(parseMemberships(text), mounts);
-  if (found.kind === "missing") throw new Error(found.reason);
-  return found;
-}
-
-function whereIs(processId: number, threadId: number): string {
-  return cgroupOf(processId, threadId).folder;
-}
-
-/** Tried without the code under test: a fault in that must not skip its own tests. */
-function whyNoCgroups(): string | null {
-  try {
-    const folder = join(whereIs(process.pid, process.pid), `multifd-test-${process.pid}`);
-    mkdirSync(folder);
-    try {
-      const names = readdirSync(folder);
-      if (names.includes("cpu.cfs_quota_us") || names.includes("cpu.max")) return null;
-      return `cgroups as "${folder}" would be do not have the cpu controller`;
-    } finally {
-      rmdirSync(folder);
-    }
-  } catch (error) {
-    return reasonOf(error);
-  }
-}
-
-/** Where root has version 1, nothing can be in the way but a fault. */
-function mustNotSkip(): boolean {
-  const isAutomatic = !["", "0", "false"].includes(process.env["CI"] ?? "");
-  const mounts = parseMounts(readFileSync("/proc/self/mountinfo", "utf8"));
-  return isAutomatic && process.getuid?.() === 0 && mounts.some(isVersion1OfCpu);
-}
-
-function isVersion1OfCpu({
-  version,
-  controllers,
-}: {
-  version: 1 | 2;
-  controllers: readonly string[];
-}) {
-  return version === 1 && controllers.includes("cpu");
-}
-
-const obstacle = whyNoCgroups();
-const isSkipped = obstacle !== null && !mustNotSkip();
-const title = `a quota by cgroups${isSkipped ? ` (SKIPPED: ${obstacle})` : ""}`;
-if (isSkipped)
-  process.stderr.write(`\n*** Quotas are NOT TESTED by real cgroups: ${obstacle} ***\n\n`);
+const { isSkipped, because } = decideQuotaReadiness("Quotas are");
 
 /** A process of Node that has said that it is where the test wants it. */
 class Child implements AsyncDisposable {
@@ -143,23 +92,7 @@ function ownGroupsIn(folder: string): string[] {
   return readdirSync(folder).filter((name) => parseGroupName(name) !== null);
 }
 
-/** The limit that is in force, as quota and period. */
-function limitIn(folder: string): readonly [number, number] {
-  const read = (name: string) => readFileSync(join(folder, name), "utf8").trim();
-  if (readdirSync(folder).includes("cpu.max")) {
-    const [quota, period] = read("cpu.max").split(" ");
-    return [Number(quota), Number(period)];
-  }
-  return [Number(read("cpu.cfs_quota_us")), Number(read("cpu.cfs_period_us"))];
-}
-
-/** Periods in which the kernel has stopped somebody for having used up the quota. */
-function throttledPeriodsIn(folder: string): number {
-  const text = readFileSync(join(folder, "cpu.stat"), "utf8");
-  return Number(/^nr_throttled (\d+)$/m.exec(text)?.[1]);
-}
-
-describe.skipIf(isSkipped)(title, () => {
+describe.skipIf(isSkipped)(`a quota by cgroups${because}`, () => {
   let guest: Child;
   let home: string;
   let mountPoint: string;

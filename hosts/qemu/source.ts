@@ -131,6 +131,8 @@ export class QemuSource implements SourceHost {
 
   async close(): Promise<void> {
     await this.#restoring;
+    // After COMMIT the engine asks for nothing more; what cannot be lifted, the next one finds.
+    await this.throttle?.(0).catch(() => {});
     this.#qmp.close();
   }
 

@@ -100,6 +100,11 @@ export class FakeQemu implements AsyncDisposable {
     this.qmp.hangUp();
   }
 
+  /** Writes a part of its devices, before the rest. */
+  savePart(part: Buffer): void {
+    this.#stream?.write(part);
+  }
+
   /** Does what the real one would do, also where a test has its own behaviour for it. */
   obey(asked: Asked): void {
     const command = asked.execute ?? asked["exec-oob"] ?? "";

@@ -11,7 +11,14 @@ import { addressOf, expectCompleted, Journey, startReceive, startSend } from "./
 import { IDLE, Qemu, type QemuRequest } from "./guest/qemu.ts";
 import { missingCompiler, missingPrograms } from "./programs.ts";
 import { surveyRam } from "./ram-file.ts";
-import { decideReadiness, missingRoom } from "./requirements.ts";
+import { decideReadiness, MEMORY_FOLDER, missingRoom } from "./requirements.ts";
+
+/** A file without a name, as QEMU makes one in a folder: it must go with QEMU. */
+const PRIVATE_PART = [
+  ...["-m", "192M,slots=1,maxmem=1G"],
+  ...["-object", `memory-backend-file,id=more,size=64M,mem-path=${MEMORY_FOLDER},share=off`],
+  ...["-device", "pc-dimm,memdev=more"],
+];
 
 const { missing, isSkipped, because } = decideReadiness("the host for a real QEMU", [
   ...missingPrograms(),
@@ -61,6 +68,19 @@ describe.skipIf(missing.length > 0)(`a real QEMU${because}`, () => {
       await journey.expectRunsOn({ beats: 1 });
     });
 
+    test("one whose RAM is private", async () => {
+      await using there = await journey.destination({ isPrivate: true });
+      const untouched = await settingsOf(there);
+      const refused = await runCli([
+        ...["receive", "tcp:127.0.0.1:0", "--qemu", there.qmpPath, "--json"],
+      ]);
+      expect(failureOf(refused)).toMatchObject({
+        code: "GUEST_UNSUITABLE",
+        message: expect.stringMatching(/"ram0" is private to QEMU: add share=on/),
+      });
+      expect(await settingsOf(there)).toEqual(untouched);
+    });
+
     test("one that runs, and one that is asked to send what it waits for", async () => {
       const running = await runCli([
         "receive",
@@ -83,19 +103,32 @@ describe.skipIf(missing.length > 0)(`a real QEMU${because}`, () => {
   });
 
   describe("refuses as a source, before anything is touched,", () => {
-    test.for<[what: string, args: readonly string[], problem: RegExp]>([
-      ["a device that cannot migrate", ["-device", "nvme,serial=1"], /nvme: remove that device/],
+    test.for<[what: string, request: Partial<QemuRequest>, problem: RegExp]>([
+      [
+        "a device that cannot migrate",
+        { args: ["-device", "nvme,serial=1"] },
+        /nvme: remove that device/,
+      ],
       [
         "RAM of which a part has no file",
-        [
-          ...["-m", "192M,slots=1,maxmem=1G"],
-          ...["-object", "memory-backend-ram,id=more,size=64M"],
-          ...["-device", "pc-dimm,memdev=more"],
-        ],
+        {
+          args: [
+            ...["-m", "192M,slots=1,maxmem=1G"],
+            ...["-object", "memory-backend-ram,id=more,size=64M"],
+            ...["-device", "pc-dimm,memdev=more"],
+          ],
+        },
         /"more" \(memory-backend-ram\) has no file/,
       ],
-    ])("%s", async ([, args, problem]) => {
-      await using qemu = await Qemu.start({ image, isStopped: true, args });
+      ["RAM that is private", { isPrivate: true }, /"ram0" is private to QEMU: add share=on/],
+      [
+        "RAM of which a part is private",
+        { args: PRIVATE_PART },
+        /"more" is private to QEMU: add share=on/,
+      ],
+    ])("%s", async ([, request, problem]) => {
+      await using qemu = await Qemu.start({ image, isStopped: true, ...request });
+      const untouched = await settingsOf(qemu);
       const { status, ...exit } = await runCli([
         ...["send", "tcp:127.0.0.1:1", "--qemu", qemu.qmpPath, "--json"],
       ]);
@@ -104,6 +137,7 @@ describe.skipIf(missing.length > 0)(`a real QEMU${because}`, () => {
         message: expect.stringMatching(problem),
       });
       expect(status).toBe(1);
+      expect(await settingsOf(qemu)).toEqual(untouched);
     });
 
     test("a monitor that has a client already", async () => {
@@ -203,6 +237,12 @@ describe.skipIf(missing.length > 0)(`a real QEMU${because}`, () => {
     await journey.expectRunsOn({ beats: 2, sweeps: 1 });
   });
 });
+
+/** What an engine would have touched. */
+async function settingsOf({ monitor }: Qemu): Promise<unknown[]> {
+  const commands = ["query-status", "query-migrate", "query-migrate-capabilities"];
+  return await Promise.all(commands.map((command) => monitor.execute(command)));
+}
 
 async function migrate(
   source: QemuSource,

@@ -7,8 +7,9 @@ import { type GuestWork, IDLE } from "./guest/qemu.ts";
 import { missingCompiler, missingPrograms } from "./programs.ts";
 import { decideReadiness, missingRoom } from "./requirements.ts";
 
-/** Ten seconds of the guest's own time. */
+/** Ten seconds of the guest's own time, after the last move of each case. */
 const LONG_BEATS = 100;
+/** Between two moves of one case. */
 const SHORT_BEATS = 10;
 
 /** A sweep takes a second, so that many moves can be followed by one each. */
@@ -92,7 +93,7 @@ describe.skipIf(missing.length > 0)(`a guest of an unmodified QEMU moves${becaus
       for (const kind of expected.pages ?? []) expect(pages[kind]).toBeGreaterThan(0);
       const bulk = channels.filter(({ lane, sentBytes }) => lane === "bulk" && sentBytes > MIB);
       if (expected.channels !== undefined) expect(bulk).toHaveLength(expected.channels);
-      await journey.expectRunsOn({ beats: SHORT_BEATS, sweeps: 1 });
+      await journey.expectRunsOn({ beats: LONG_BEATS, sweeps: 1 });
     });
   });
 
@@ -104,6 +105,7 @@ describe.skipIf(missing.length > 0)(`a guest of an unmodified QEMU moves${becaus
         await journey.expectRunsOn({ beats: SHORT_BEATS, sweeps: way === "back" ? 1 : 0 });
       }
     }
+    await journey.expectRunsOn({ beats: LONG_BEATS });
   });
 
   test("while it is stopped, and stays stopped", async () => {
@@ -112,6 +114,6 @@ describe.skipIf(missing.length > 0)(`a guest of an unmodified QEMU moves${becaus
     await journey.move({ arrives: "paused" });
     expect(journey.here.serial.text).toBe("");
     await journey.here.monitor.execute("cont");
-    await journey.expectRunsOn({ beats: SHORT_BEATS });
+    await journey.expectRunsOn({ beats: LONG_BEATS });
   });
 });

@@ -42,6 +42,8 @@ export interface QemuRequest {
   readonly isIncoming?: boolean;
   /** Does not run the guest before it is told to. */
   readonly isStopped?: boolean;
+  /** Its RAM is in the files, but not shared: nobody else sees what the guest writes. */
+  readonly isPrivate?: boolean;
   /** More words for QEMU's command line. */
   readonly args?: readonly string[];
 }
@@ -232,9 +234,10 @@ function memoryArguments(folder: string, request: QemuRequest): string[] {
   const paths = ramPathsIn(folder, request);
   const totalMib = request.memoryMib ?? MEMORY_MIB;
   const bytes = (totalMib * MIB) / paths.length;
+  const share = request.isPrivate === true ? "off" : "on";
   const backends = paths.flatMap((path, index) => [
     "-object",
-    `memory-backend-file,id=ram${index},size=${bytes},mem-path=${path},share=on`,
+    `memory-backend-file,id=ram${index},size=${bytes},mem-path=${path},share=${share}`,
   ]);
   const uses =
     paths.length === 1
