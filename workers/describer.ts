@@ -34,6 +34,11 @@ export interface Versions {
   readonly round: number;
   /** Of the frame in which the piece will travel. */
   readonly generation: number;
+  /**
+   * In post-copy the destination has given up what was dirty, and waits for it: a page that is as it was
+   * sent has to be told as well, by a delta that changes nothing.
+   */
+  readonly tellsUnchanged: boolean;
 }
 
 /**
@@ -65,7 +70,12 @@ export class Describer {
     this.#addRuns(runs, piece, [PAGE_FLAG.zero, PAGE_FLAG.changed], pageBytes);
     const rawPages = this.#bench.dropFlagged(pages, pageBytes);
     let payloadBytes = rawPages * pageBytes;
-    if (versions !== null) payloadBytes += this.#addDeltas(runs, piece, pageBytes, payloadBytes);
+    if (versions !== null) {
+      const told = versions.tellsUnchanged
+        ? [PAGE_FLAG.delta, PAGE_FLAG.unchanged]
+        : [PAGE_FLAG.delta];
+      payloadBytes += this.#addDeltas(runs, piece, told, { pageBytes, at: payloadBytes });
+    }
     this.#count(pages);
     return { runs, payloadBytes, rawPages };
   }
@@ -85,7 +95,7 @@ export class Describer {
 
   /** Looks every page up, flags it, makes the deltas, and remembers what will be sent. */
   #compare(piece: Piece, pageBytes: number, versions: Versions): void {
-    const { cache, firstKey, round, generation } = versions;
+    const { cache, firstKey, round, generation, tellsUnchanged } = versions;
     const { bases, flags } = this.#bench;
     const { pages, pageNumbers } = piece;
     let hits = 0;
@@ -106,7 +116,7 @@ export class Describer {
         flags[page] = PAGE_FLAG.changed;
         this.#counters.add("deltaOverflows", 1);
       }
-      if (flags[page] === PAGE_FLAG.unchanged) continue;
+      if (flags[page] === PAGE_FLAG.unchanged && !tellsUnchanged) continue;
       const at = PAGES_AT + page * pageBytes;
       const source = this.#bench.bytes.subarray(at, at + pageBytes);
       cache.store(firstKey + (pageNumbers[page] as number), source, { generation, round });
@@ -123,30 +133,37 @@ export class Describer {
     });
   }
 
-  /** Appends the payload of every delta run at `at` of the piece. Returns its bytes. */
-  #addDeltas(runs: DescribedRun[], piece: Piece, pageBytes: number, at: number): number {
+  /** Appends the payload of every run that is `told` so at `at` of the piece. Returns its bytes. */
+  #addDeltas(
+    runs: DescribedRun[],
+    piece: Piece,
+    told: readonly number[],
+    { pageBytes, at }: { pageBytes: number; at: number },
+  ): number {
     const { bytes, view, lengths, deltas } = this.#bench;
     const unitsPerPage = pageBytes / UNIT_BYTES;
     let target = PAGES_AT + at;
     let unit = 0;
     let source = 0;
     this.#eachRun(piece, (first, pages, flag) => {
-      if (flag !== PAGE_FLAG.delta) return;
+      if (!told.includes(flag)) return;
       const start = target;
       for (let page = first; page < first + pages; page += 1, target += 4) {
         view.setUint32(target, this.#generations[page] as number, true);
       }
       let deltaBytes = 0;
-      for (const end = unit + pages * unitsPerPage; unit < end; unit += 1, target += 2) {
-        view.setUint16(target, lengths[unit] as number, true);
-        deltaBytes += lengths[unit] as number;
+      for (let left = pages * unitsPerPage; left > 0; left -= 1, target += 2) {
+        // There are lengths of deltas only.
+        const length = flag === PAGE_FLAG.delta ? (lengths[unit++] as number) : 0;
+        view.setUint16(target, length, true);
+        deltaBytes += length;
       }
       bytes.set(deltas.subarray(source, source + deltaBytes), target);
       target += deltaBytes;
       source += deltaBytes;
       const firstPage = piece.pageNumbers[first] as number;
       runs.push({ firstPage, pages, encoding: delta, bytes: target - start });
-      this.#counters.add("deltaBeforeBytes", pages * pageBytes);
+      if (flag === PAGE_FLAG.delta) this.#counters.add("deltaBeforeBytes", pages * pageBytes);
     });
     return target - PAGES_AT - at;
   }

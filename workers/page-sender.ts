@@ -239,7 +239,9 @@ export class PageSender {
     if (pages === 0) return;
     const { pageBytes, cache, firstKey } = block;
     const generation = generationOf(this.#channel, this.#writer.sequence);
-    const versions = cache === null ? null : { cache, firstKey, round: this.#round, generation };
+    const tellsUnchanged = isPostcopy(this.#control);
+    const versions =
+      cache === null ? null : { cache, firstKey, round: this.#round, generation, tellsUnchanged };
     const description = this.#describer.describe(this.#piece, pageBytes, versions);
     const memory = this.#memoryOf(block, pageNumbers[0] as number);
     this.#piece.pages = 0;
