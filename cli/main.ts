@@ -46,6 +46,8 @@ const COMMANDS: readonly Entry[] = [
  * said has been taken.
  */
 export async function main(argv: readonly string[]): Promise<never> {
+  // Meant for a source that may go over; else it would open Node's debugger.
+  process.on("SIGUSR1", () => {});
   process.on("uncaughtException", (error) => void endWith(error, argv));
   const status = await dispatch(argv);
   endOnInterrupt(status);

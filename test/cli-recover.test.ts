@@ -130,6 +130,17 @@ test(`send hears SIGUSR1, though a guest in a file cannot go over (SEED=${SEED})
   ]);
 });
 
+test("SIGUSR1 means nothing to a destination, and opens no debugger", async () => {
+  using folder = new CliFolder();
+  const memory = ["--memory", `ram=file:${folder.at("arrived.ram")}`];
+  await using destination = startCli(["receive", "tcp:127.0.0.1:0", ...memory, "--json"]);
+  await destination.waitFor("listening");
+  destination.kill("SIGUSR1");
+  destination.kill("SIGTERM");
+  const exit = await destination.exit;
+  expect([failureOf(exit).code, exit.stderr]).toEqual(["CANCELLED", ""]);
+});
+
 test("a control takes one short line of what it knows, and harms nobody with anything else", async () => {
   using folder = new CliFolder();
   const path = folder.at("control");
