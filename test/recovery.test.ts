@@ -133,6 +133,8 @@ class Journey {
 for (const [name, options] of [
   ["plain", { compression: "none" }],
   ["preempt/recovery/plain: two lanes, zstd", { compression: "zstd", priorityChannels: 2 }],
+  ["with deltas, after three rounds", { xbzrle: true, postcopyRounds: 3 }],
+  ["with auto", { compression: "auto", postcopyRounds: 2 }],
 ] as const satisfies readonly [string, MigrateOutOptions][]) {
   test(`19: postcopy/recovery/${name} (SEED=${seed})`, async () => {
     const leaks = new LeakCheck();
