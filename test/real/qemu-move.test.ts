@@ -14,6 +14,8 @@ const SHORT_BEATS = 10;
 
 /** A sweep takes a second, so that many moves can be followed by one each. */
 const SMALL_WORK: GuestWork = { sizeMib: 16, rateMib: 16 };
+/** On a busy machine a codec is slower than the guest: what counts here is that all arrives. */
+const HOWEVER_LONG = ["--non-convergence", "switch-over"];
 
 /** What a move must have done if it obeyed its flags. */
 interface Expected {
@@ -87,7 +89,7 @@ describe.skipIf(missing.length > 0)(`a guest of an unmodified QEMU moves${becaus
         {},
       ],
     ])("%s", async ([, move, expected]) => {
-      const { source } = await journey.move(move);
+      const { source } = await journey.move({ ...move, sourceFlags: HOWEVER_LONG });
       const last = must(source.events.at(-1), "a command ends with an event");
       const { channels, pages } = last["report"] as Report;
       for (const kind of expected.pages ?? []) expect(pages[kind]).toBeGreaterThan(0);
