@@ -37,7 +37,7 @@ const ANSWER_MS = 10 * 60_000;
 interface Controlled {
   readonly recovery: PostcopyRecovery;
   /** At a source. */
-  readonly postcopySwitch?: PostcopySwitch;
+  readonly postcopySwitch?: PostcopySwitch | undefined;
   phase(): string;
 }
 
@@ -120,7 +120,7 @@ async function perform(
 function goOver(postcopySwitch: PostcopySwitch | undefined): void {
   if (postcopySwitch === undefined) throw new RangeError("post-copy begins at the source");
   if (!postcopySwitch.isAttached) {
-    throw new RangeError("it is not in pre-copy, or --postcopy never was its choice");
+    throw new RangeError('it is not in pre-copy, or its --postcopy is "never"');
   }
   postcopySwitch.start();
 }

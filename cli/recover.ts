@@ -102,9 +102,8 @@ export async function controlled(
 ): Promise<Control> {
   const recovery = new PostcopyRecovery();
   let current = "";
-  const whole = { recovery, phase: () => current };
-  const what = postcopySwitch === undefined ? whole : { ...whole, postcopySwitch };
-  const socket = path === undefined ? null : await openControl(path, what);
+  const whole = { recovery, postcopySwitch, phase: () => current };
+  const socket = path === undefined ? null : await openControl(path, whole);
   return {
     recovery,
     onPhase(phase) {

@@ -18,7 +18,7 @@ export class PostcopySwitch {
     return this.#isRequested;
   }
 
-  /** Whether a migration listens that may go over; it was asked for what it cannot do otherwise. */
+  /** Whether a migration is under way that would go over if it were asked. */
   get isAttached(): boolean {
     return this.#isAttached;
   }

@@ -62,7 +62,7 @@ test(`post-copy begins when the control is told so, and not where it cannot (SEE
   const refused = await runCli(["recover", never, "--postcopy"]);
   expect([refused.status, refused.stderr]).toEqual([
     1,
-    "It was refused: it is not in pre-copy, or --postcopy never was its choice\n",
+    'It was refused: it is not in pre-copy, or its --postcopy is "never"\n',
   ]);
   other.kill("SIGTERM");
 
