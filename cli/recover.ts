@@ -92,8 +92,8 @@ export interface Control extends AsyncDisposable {
 }
 
 /**
- * Opens the socket at `path`, if there is to be one, which can start `postcopySwitch`, and tells `output` of
- * every pause.
+ * Opens the socket at `path`, if there is to be one, and tells `output` of every pause. A source
+ * gives its `postcopySwitch`, for whoever asks it there to go over.
  */
 export async function controlled(
   path: string | undefined,
