@@ -1,5 +1,13 @@
+import { must } from "../base/assert.ts";
 import type { FaultsMessage, HypervisorLaps } from "../channels/messages.ts";
-import { COUNTERS, type Control, type Counter, CounterRow } from "../workers/control.ts";
+import { CODEC_WAYS } from "../workers/codec-choice.ts";
+import {
+  CODEC_COUNTERS,
+  COUNTERS,
+  type Control,
+  type Counter,
+  CounterRow,
+} from "../workers/control.ts";
 import type {
   ChannelFigures,
   DowntimeFigures,
@@ -89,7 +97,7 @@ export function mainChannelFigures(sentBytes: number): ChannelFigures {
   };
 }
 
-/** What auto chose, and the two figures that decided it; empty where nothing was chosen. */
+/** What auto chose, and the figures that decided it; empty where nothing was chosen. */
 function choiceText(row: CounterRow): string {
   const way = row.read("choiceWay");
   if (way === 0) return "";
@@ -97,8 +105,20 @@ function choiceText(row: CounterRow): string {
     const ms = row.read(counter);
     return ms === 0 ? "not tried" : `${ms.toFixed(2)} ms per MiB`;
   };
-  const figures = `raw ${cost("choiceRawMsPerMiB")}, zstd ${cost("choiceCodecMsPerMiB")}`;
-  return `${way === 1 ? "raw" : "zstd"}: ${figures}, changed ${row.read("choiceChanges")} times`;
+  const codec = codecWayName(row.read("choiceCodec"));
+  const changes = row.read("choiceChanges") + row.read("choiceCodecChanges");
+  const costs = `raw ${cost("choiceRawMsPerMiB")}, compressed ${cost("choiceCodecMsPerMiB")}`;
+  const samples = CODEC_COUNTERS.flatMap(({ ms, share }, index) => {
+    if (row.read(share) === 0) return [];
+    return [`${codecWayName(index)} to ${row.read(share).toFixed(2)} in ${cost(ms)}`];
+  });
+  const looks = samples.length === 0 ? "" : `; samples by ${samples.join(", ")}`;
+  return `${way === 1 ? "raw" : codec}: ${costs}, changed ${changes} times${looks}`;
+}
+
+function codecWayName(index: number): string {
+  const { codec, level } = must(CODEC_WAYS[index], "a choice is of the rows that there are");
+  return level === null ? codec.name : `${codec.name} ${level}`;
 }
 
 export function pageFigures(counters: Record<Counter, number>, untouched: number): PageFigures {

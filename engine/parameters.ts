@@ -220,7 +220,7 @@ export const PARAMETERS = {
     live: true,
     side: "source",
     meaning:
-      "Makes runs of pages smaller: always with one codec, or, with auto, where it pays, with zstd and deltas.",
+      "Makes runs of pages smaller: always with one codec, or, with auto, where it pays, with deltas and whichever codec and level makes the migration shortest.",
     why: "On a fast link it costs time, and the processor belongs to the guest; who has a slow one knows.",
   },
   zstdLevel: {
@@ -231,7 +231,7 @@ export const PARAMETERS = {
     agreed: false,
     live: true,
     side: "source",
-    meaning: "How hard zstd tries.",
+    meaning: "How hard zstd tries; with auto, the least that it does.",
     why: "Level 1 has most of the gain, at a speed that fills a 10 Gb/s link.",
   },
   deflateLevel: {

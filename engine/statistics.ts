@@ -324,7 +324,7 @@ export const STATISTICS = {
     "channels[].codec.choice": {
       unit: "name",
       meaning:
-        "With compression auto: the way chosen last, with what both ways were measured to take.",
+        "With compression auto: the way chosen last, with what raw and compressed memory were measured to take, and what each codec made of samples.",
     },
     "channels[].scan.readBytes": {
       unit: "bytes",

@@ -1,9 +1,11 @@
-import { expect, test } from "vitest";
+import { expect, onTestFinished, test } from "vitest";
 import { must } from "../base/assert.ts";
+import { useClock } from "../base/clock.ts";
 import { KIB } from "../base/units.ts";
 import { CODECS, codecNamed } from "../workers/codecs/list.ts";
 import { Compressor } from "../workers/compressor.ts";
 import {
+  CODEC_COUNTERS,
   type CodecSettings,
   CounterRow,
   createControl,
@@ -179,4 +181,37 @@ test("auto spends no more processor time than it may", () => {
   const elapsedMs = performance.now() - startMs;
   const burstMs = 20;
   expect(counters.read("codecMs")).toBeLessThanOrEqual(burstMs + elapsedMs * share + largestMs);
+});
+
+test(`auto tries harder while the link is waited for, and says what samples came to (SEED=${seed})`, () => {
+  const { compressor, counters } = makeCompressor(AUTO);
+  const payload = new Uint8Array(512 * KIB);
+  const random = new Prng(seed);
+  // Words: the harder the try, the fewer the bytes.
+  const words = Array.from({ length: 500 }, () => noise(3 + random.below(9)));
+  for (let at = 0; at < payload.length; ) {
+    const word = must(words[random.below(words.length)], "there are words");
+    payload.set(word.subarray(0, payload.length - at), at);
+    at += word.length;
+  }
+  const sizes: number[] = [];
+  // A clock that stands still but for the link, which takes ages.
+  let ms = 0;
+  const never = (): (() => void) => () => {};
+  onTestFinished(useClock({ nowMs: () => ms, after: never, every: never }));
+  compressor.begin();
+  for (let chunk = 0; chunk < 12; chunk += 1) {
+    const made = must(compressor.compress(payload, { chunk, round: 1 }), "words shrink");
+    sizes.push(made.bytes.length);
+    expect(Buffer.compare(made.codec.expand(made.bytes, payload.length) ?? NOTHING, payload)).toBe(
+      0,
+    );
+    ms += 60_000;
+    const write = written(60_000);
+    compressor.learn({ payloadBytes: payload.length, wireBytes: made.bytes.length, write });
+  }
+  expect(counters.read("choiceCodecChanges")).toBeGreaterThan(0);
+  expect(counters.read("choiceCodec")).toBeGreaterThan(0);
+  expect(must(sizes.at(-1), "there are sizes")).toBeLessThan((sizes[0] ?? 0) * 0.97);
+  for (const { share } of CODEC_COUNTERS) expect(counters.read(share)).toBeGreaterThan(0);
 });

@@ -225,6 +225,66 @@ test("pages in which everything changed overflow and go as they are", async () =
   expect(pipeline.sent.read("deltaAfterBytes")).toBe(0);
 });
 
+/** A page of which nothing stays, and that no codec makes smaller. */
+function rewrite(random: Prng, content: Uint8Array, page: number): void {
+  random.bytes(content.subarray(page * 4096, (page + 1) * 4096));
+}
+
+test(`auto leaves chunks alone in which all changes, and has deltas of the others (SEED=${seed})`, async () => {
+  const random = new Prng(seed);
+  const block = makeBlock();
+  const shrinking = { cacheBytes: WHOLE, codec: codec("zstd", { isAuto: true }) };
+  const pipeline = await Pipeline.start(pairs, [block], false, shrinking);
+  const pages = pipeline.sendAll();
+  const half = pages / 2;
+  const rounds = 20;
+  for (let round = 2; round <= rounds; round += 1) {
+    const content = block.source.read();
+    for (let page = 0; page < half; page += 1) rewrite(random, content, page);
+    for (let page = half; page < pages; page += 1)
+      random.bytes(content.subarray(page * 4096).subarray(0, 4));
+    block.source.write(content);
+    pipeline.sendAll();
+    pipeline.sender.fence(round);
+    expectSame([block]);
+  }
+  await pipeline.end();
+  expect(pipeline.sent.read("delta")).toBe((rounds - 1) * half);
+  // Tried in the 2nd round and left alone in the 3rd; remembered anew in the 4th, tried in the 5th and
+  // left alone for two; then for four, and from the 15th on for eight.
+  expect(pipeline.sent.read("deltaOverflows")).toBe(4 * half);
+});
+
+test(`what is sent of a chunk that is left alone is never what a delta is based on (SEED=${seed})`, async () => {
+  const random = new Prng(seed);
+  // Changes come from some pages of all chunks: pieces reach over chunks of either kind.
+  const block = makeBlock();
+  const shrinking = { cacheBytes: WHOLE, codec: codec("zstd", { isAuto: true }) };
+  const pipeline = await Pipeline.start(pairs, [block], true, shrinking);
+  const pages = pipeline.sendAll();
+  for (let round = 2; round <= 60; round += 1) {
+    const content = block.source.read();
+    const changed = new Set<number>();
+    for (let chunk = 0; chunk < 8; chunk += 1) {
+      const isWhole = random.below(3) > 0;
+      for (let count = random.below(30); count > 0; count -= 1) {
+        const page = chunk * (pages / 8) + random.below(pages / 8);
+        changed.add(page);
+        if (isWhole) rewrite(random, content, page);
+        else random.bytes(content.subarray(page * 4096).subarray(0, 4));
+      }
+    }
+    block.source.write(content);
+    pipeline.mark(0, changed);
+    pipeline.send();
+    pipeline.sender.fence(round);
+    expectSame([block]);
+  }
+  await pipeline.end();
+  expect(pipeline.sent.read("delta")).toBeGreaterThan(0);
+  expect(pipeline.sent.read("deltaOverflows")).toBeGreaterThan(0);
+});
+
 test("a page that becomes zero, and one that ceases to be, are compared with what they were", async () => {
   const block = makeBlock(64 * 4096);
   const pipeline = await Pipeline.start(pairs, [block], false, { cacheBytes: WHOLE });

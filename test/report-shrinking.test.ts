@@ -87,7 +87,12 @@ for (const codec of ["zstd", "deflate"] as const) {
 }
 
 const COST = String.raw`(?:not tried|\d+\.\d\d ms per MiB)`;
-const CHOICE = new RegExp(`^(raw|zstd): raw ${COST}, zstd ${COST}, changed \\d+ times$`);
+const WAY = "(?:zstd|deflate)(?: \\d)?";
+const SAMPLE = String.raw`${WAY} to 0\.\d\d in \d+\.\d\d ms per MiB`;
+const SAMPLES = `(?:; samples by ${SAMPLE}(?:, ${SAMPLE})*)?`;
+const CHOICE = new RegExp(
+  `^(?:raw|${WAY}): raw ${COST}, compressed ${COST}, changed \\d+ times${SAMPLES}$`,
+);
 
 test(`auto says for each channel what it chose, and by which figures (SEED=${seed})`, async () => {
   const report = await reported({ compression: "auto" });
@@ -106,7 +111,8 @@ test(`auto chooses zstd for text on a slow link, and its figures are why (SEED=$
   const slow = { channels: 1, maxBandwidthBytesPerSecond: 2 * MIB };
   const report = await reported({ compression: "auto", ...slow });
   expect(report.pages.compressed).toBeGreaterThan(report.pages.raw);
-  for (const { codec } of bulkOf(report)) expect(codec.choice).toMatch(/^zstd: raw .*, zstd \d/);
+  for (const { codec } of bulkOf(report))
+    expect(codec.choice).toMatch(/^zstd.*: raw .*, compressed \d/);
 });
 
 test(`a cache smaller than a page makes no deltas, one larger than memory makes all (SEED=${seed})`, async () => {

@@ -1,10 +1,18 @@
 import { must } from "../base/assert.ts";
 import { nowMs } from "../base/clock.ts";
+import { MIB } from "../base/units.ts";
 import { Choice } from "./choice.ts";
+import { CODEC_WAYS, CodecChoice, SAMPLE_BYTES, type Sample } from "./codec-choice.ts";
 import type { Codec } from "./codecs/codec.ts";
 import { letGo } from "./codecs/let-go.ts";
 import { codecOf } from "./codecs/list.ts";
-import { type CodecSettings, type Control, type CounterRow, readCodecSettings } from "./control.ts";
+import {
+  CODEC_COUNTERS,
+  type CodecSettings,
+  type Control,
+  type CounterRow,
+  readCodecSettings,
+} from "./control.ts";
 import { CpuBudget } from "./cpu-budget.ts";
 import type { WriteFigures } from "./frame-writer.ts";
 import { Stubbornness } from "./stubbornness.ts";
@@ -39,7 +47,11 @@ export class Compressor {
   #settings: CodecSettings;
   #stubbornness = new Stubbornness();
   #choice: Choice;
+  #codecChoice = new CodecChoice();
   #budget = new CpuBudget();
+  /** Of the frame that is being made: time in the codec, and whether it shrank. */
+  #codecMs = 0;
+  #hasShrunk = false;
   #lastEndMs = nowMs();
   readonly #trials: Trials;
 
@@ -56,6 +68,11 @@ export class Compressor {
     this.#lastEndMs = nowMs();
   }
 
+  /** Whether it is chosen, while pages are sent, how they go. */
+  get isAuto(): boolean {
+    return this.#settings.isAuto;
+  }
+
   /**
    * Whether a payload of so many bytes would be tried. What is not must be sent as it is, and is
    * then no matter for `compress`: it counts as one that was left out.
@@ -70,15 +87,12 @@ export class Compressor {
   /** The payload made smaller, or null to send it as it is. */
   compress(payload: Uint8Array, memory: Memory): Compressed | null {
     if (!this.takes(payload.length, memory)) return null;
-    const settings = this.#settings;
-    const codec = must(codecOf(settings.codec), "every setting is of a codec");
-    const startMs = nowMs();
-    const bytes = codec.compress(payload, settings.level);
-    const elapsedMs = nowMs() - startMs;
-    this.#budget.spend(elapsedMs);
-    this.#counters.add("codecMs", elapsedMs);
+    const { codec, level } = this.#way(this.#codecChoice.way);
+    const { bytes, ms } = this.#timed(codec, payload, level);
+    this.#codecMs = ms;
     this.#counters.add("codecTriedBytes", payload.length);
     const hasShrunk = bytes.length < payload.length * SHRUNK;
+    this.#hasShrunk = hasShrunk;
     this.#stubbornness.learn(memory, hasShrunk);
     if (!hasShrunk) {
       letGo(bytes);
@@ -86,6 +100,7 @@ export class Compressor {
     }
     this.#counters.add("codecBeforeBytes", payload.length);
     this.#counters.add("codecAfterBytes", bytes.length);
+    if (this.#settings.isAuto) this.#look(payload);
     return { codec, bytes };
   }
 
@@ -94,15 +109,70 @@ export class Compressor {
     const endMs = nowMs();
     const elapsedMs = endMs - this.#lastEndMs;
     this.#lastEndMs = endMs;
+    const [codecMs, hasShrunk] = [this.#codecMs, this.#hasShrunk];
+    this.#codecMs = 0;
+    this.#hasShrunk = false;
     if (!this.#settings.isAuto) return;
     const { payloadBytes, wireBytes, write } = frame;
-    this.#choice.learn({ payloadBytes, wireBytes, elapsedMs, blockedMs: write.waitedMs });
+    const cost = { payloadBytes, wireBytes, elapsedMs, blockedMs: write.waitedMs };
+    this.#choice.learn(cost);
     this.#trials.consult(this.#choice, endMs);
+    if (hasShrunk) this.#codecChoice.learn({ ...cost, codecMs }, this.#settings.cpuShare);
+    this.#tell();
+  }
+
+  /** What `auto` chose, and why, for the report. */
+  #tell(): void {
     const { chosen, costMs } = this.#choice;
     this.#counters.set("choiceWay", chosen === "raw" ? 1 : 2);
     this.#counters.set("choiceChanges", this.#choice.changes);
-    this.#counters.set("choiceRawMsPerMiB", (costMs.raw ?? 0) * 2 ** 20);
-    this.#counters.set("choiceCodecMsPerMiB", (costMs.codec ?? 0) * 2 ** 20);
+    this.#counters.set("choiceRawMsPerMiB", (costMs.raw ?? 0) * MIB);
+    this.#counters.set("choiceCodecMsPerMiB", (costMs.codec ?? 0) * MIB);
+    this.#counters.set("choiceCodec", this.#codecChoice.way);
+    this.#counters.set("choiceCodecChanges", this.#codecChoice.changes);
+  }
+
+  /** Compresses a part of the payload once more in two ways, if another one is worth a look. */
+  #look(payload: Uint8Array): void {
+    const { candidate, way } = this.#codecChoice;
+    if (candidate === null || payload.length < SAMPLE_BYTES) return;
+    const sample = payload.subarray(0, SAMPLE_BYTES);
+    this.#codecChoice.compare(SAMPLE_BYTES, {
+      chosen: this.#sampled(sample, way),
+      other: this.#sampled(sample, candidate),
+    });
+    for (const [index, counters] of CODEC_COUNTERS.entries()) {
+      const cost = this.#codecChoice.costOf(index);
+      if (cost === null) continue;
+      this.#counters.set(counters.ms, cost.msPerByte * MIB);
+      this.#counters.set(counters.share, cost.share);
+    }
+  }
+
+  #sampled(sample: Uint8Array, index: number): Sample {
+    const { codec, level } = this.#way(index);
+    const { bytes, ms } = this.#timed(codec, sample, level);
+    const made = { ms, bytes: bytes.length };
+    letGo(bytes);
+    return made;
+  }
+
+  #timed(codec: Codec, payload: Uint8Array, level: number): { bytes: Uint8Array; ms: number } {
+    const startMs = nowMs();
+    const bytes = codec.compress(payload, level);
+    const ms = nowMs() - startMs;
+    this.#budget.spend(ms);
+    this.#counters.add("codecMs", ms);
+    return { bytes, ms };
+  }
+
+  /** The codec that is set, or with `auto` that of row `index`, with its level. */
+  #way(index: number): { codec: Codec; level: number } {
+    const { codec, level, isAuto } = this.#settings;
+    const set = must(codecOf(codec), "every setting is of a codec");
+    if (!isAuto) return { codec: set, level };
+    const way = must(CODEC_WAYS[index], "what is chosen is a row");
+    return { codec: way.codec, level: way.level ?? level };
   }
 
   #takeSettings(): CodecSettings {
@@ -114,6 +184,7 @@ export class Compressor {
     if (isOther || extraTime !== before.extraTime) {
       this.#stubbornness = new Stubbornness();
       this.#choice = new Choice(extraTime);
+      this.#codecChoice = new CodecChoice();
       this.#budget = new CpuBudget();
     }
     return settings;

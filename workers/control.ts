@@ -100,15 +100,33 @@ export const COUNTERS = [
   "choiceChanges",
   "choiceRawMsPerMiB",
   "choiceCodecMsPerMiB",
+  "choiceCodec",
+  "choiceCodecChanges",
+  "codecWay0Ms",
+  "codecWay0Share",
+  "codecWay1Ms",
+  "codecWay1Share",
+  "codecWay2Ms",
+  "codecWay2Share",
+  "codecWay3Ms",
+  "codecWay3Share",
 ] as const;
 export type Counter = (typeof COUNTERS)[number];
+
+/** By row of the ways that `auto` has: milliseconds per MiB, and what a byte became, of 1. */
+export const CODEC_COUNTERS: readonly { readonly ms: Counter; readonly share: Counter }[] = [
+  { ms: "codecWay0Ms", share: "codecWay0Share" },
+  { ms: "codecWay1Ms", share: "codecWay1Share" },
+  { ms: "codecWay2Ms", share: "codecWay2Share" },
+  { ms: "codecWay3Ms", share: "codecWay3Share" },
+];
 
 const INDEX = Object.fromEntries(COUNTERS.map((counter, index) => [counter, index])) as Readonly<
   Record<Counter, number>
 >;
 
 /** Doubles per row: whole cache lines, since two channels in one line cost each other a factor. */
-const ROW = 32;
+const ROW = 48;
 assert(COUNTERS.length <= ROW, "a row holds every counter");
 
 /** `gate` is that of a control before, which others still hold. */

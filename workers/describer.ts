@@ -24,6 +24,9 @@ export interface Description {
   readonly payloadBytes: number;
   /** Pages that go as they are; not counted yet, for the payload may still be compressed. */
   readonly rawPages: number;
+  /** Pages of which a version was known, and those of them that changed too much for a delta. */
+  readonly hits: number;
+  readonly overflows: number;
 }
 
 /** How versions of pages are remembered while a piece is described. */
@@ -40,6 +43,9 @@ export interface Versions {
    */
   readonly tellsUnchanged: boolean;
 }
+
+/** Without a cache. */
+const NOTHING = { hits: 0, overflows: 0 };
 
 /**
  * Finds the cheapest description of every page of a piece: unchanged and zero pages take no
@@ -63,9 +69,8 @@ export class Describer {
       const zeros = this.#bench.scanZero(pages, pageBytes);
       const isOfOneKind = zeros === 0 || zeros === pages;
       if (isOfOneKind && piece.isOneRun) return this.#describeRun(piece, pageBytes, zeros > 0);
-    } else {
-      this.#compare(piece, pageBytes, versions);
     }
+    const found = versions === null ? NOTHING : this.#compare(piece, pageBytes, versions);
     const runs: DescribedRun[] = [];
     this.#addRuns(runs, piece, [PAGE_FLAG.zero, PAGE_FLAG.changed], pageBytes);
     const rawPages = this.#bench.dropFlagged(pages, pageBytes);
@@ -77,7 +82,7 @@ export class Describer {
       payloadBytes += this.#addDeltas(runs, piece, told, { pageBytes, at: payloadBytes });
     }
     this.#count(pages);
-    return { runs, payloadBytes, rawPages };
+    return { runs, payloadBytes, rawPages, ...found };
   }
 
   /** The usual case where much is the same: a piece of one run needs no look at each page. */
@@ -90,11 +95,12 @@ export class Describer {
       runs: [{ firstPage, pages, encoding: isZero ? zero : raw, bytes }],
       payloadBytes: bytes,
       rawPages: isZero ? 0 : pages,
+      ...NOTHING,
     };
   }
 
   /** Looks every page up, flags it, makes the deltas, and remembers what will be sent. */
-  #compare(piece: Piece, pageBytes: number, versions: Versions): void {
+  #compare(piece: Piece, pageBytes: number, versions: Versions): typeof NOTHING {
     const { cache, firstKey, round, generation, tellsUnchanged } = versions;
     const { bases, flags } = this.#bench;
     const { pages, pageNumbers } = piece;
@@ -111,16 +117,19 @@ export class Describer {
     this.#bench.classify(pages, pageBytes);
     const deltaBytes = hits === 0 ? 0 : this.#bench.encodeDeltas(pages, pageBytes);
     this.#counters.add("deltaAfterBytes", deltaBytes);
+    let overflows = 0;
     for (let page = 0; page < pages; page += 1) {
       if (flags[page] === PAGE_FLAG.overflow) {
         flags[page] = PAGE_FLAG.changed;
-        this.#counters.add("deltaOverflows", 1);
+        overflows += 1;
       }
       if (flags[page] === PAGE_FLAG.unchanged && !tellsUnchanged) continue;
       const at = PAGES_AT + page * pageBytes;
       const source = this.#bench.bytes.subarray(at, at + pageBytes);
       cache.store(firstKey + (pageNumbers[page] as number), source, { generation, round });
     }
+    this.#counters.add("deltaOverflows", overflows);
+    return { hits, overflows };
   }
 
   /** Consecutive pages of one flag, in the order of the piece. */

@@ -20,7 +20,8 @@ import { letGo } from "./codecs/let-go.ts";
 import { Compressor, type Memory } from "./compressor.ts";
 import { type Control, CounterRow, isStopped, mustLeave, stopOf } from "./control.ts";
 import { DeltaCache, shardBytes } from "./delta-cache.ts";
-import { type DescribedRun, Describer, type Description } from "./describer.ts";
+import { DeltaChoice } from "./delta-choice.ts";
+import { type DescribedRun, Describer, type Description, type Versions } from "./describer.ts";
 import { takeWords, undoWords } from "./dirty-words.ts";
 import type { Run } from "./encodings/encoding.ts";
 import { raw } from "./encodings/raw.ts";
@@ -87,6 +88,7 @@ export class PageSender {
   #tables: ReadonlyMap<number, ScanTables> = new Map();
   readonly #describer: Describer;
   readonly #compressor: Compressor;
+  readonly #deltaChoice = new DeltaChoice();
   #readSequence: number;
   #round = 0;
   /** What travels in one frame at the most: the same for all of a task, whose piece is empty before. */
@@ -207,13 +209,12 @@ export class PageSender {
    * What another channel sent last is unknown here: versions that the cache has of it are not those
    * that the destination has, and a delta against them would be refused.
    */
-  #own({ senders, cache, firstKey, pagesPerChunk, pageCount }: OpenBlock, chunk: number): void {
+  #own(block: OpenBlock, chunk: number): void {
+    const { senders, pagesPerChunk, pageCount } = block;
     if (senders[chunk] === this.#channel) return;
     senders[chunk] = this.#channel;
-    if (cache === null) return;
     const first = chunk * pagesPerChunk;
-    const end = Math.min(first + pagesPerChunk, pageCount);
-    for (let page = first; page < end; page += 1) cache.forget(firstKey + page);
+    forget(block, first, Math.min(pagesPerChunk, pageCount - first));
   }
 
   /** Returns when the destination has applied everything sent before. */
@@ -237,15 +238,33 @@ export class PageSender {
   #flush(block: OpenBlock): void {
     const { pages, pageNumbers } = this.#piece;
     if (pages === 0) return;
-    const { pageBytes, cache, firstKey } = block;
-    const generation = generationOf(this.#channel, this.#writer.sequence);
-    const tellsUnchanged = isPostcopy(this.#control);
-    const versions =
-      cache === null ? null : { cache, firstKey, round: this.#round, generation, tellsUnchanged };
-    const description = this.#describer.describe(this.#piece, pageBytes, versions);
     const memory = this.#memoryOf(block, pageNumbers[0] as number);
+    const cache = this.#cacheFor(block, memory);
+    const versions = cache === null ? null : this.#versionsIn(cache, block);
+    const description = this.#describer.describe(this.#piece, block.pageBytes, versions);
+    if (cache !== null) this.#deltaChoice.learn(memory, description);
+    else if (block.cache !== null) this.#forgetPiece(block);
     this.#piece.pages = 0;
     if (description.runs.length > 0) this.#sendPages(block, description, memory);
+  }
+
+  /** The cache, if pages are to be compared with what it has of them. */
+  #cacheFor({ cache }: OpenBlock, memory: Memory): DeltaCache | null {
+    if (cache === null || !this.#compressor.isAuto) return cache;
+    return this.#deltaChoice.mayTry(memory) ? cache : null;
+  }
+
+  #versionsIn(cache: DeltaCache, { firstKey }: OpenBlock): Versions {
+    const generation = generationOf(this.#channel, this.#writer.sequence);
+    const tellsUnchanged = isPostcopy(this.#control);
+    return { cache, firstKey, round: this.#round, generation, tellsUnchanged };
+  }
+
+  /** The pages of the piece go without being remembered. */
+  #forgetPiece(block: OpenBlock): void {
+    const { pages, pageNumbers } = this.#piece;
+    for (let page = 0; page < pages; page += 1) forget(block, pageNumbers[page] as number, 1);
+    this.#counters.add("deltaMisses", pages);
   }
 
   #sendPages(
@@ -286,11 +305,11 @@ export class PageSender {
    * guest write meanwhile, its page was zero before, and is dirty after.
    */
   #sendZeros(block: OpenBlock, { firstPage }: Run, bytes: Uint8Array): number {
-    const { pageBytes, cache } = block;
+    const { pageBytes } = block;
     const zeroPages = Math.floor(zerosAtOnce(bytes) / pageBytes);
     const pages = this.#strangers(block, firstPage, Math.min(zeroPages, RUN_PAGES_MAX));
     if (pages === 0) return 0;
-    if (cache !== null) this.#counters.add("deltaMisses", pages);
+    this.#passOver(block, firstPage, pages);
     const before = this.#zeros;
     const isNext = before?.block === block && before.firstPage + before.pages === firstPage;
     if (isNext && before.pages + pages <= RUN_PAGES_MAX) {
@@ -322,7 +341,7 @@ export class PageSender {
    * must then be of a copy that stays.
    */
   #sendRaw(block: OpenBlock, { firstPage }: Run, all: Uint8Array): number {
-    const { pageBytes, cache } = block;
+    const { pageBytes } = block;
     if (this.#checksum !== null) return 0;
     const bytes = all.subarray(0, Math.floor(this.#pieceBytes / pageBytes) * pageBytes);
     const pages = this.#strangers(block, firstPage, rawAtSight(bytes, pageBytes));
@@ -335,12 +354,21 @@ export class PageSender {
     const wireBytes = PAGES_AT - tableAt + sentBytes;
     this.#compressor.learn({ payloadBytes: sentBytes, wireBytes, write });
     this.#counters.add("raw", pages);
-    if (cache !== null) this.#counters.add("deltaMisses", pages);
+    this.#passOver(block, firstPage, pages);
     return pages;
   }
 
+  /** Pages that go as they are, past the cache. */
+  #passOver(block: OpenBlock, firstPage: number, pages: number): void {
+    if (block.cache === null) return;
+    forget(block, firstPage, pages);
+    this.#counters.add("deltaMisses", pages);
+  }
+
   /** Pages before the first one that the cache has a version of, or would remember. */
-  #strangers({ cache, firstKey }: OpenBlock, firstPage: number, pages: number): number {
+  #strangers(block: OpenBlock, firstPage: number, pages: number): number {
+    const { firstKey } = block;
+    const cache = this.#cacheFor(block, this.#memoryOf(block, firstPage));
     if (cache === null || !cache.isOpen(this.#round)) return pages;
     let count = 0;
     while (count < pages && !cache.wants(firstKey + firstPage + count, this.#round)) count += 1;
@@ -407,6 +435,11 @@ export class PageSender {
     const { waitedMs } = readSome(this.#input, target, { least: target.length, isIdle: false });
     this.#counters.add("waitMs", waitedMs);
   }
+}
+
+/** What is sent of these pages is not remembered, so a version before it must not be either. */
+function forget({ cache, firstKey }: OpenBlock, firstPage: number, pages: number): void {
+  for (let page = firstPage; page < firstPage + pages; page += 1) cache?.forget(firstKey + page);
 }
 
 /** A cache for each page size there is, by its share of the memory. */
