@@ -24,7 +24,7 @@ export const qemuLive: Benchmark<typeof SMOKE> = {
   async run(report, parameters) {
     const { pairs, warmups, channels, guestKib, workingSetMib, usedMib } = parameters;
     const words = [
-      ...["--compression", "none,auto,auto-for-bytes"],
+      ...["--compression", "none,auto,auto-for-time"],
       ...["--pairs", `${pairs}`, "--warmups", `${warmups}`, "--channels", `${channels}`],
       ...["--size", `${guestKib}KiB`, "--working-set", `${workingSetMib}MiB`],
       ...["--used", `${usedMib}MiB`],

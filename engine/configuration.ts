@@ -4,7 +4,13 @@ import { type Address, parseAddress } from "../channels/address.ts";
 import { DESCRIPTION_BYTES_MAX } from "../channels/frame.ts";
 import { type Block, blockProblems } from "./block.ts";
 import type { Features } from "./legality.ts";
-import { configurationProblems, type Parameters, resolveParameters } from "./parameters.ts";
+import {
+  configurationProblems,
+  type ParameterOptions,
+  type Parameters,
+  preferring,
+  resolveParameters,
+} from "./parameters.ts";
 
 export interface Configuration {
   readonly address: Address;
@@ -24,6 +30,7 @@ export function configure(
     throttle?: boolean;
     dirtyLog?: Features["dirtyLog"] | undefined;
     description?: string | undefined;
+    preferences?: ParameterOptions | undefined;
   },
 ): Configuration {
   const { address, problems } = tryAddress(addressText);
@@ -35,7 +42,8 @@ export function configure(
     ...(address === null ? {} : { address: address.kind }),
     ...(address?.kind === "fd" ? { descriptors: address.descriptors.length } : {}),
   };
-  problems.push(...configurationProblems({ ...given }, features));
+  const base = preferring(known.preferences);
+  problems.push(...configurationProblems({ ...given }, features, { base }));
   if (known.blocks !== undefined) problems.push(...blockProblems(known.blocks));
   const descriptionBytes = new TextEncoder().encode(known.description).length;
   if (descriptionBytes > DESCRIPTION_BYTES_MAX) {
@@ -45,7 +53,7 @@ export function configure(
   }
   if (problems.length > 0) throw new MigrationError("CONFIGURATION_INVALID", { problems });
   assert(address !== null, "an address without a problem was read");
-  return { address, parameters: resolveParameters(given, features) };
+  return { address, parameters: resolveParameters(given, features, base) };
 }
 
 function tryAddress(text: string): { address: Address | null; problems: string[] } {

@@ -1,6 +1,7 @@
 import type { FaultDoor } from "../workers/fault-door.ts";
 import type { Block, BlockAnnouncement } from "./block.ts";
 import type { DirtyLog, ScanLog } from "./dirty-log.ts";
+import type { ParameterOptions } from "./parameters.ts";
 
 /** Opaque state of one device (or of anything else that is not RAM) under its name. */
 export interface DeviceSection {
@@ -54,6 +55,12 @@ export interface SourceHost {
    * Unknown may be left out.
    */
   readonly dirtyLog?: "none" | "bitmap" | "scan";
+
+  /**
+   * What suits guests of this host better than the table's defaults, of parameters that the embedder
+   * does not give. Left out, nothing does.
+   */
+  readonly preferences?: ParameterOptions;
 
   /**
    * Starts to record writes. From its return on, every write shows in one of the logs: they are

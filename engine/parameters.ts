@@ -464,6 +464,13 @@ const DEFAULTS: Parameters = Object.freeze(
   Object.fromEntries(PARAMETER_KEYS.map((key) => [key, PARAMETERS[key].default])),
 ) as Parameters;
 
+/** The defaults, and what a host prefers to them. It is code of ours or an embedder's, not input. */
+export function preferring(preferences: ParameterOptions = {}): Parameters {
+  const problems = parameterProblems({ ...preferences });
+  assert(problems.length === 0, `a host prefers what can be: ${problems.join("; ")}`);
+  return Object.freeze({ ...DEFAULTS, ...preferences });
+}
+
 /** Everything that is wrong with `given`: names, values, and how they go together. */
 export function configurationProblems(
   given: Readonly<Record<string, unknown>>,
@@ -479,14 +486,18 @@ export function configurationProblems(
 }
 
 /**
- * Fills in the defaults. The result is frozen. Throws CONFIGURATION_INVALID with every problem at
+ * Fills in the defaults, or `base`. The result is frozen. Throws CONFIGURATION_INVALID with every problem at
  * once, so that one pass mends a configuration. `features` says what else is known about this
  * migration, for the rules of legality that ask; a rule about something unknown is not asked.
  */
-export function resolveParameters(given: object = {}, features?: Features): Parameters {
-  const problems = configurationProblems({ ...given }, features);
+export function resolveParameters(
+  given: object = {},
+  features?: Features,
+  base = DEFAULTS,
+): Parameters {
+  const problems = configurationProblems({ ...given }, features, { base });
   if (problems.length > 0) throw new MigrationError("CONFIGURATION_INVALID", { problems });
-  return Object.freeze({ ...DEFAULTS, ...usableOf({ ...given }) });
+  return Object.freeze({ ...base, ...usableOf({ ...given }) });
 }
 
 /**

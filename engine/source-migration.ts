@@ -149,6 +149,7 @@ export class SourceMigration {
       description: host.description,
       throttle: host.throttle !== undefined,
       dirtyLog: host.dirtyLog,
+      preferences: host.preferences,
     });
     return new SourceMigration(
       host,

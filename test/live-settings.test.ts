@@ -206,3 +206,19 @@ test(`what is not live, or not legal, is refused, and the migration goes on as i
   expect(outcome.report?.pages.compressed).toBe(0);
   expect(() => live.change({ compression: "zstd" })).toThrow("no migration runs");
 });
+
+test(`what a host prefers holds where nothing is given, and breaks no rule (SEED=${seed})`, async () => {
+  const compressedWith = async (preferences: ParameterOptions, given: ParameterOptions) => {
+    const blocks = allocate(SHAPE);
+    for (const block of blocks) bytesOf(block).fill(7);
+    const source = Object.assign(new RecordingSource({ seed, blocks }), { preferences });
+    const destination = new RecordingDestination();
+    const outcome = await migratePair({ source, destination, out: given });
+    if (outcome.source.report === null) throw outcome.source.failure;
+    return outcome.source.report.pages.compressed;
+  };
+  expect(await compressedWith({ compression: "zstd" }, {})).toBeGreaterThan(0);
+  expect(await compressedWith({ compression: "zstd" }, { compression: "none" })).toBe(0);
+  // Nobody gave a level, so it is no matter that nothing is compressed.
+  expect(await compressedWith({ zstdLevel: 9 }, {})).toBe(0);
+});

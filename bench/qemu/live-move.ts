@@ -18,7 +18,7 @@ export const LIVE_WAYS = {
   none: ["--compression", "none"],
   zstd: ["--compression", "zstd"],
   auto: ["--compression", "auto"],
-  "auto-for-bytes": ["--compression", "auto", "--auto-extra-time", "1000%"],
+  "auto-for-time": ["--compression", "auto", "--auto-extra-time", "0%"],
 } as const;
 
 export type LiveWay = keyof typeof LIVE_WAYS;

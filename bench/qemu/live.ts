@@ -6,7 +6,7 @@ import { formatLive, liveRowsOf } from "./live-result.ts";
 import { COMMON_OPTIONS, chosen, type Request, runProgram, turnsOf } from "./program.ts";
 
 const USAGE = `usage: node bench/qemu/live.ts [--pairs 5] [--warmups 1] [--channels 2]
-         [--compression none,auto,auto-for-bytes] [--size 1GiB] [--used 384MiB]
+         [--compression none,auto,auto-for-time] [--size 1GiB] [--used 384MiB]
          [--working-set 64MiB] [--noise 25] [--json] [--smoke]
 
 Moves a guest, half of whose memory is in use, that rewrites its working set at 20 MiB/s, with
@@ -14,7 +14,7 @@ QEMU's own live migration, multifd on, and with this engine, turn and turn about
 was freshly booted, into a fresh QEMU and fresh memory. Throws unless our guest works on where it
 arrived, and tells medians and ratios. QEMU compresses nothing; of a hundred pages --noise would not
 shrink: with 25, zstd makes half of it, as of a booted Linux with a page cache (compare.ts).
-auto-for-bytes is auto with --auto-extra-time 1000%. QEMU 7.2's own migration breaks an emulated
+auto-for-time is auto with --auto-extra-time 0%. QEMU 7.2's own migration breaks an emulated
 guest of most sizes, which is told; one of --size 1048568KiB survives.
 
 It needs QEMU, a kernel and a static busybox for the guest, a compiler, unshare, ip and mount, and
@@ -27,7 +27,7 @@ const SIZES = { size: "1GiB", used: "384MiB", "working-set": "64MiB" };
 /** Of a size that survives QEMU. */
 const SMOKE_SIZES = { size: "196600KiB", used: "16MiB", "working-set": "16MiB" };
 const RATE_MIB = 20;
-const WAYS: readonly LiveWay[] = ["none", "auto", "auto-for-bytes"];
+const WAYS: readonly LiveWay[] = ["none", "auto", "auto-for-time"];
 
 /** What QEMU rounds memory to. */
 const GRAIN_BYTES = 8 * KIB;

@@ -2,6 +2,7 @@ import { reasonOf } from "../../base/errors.ts";
 import type { Block } from "../../engine/block.ts";
 import type { ScanLog } from "../../engine/dirty-log.ts";
 import type { DeviceSection, DeviceTerms, SourceHost } from "../../engine/host.ts";
+import type { ParameterOptions } from "../../engine/parameters.ts";
 import { ask } from "./answer.ts";
 import { MigrationSettings, SOURCE_NEEDS } from "./capabilities.ts";
 import { type CpuQuotaOpening, openCpuQuota } from "./cpu-quota.ts";
@@ -27,6 +28,12 @@ export interface QemuSourceOptions {
 }
 
 /**
+ * A QEMU's guest shares its host's link with other guests, and runs while its memory moves: with
+ * `auto`, bytes count as well as time.
+ */
+const PREFERENCES: ParameterOptions = { autoExtraTimePercent: 300 };
+
+/**
  * The guest of an unmodified QEMU whose RAM lies in shared files. The engine moves the RAM; QEMU
  * stops the guest and saves its devices by a migration of its own, into a local socket.
  */
@@ -35,6 +42,7 @@ export class QemuSource implements SourceHost {
   readonly description: string;
   readonly deviceBytes = DEVICE_BYTES_USUAL;
   readonly dirtyLog = "scan";
+  readonly preferences = PREFERENCES;
   /** Absent where it was not wanted or cannot be; see `notThrottled`. */
   readonly throttle?: (percent: number) => Promise<void>;
   /** Why there is no `throttle`, where it was wanted. */
