@@ -84,7 +84,7 @@ export class FrameStream {
   #lastingReceived = 0;
   /** What the peer sends cannot be read any more, but it can still be told so. */
   #isUnreadable = false;
-  /** The only frames that are let in, else FRAME_UNEXPECTED before any body is kept. */
+  /** The only frames that are let in before WELCOME, else FRAME_UNEXPECTED before any body is kept. */
   #admitted: readonly FrameName[] | null;
   /** When the last byte came and the last frame went, for the watch on a silent peer. */
   heardAtMs: number = nowMs();
@@ -232,7 +232,7 @@ export class FrameStream {
     this.#connection.close();
   }
 
-  /** The peer is known now: from here on every frame of its lane is let in. */
+  /** Who said HELLO is known now: from here on every frame of its lane is let in. */
   admitAll(): void {
     this.#admitted = null;
   }
@@ -418,6 +418,8 @@ export class FrameStream {
     }
     this.#readSequence = nextSequence(this.#readSequence);
     this.#unread = source.subarray(size);
+    // The destination may go on at once: on a busy machine its first ping is read along with this.
+    if (header.name === "welcome") this.#admitted = null;
     this.#accept({ name: header.name, body });
     return true;
   }

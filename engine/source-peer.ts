@@ -310,7 +310,6 @@ export class SourcePeer {
       });
       await stream.send("hello", hello, connectTimeoutMs);
       const { body } = await stream.receive(["welcome"], connectTimeoutMs);
-      stream.admitAll();
       return { stream, token: new Uint8Array(decodeWelcome(body, channel).token) };
     } catch (error) {
       stream.close(); // A lost channel is sought again and again.

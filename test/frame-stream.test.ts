@@ -287,6 +287,15 @@ test("after a stranger is known, every frame of its lane is admitted", async () 
   expect((await stream.receive(["agree"], LIMIT_MS)).body.length).toBe(8);
 });
 
+test("what is read along with WELCOME is let in as it is after it", async () => {
+  const { stream, peer } = await makeStream(["welcome", "failure"]);
+  const welcome = controlFrame(KIND.welcome, 0, new Uint8Array(36));
+  const accept = controlFrame(KIND.accept, 2);
+  peer.write(Buffer.concat([welcome, controlFrame(KIND.ping, 1), accept]));
+  expect((await stream.receive(["welcome"], LIMIT_MS)).name).toBe("welcome");
+  expect((await stream.receive(["accept"], LIMIT_MS)).name).toBe("accept");
+});
+
 test("a closed connection is CHANNEL_LOST for whoever waits and whoever comes", async () => {
   const { stream, peer } = await makeStream();
   const waiting = stream.receive(["accept"], LIMIT_MS);

@@ -143,6 +143,17 @@ const CASES: readonly Case[] = [
     failure: { code: "FRAME_UNEXPECTED", facts: { channel: 0, frame: "running" } },
   },
   {
+    does: "says right behind WELCOME, and a sign of life, why it gives up",
+    script: atHello(async (main) => {
+      const welcome = { kind: KIND.welcome, sequence: 0, body: welcomeBody(TOKEN) };
+      const ping = { kind: KIND.ping, sequence: 1, body: Buffer.alloc(0) };
+      const failure = { kind: KIND.failure, sequence: 2, body: told("CANCELLED", '{"phase":"x"}') };
+      const frames = [welcome, ping, failure].map((frame) => ({ ...frame, hasChecksum: true }));
+      await main.sendBytes(Buffer.concat(frames.map(frameBytes)));
+    }),
+    failure: { code: "CANCELLED", facts: { phase: "x" }, at: "destination" },
+  },
+  {
     does: "sends garbage behind WELCOME",
     script: atHello(async (main) => {
       await main.send(KIND.welcome, welcomeBody(TOKEN));
