@@ -42,16 +42,9 @@ function partsOf(progress: Progress, side: Origin | undefined): string[] {
   const { expectedDowntimeMs, throttlePercent, sentBytes, totalBytes, deviceBytes } = progress;
   const rate = `${formatBytes(progress.bytesPerSecond)}/s`;
   if (side === "destination") {
-    const { faults } = progress;
-    const waits =
-      faults === undefined
-        ? []
-        : [
-            `${faults.count} faults, p50 ${formatMs(faults.p50Us / 1000)}, p99 ${formatMs(faults.p99Us / 1000)}`,
-          ];
     return [
       rate,
-      ...waits,
+      ...waitsOf(progress),
       `received ${formatBytes(sentBytes)} for a guest of ${formatBytes(totalBytes)}`,
     ];
   }
@@ -62,6 +55,13 @@ function partsOf(progress: Progress, side: Origin | undefined): string[] {
   if (throttlePercent > 0) parts.push(`guest throttled ${throttlePercent} %`);
   if (deviceBytes > 0) parts.push(`devices ${formatBytes(deviceBytes)}`);
   return [...parts, `sent ${formatBytes(sentBytes)}`];
+}
+
+/** Of all that JSON tells of faults, what a line has room for. */
+function waitsOf({ faults }: Progress): string[] {
+  const { count, p50Us, p99Us } = faults ?? {};
+  if (count === undefined || p50Us === undefined || p99Us === undefined) return [];
+  return [`${count} faults, p50 ${formatMs(p50Us / 1000)}, p99 ${formatMs(p99Us / 1000)}`];
 }
 
 /**

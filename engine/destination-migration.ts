@@ -739,8 +739,9 @@ export class DestinationMigration {
   #faultProgress(): Pick<Progress, "faults"> {
     const door = this.#receiver?.door ?? null;
     if (door === null || !this.#isPostcopy) return {};
-    const { count, p50Us, p99Us, maxUs, blockedMs } = faultFigures(faultTimes(door));
-    return { faults: { count, p50Us, p99Us, maxUs, blockedMs } };
+    const { stages, ...faults } = faultFigures(faultTimes(door));
+    const { served: _served, ...here } = stages;
+    return { faults: { ...faults, stages: here } };
   }
 
   get #guestBytes(): number {

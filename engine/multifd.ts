@@ -51,6 +51,7 @@ export {
   type ChannelFigures,
   type DowntimeFigures,
   type FaultFigures,
+  type FaultProgress,
   type PageFigures,
   type Progress,
   type Report,

@@ -676,6 +676,9 @@ export class SourceMigration {
       deviceBytes: this.#deviceBytes,
       workingChannels: liveChannels,
       elapsedMs: now - this.#startMs,
+      ...(this.#isPostcopy && this.attempt.isCommitted
+        ? { faults: { stages: { served: latencyFigures(this.#served) } } }
+        : {}),
     };
   }
 

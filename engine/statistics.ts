@@ -85,13 +85,11 @@ export interface FaultFigures extends LatencyFigures {
   readonly stages: Readonly<Record<Exclude<FaultStage, "total">, LatencyFigures>>;
 }
 
-/** What a vCPU waits for, so far. */
-export interface FaultProgress {
-  readonly count: number;
-  readonly p50Us: number;
-  readonly p99Us: number;
-  readonly maxUs: number;
-  readonly blockedMs: number;
+/** The same so far, as this end knows it: the source knows what it served, the destination the rest. */
+export interface FaultProgress extends Partial<LatencyFigures> {
+  readonly blockedMs?: number;
+  readonly vcpus?: FaultFigures["vcpus"];
+  readonly stages: Partial<FaultFigures["stages"]>;
 }
 
 /** What a migration came to, the same at both ends. Every field has its row in `STATISTICS`. */
@@ -128,7 +126,7 @@ export interface Progress {
   readonly deviceBytes: number;
   readonly workingChannels: number;
   readonly elapsedMs: number;
-  /** In post-copy, at the destination. */
+  /** In post-copy. */
   readonly faults?: FaultProgress;
 }
 
@@ -178,6 +176,20 @@ function latencyRows<Path extends string>(path: Path, what: string): LatencyRows
   const named = Object.entries(rows).map(([name, each]) => [`${path}.${name}`, each]);
   return Object.fromEntries(named) as LatencyRows<Path>;
 }
+
+/** Of a fault, in a report and on the way there. */
+const stageRows = {
+  ...latencyRows("faults.stages.queued", "Of that, until the request for the page was written"),
+  ...latencyRows(
+    "faults.stages.wire",
+    "From there on until the answer began to come, the source's work included",
+  ),
+  ...latencyRows("faults.stages.served", "At the source, from a request to its answer"),
+  ...latencyRows(
+    "faults.stages.installed",
+    "From the answer's first byte until the page was placed and its vCPU woken",
+  ),
+};
 
 /** Every figure, by its path. It compiles only while the paths are exactly those of the types. */
 export const STATISTICS = {
@@ -353,16 +365,7 @@ export const STATISTICS = {
       optional: true,
       meaning: "The same for each vCPU, by its seat at the door.",
     },
-    ...latencyRows("faults.stages.queued", "Of that, until the request for the page was written"),
-    ...latencyRows(
-      "faults.stages.wire",
-      "From there on until the answer began to come, the source's work included",
-    ),
-    ...latencyRows("faults.stages.served", "At the source, from a request to its answer"),
-    ...latencyRows(
-      "faults.stages.installed",
-      "From the answer's first byte until the page was placed and its vCPU woken",
-    ),
+    ...stageRows,
     verified: {
       unit: "boolean",
       optional: true,
@@ -401,30 +404,17 @@ export const STATISTICS = {
       meaning: "Bulk channels that work; others were lost and have no other connection so far.",
     },
     elapsedMs: { unit: "milliseconds", meaning: "Time since the migration began." },
-    "faults.count": {
-      unit: "count",
-      optional: true,
-      meaning: "In post-copy, at the destination: page faults answered so far.",
-    },
-    "faults.p50Us": {
-      unit: "microseconds",
-      optional: true,
-      meaning: "Half of them were answered in this time or less.",
-    },
-    "faults.p99Us": {
-      unit: "microseconds",
-      optional: true,
-      meaning: "99 of 100 of them were answered in this time or less.",
-    },
-    "faults.maxUs": {
-      unit: "microseconds",
-      optional: true,
-      meaning: "The slowest answer so far.",
-    },
+    ...latencyRows("faults", "In post-copy, at the destination, faults that were answered so far"),
     "faults.blockedMs": {
       unit: "milliseconds",
       optional: true,
       meaning: "Time that vCPUs waited for pages so far, all of them together.",
     },
+    "faults.vcpus[].blockedMs": {
+      unit: "milliseconds",
+      optional: true,
+      meaning: "The same for each vCPU, by its seat at the door.",
+    },
+    ...stageRows,
   } satisfies Record<PathsOf<Progress>, StatisticRow>,
 } as const;

@@ -7,7 +7,7 @@ import type { DeviceSection } from "../engine/host.ts";
 import type { ParameterOptions } from "../engine/parameters.ts";
 import { PostcopySwitch } from "../engine/postcopy-switch.ts";
 import { type MigrateOutOptions, migrateOut } from "../engine/source.ts";
-import type { Report } from "../engine/statistics.ts";
+import type { FaultProgress, Report } from "../engine/statistics.ts";
 import { MemoryGuestDestination } from "../hosts/memory-guest/destination.ts";
 import { MemoryGuest } from "../hosts/memory-guest/guest.ts";
 import type { GuestShape } from "../hosts/memory-guest/shape.ts";
@@ -49,6 +49,8 @@ interface Moved {
   readonly phases: string[];
   readonly source: Report;
   readonly destination: Report;
+  /** What progress told of faults at either end. */
+  readonly told: { readonly source: FaultProgress[]; readonly destination: FaultProgress[] };
 }
 
 async function created(shape: GuestShape): Promise<MemoryGuest> {
@@ -76,11 +78,13 @@ async function moves(
   await untilWritten(guest, 100);
   const address = Promise.withResolvers<string>();
   const phases: string[] = [];
+  const told: Moved["told"] = { source: [], destination: [] };
   const arriving = migrateIn(to, "tcp:127.0.0.1:0", {
     ...RECOVERS_NOT,
     ...shared,
     onListening: address.resolve,
     onPhase: (phase) => phases.push(phase),
+    onProgress: ({ faults }) => faults !== undefined && told.destination.push(faults),
   });
   arriving.catch(address.reject);
   const leaving = migrateOut(guest, await address.promise, {
@@ -89,6 +93,7 @@ async function moves(
     downtimeLimitMs: 1,
     ...RECOVERS_NOT,
     ...shared,
+    onProgress: ({ faults }) => faults !== undefined && told.source.push(faults),
     ...options,
   });
   const [source, destination] = await Promise.all([leaving, arriving]);
@@ -97,7 +102,7 @@ async function moves(
   await untilWritten(to.guest, to.guest.writtenPages + 100);
   await to.guest.pause();
   expect(await to.guest.verify()).toEqual([]);
-  return { guest, to, phases, source, destination };
+  return { guest, to, phases, source, destination, told };
 }
 
 for (const [name, options] of [
@@ -206,7 +211,7 @@ test(`21: multifd+postcopy/xbzrle: a page that was dirty but is as it was sent c
 
 test(`16: both ends tell how long who waited for pages, and the figures belong together (SEED=${seed})`, async () => {
   // So slow that the guest has to ask often.
-  const { source, destination } = await moves({
+  const { source, destination, told } = await moves({
     postcopy: "after-rounds",
     maxBandwidthBytesPerSecond: 48 * MIB,
   });
@@ -235,7 +240,26 @@ test(`16: both ends tell how long who waited for pages, and the figures belong t
   // Half of the waits were as long as the median at least, which is rounded up by 9 %.
   expect(blockedMs * 1000).toBeGreaterThanOrEqual((count / 2) * (faults.p50Us / 1.1));
   expect(blockedMs * 1000).toBeLessThanOrEqual((count + vcpus.length) * faults.maxUs);
+  // Progress told it on the way: all that each end knows, and never more than came to be.
+  const here = must(told.destination.at(-1), "it took a while");
+  const there = must(told.source.at(-1), "it took a while");
+  const { served: _served, ...stagesHere } = stages;
+  expect(here.vcpus?.length).toBeGreaterThan(0);
+  expect(shapeOf({ ...here, vcpus })).toEqual(shapeOf({ ...faults, stages: stagesHere }));
+  expect(shapeOf(there)).toEqual(shapeOf({ stages: { served } }));
+  expect(here.count).toBeGreaterThan(0);
+  expect(here.count).toBeLessThanOrEqual(count);
+  expect(here.blockedMs).toBeLessThanOrEqual(blockedMs);
+  for (const [stage, { count }] of Object.entries({ ...here.stages, ...there.stages })) {
+    expect(count, stage).toBeGreaterThan(0);
+    expect(count, stage).toBeLessThanOrEqual(stages[stage as keyof typeof stages].count);
+  }
 });
+
+/** The names in a tree of figures, without the figures. */
+function shapeOf(figures: FaultProgress): unknown {
+  return JSON.parse(JSON.stringify(figures, (_, value) => (typeof value === "number" ? 0 : value)));
+}
 
 for (const pageBytes of [64 * KIB, 2 * MIB]) {
   test(`pages of ${pageBytes / KIB} KiB (SEED=${seed})`, async () => {

@@ -50,7 +50,12 @@ const PROGRESS: Required<Progress> = {
   deviceBytes: 1,
   workingChannels: 1,
   elapsedMs: 1,
-  faults: { count: 1, p50Us: 1, p99Us: 1, maxUs: 1, blockedMs: 1 },
+  faults: {
+    ...LATENCY,
+    blockedMs: 1,
+    vcpus: [{ blockedMs: 1 }],
+    stages: { queued: LATENCY, wire: LATENCY, served: LATENCY, installed: LATENCY },
+  },
 };
 
 function pathsOf(value: unknown, path = ""): string[] {
