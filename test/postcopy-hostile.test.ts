@@ -29,7 +29,6 @@ import {
   takeQuestion,
 } from "../workers/fault-door.ts";
 import { GuestWriter, type RunDeltas } from "../workers/guest-writer.ts";
-import { Prefetch } from "../workers/prefetch.ts";
 import { openRam } from "../workers/ram.ts";
 import { Workbench } from "../workers/workbench.ts";
 import { smallShape, untilWritten } from "./fixtures/memory-guest-shapes.ts";
@@ -192,20 +191,6 @@ test("questions are merged, bounded by seats, and taken in turn", () => {
   expect(awaitPage(door, { seat: 0, block: 0, page: 40 }, 1)).toBe(true);
   expect(faultTimes(door)).toMatchObject({ stages: { total: { count: 0 } }, vcpus: [{}, {}, {}] });
   expect(() => awaitPage(door, { seat: 256, block: 0, page: 5 }, 1)).toThrow(RangeError);
-});
-
-test("the window of prefetch grows while it is used, and shrinks where it is not", () => {
-  const inOrder = new Prefetch();
-  let page = 0;
-  const windows = Array.from({ length: 7 }, () => {
-    const pages = inOrder.fault(0, page);
-    page += 1 + pages;
-    return pages;
-  });
-  expect(windows).toEqual([4, 8, 16, 32, 64, 64, 64]);
-  const scattered = new Prefetch();
-  const others = [0, 1000, 50, 7000, 300].map((at) => scattered.fault(0, at));
-  expect(others.at(-1)).toBe(0);
 });
 
 test("when the guest goes over", () => {

@@ -64,7 +64,8 @@ export class LaneSender {
   #requests = 0;
   /** When the gate opens that this lane has closed; null while it has not. */
   #gateUntilMs: number | null = null;
-  #next: { block: OpenBlock; page: number; left: number } | null = null;
+  /** What is sent unasked while nobody asks, the next one last. */
+  #unasked: { block: OpenBlock; pages: number[] } | null = null;
 
   constructor(
     setup: SendSetup,
@@ -110,8 +111,8 @@ export class LaneSender {
       if (request !== null) {
         idleness.wake();
         this.#answer(request);
-      } else if (this.#next !== null) {
-        this.#sendNext(this.#next);
+      } else if (this.#unasked !== null) {
+        this.#sendUnasked(this.#unasked);
       } else if (Atomics.load(this.#words, FINISH) !== 0) {
         this.#writer.write("end", PAGES_AT, PAGES_AT);
         return;
@@ -135,11 +136,13 @@ export class LaneSender {
     const startMs = nowMs();
     if (this.#gateUntilMs === null) closeGate(this.#control);
     this.#gateUntilMs = startMs + GATE_MS;
-    this.#sendPages(block, page, 1);
+    this.#sendIfDirty(block, page);
     this.#repeat(block, page);
     noteLatency(this.#served, nowMs() - startMs);
-    const left = this.#prefetch.fault(index, page);
-    this.#next = left === 0 ? null : { block, page: page + 1, left };
+    const pages = this.#prefetch.fault(index, page).filter((each) => {
+      return each >= 0 && each < block.pageCount;
+    });
+    this.#unasked = pages.length === 0 ? null : { block, pages: pages.reverse() };
   }
 
   #openGate(): void {
@@ -148,24 +151,20 @@ export class LaneSender {
     openGate(this.#control);
   }
 
-  #sendNext({ block, page, left }: { block: OpenBlock; page: number; left: number }): void {
-    const pages = Math.min(PREFETCH_PAGES, left, block.pageCount - page);
-    if (pages > 0) this.#sendPages(block, page, pages);
-    const isOver = pages <= 0 || left <= pages;
-    this.#next = isOver ? null : { block, page: page + pages, left: left - pages };
+  #sendUnasked({ block, pages }: { block: OpenBlock; pages: number[] }): void {
+    for (const page of pages.splice(-PREFETCH_PAGES).reverse()) this.#sendIfDirty(block, page);
+    if (pages.length === 0) this.#unasked = null;
   }
 
-  /** Sends those of the pages that nobody has sent: whoever takes a page's bit does. */
-  #sendPages(block: OpenBlock, firstPage: number, pages: number): void {
-    for (let page = firstPage; page < firstPage + pages; page += 1) {
-      const [word, bit] = [page >>> 5, 1 << (page & 31)];
-      if ((Atomics.and(block.dirty.words, word, ~bit) & bit) === 0) continue;
-      try {
-        this.#sendPage(block, page);
-      } catch (error) {
-        orBits(block.dirty, word, bit); // Nobody knows whether it arrived.
-        throw error;
-      }
+  /** Sends a page that nobody has sent: whoever takes its bit does. */
+  #sendIfDirty(block: OpenBlock, page: number): void {
+    const [word, bit] = [page >>> 5, 1 << (page & 31)];
+    if ((Atomics.and(block.dirty.words, word, ~bit) & bit) === 0) return;
+    try {
+      this.#sendPage(block, page);
+    } catch (error) {
+      orBits(block.dirty, word, bit); // Nobody knows whether it arrived.
+      throw error;
     }
   }
 
