@@ -90,8 +90,7 @@ export class Attempt<Phase extends string> {
       lasting?.hold.take();
       const result = await step.call();
       // Nobody is left to tell that it failed: whoever undid the rest has reported already.
-      const isLate = this.#failure !== null && lasting?.hold.isSuperseded === false;
-      if (isLate) lasting.undo().catch(() => {});
+      if (lasting?.hold.isLeftOver === true) lasting.undo().catch(() => {});
       return result;
     };
     return await callHost(action, limitMs, () => this.guard(watched()));

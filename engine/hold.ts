@@ -14,6 +14,7 @@ export class Hold {
   readonly #host: object;
   readonly #name: string;
   #isAsked = false;
+  #isReleased = false;
 
   constructor(host: object, name: string) {
     this.#host = host;
@@ -34,7 +35,16 @@ export class Hold {
 
   /** Called just before it is taken back. */
   release(): void {
+    this.#isReleased = true;
     if (this.#holder === this) HOLDERS.get(this.#host)?.delete(this.#name);
+  }
+
+  /**
+   * Whether what takes effect only now must be taken back for itself: it was taken back already, and no
+   * later attempt has it. Before that it goes with everything else.
+   */
+  get isLeftOver(): boolean {
+    return this.#isReleased && !this.isSuperseded;
   }
 
   /** A later attempt has it now. */

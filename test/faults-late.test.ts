@@ -133,3 +133,21 @@ test(`memory of an earlier attempt is not discarded under the next (SEED=${seed}
   expect(verdictsOf(outcome)).toEqual({ source: "completed", destination: "completed" });
   rig.expectArrived();
 });
+
+test(`a step that returns before its attempt is undone is undone with it, once (SEED=${seed})`, async () => {
+  for (const step of ["prepare", "loadDevices"] as const) {
+    const rig = new FaultRig(seed);
+    const delay = new Delay();
+    rig.destination.misbehave(step, delay.misbehaviour);
+    const abort = new AbortController();
+    const failing = rig.fails({ in: { signal: abort.signal } });
+    await delay.begun;
+    abort.abort();
+    // The source is told first: memory is still there when the step comes to its end.
+    await delay.end();
+    const outcome = await failing;
+    expect(verdictsOf(outcome).destination).toBe("CANCELLED at destination");
+    expect(rig.destination.calls.filter((call) => call === "discard")).toEqual(["discard"]);
+    await rig.succeeds();
+  }
+});
