@@ -1,4 +1,4 @@
-import { type ChildProcess, spawn } from "node:child_process";
+import { spawn } from "node:child_process";
 import { mkdtemp, open, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -10,6 +10,7 @@ import { migrateIn } from "../engine/destination.ts";
 import { migrateOut } from "../engine/source.ts";
 import { Meeting } from "./fixtures/cli-sockets.ts";
 import type { EndpointWord } from "./fixtures/fault-endpoint.ts";
+import { outputOf, startConnected } from "./harness/connected-processes.ts";
 import { FaultRig, type Verdict, verdictsOf, warmUp } from "./harness/fault-rig.ts";
 import { LeakCheck } from "./harness/leaks.ts";
 import { outcomeOf, type PairOutcome } from "./harness/pair.ts";
@@ -124,51 +125,36 @@ test(`exec: a command that stops in the midst of it is CHANNEL_LOST (SEED=${seed
   await rig.succeeds();
 });
 
-/** Starts an end of a migration whose descriptors from 3 on are `channels`. */
-function startEndpoint(
-  role: "out" | "in",
-  address: string,
-  channels: readonly ("pipe" | NodeJS.ReadableStream | NodeJS.WritableStream | null | undefined)[],
-): ChildProcess {
-  const stdio = ["ignore", "pipe", "inherit", ...channels] as ("pipe" | "ignore" | "inherit")[];
-  const child = spawn(process.execPath, [ENDPOINT, role, address, String(seed)], { stdio });
-  onTestFinished(() => void child.kill("SIGKILL"));
-  return child;
-}
-
-async function wordOf(child: ChildProcess): Promise<EndpointWord> {
-  return JSON.parse(await text(must(child.stdout, "its output is a pipe")));
-}
-
-/** Two ends in processes of their own, with connected descriptors 3, 4 … at both. */
-function startConnected(count: number, address: { out: string; in: string }) {
-  const destination = startEndpoint("in", address.in, Array(count).fill("pipe"));
-  const ends = destination.stdio.slice(3);
-  const source = startEndpoint("out", address.out, ends);
-  // They live in the two processes only, so that each notices when the other one goes.
-  for (const end of ends) if (end !== null && end !== undefined && "destroy" in end) end.destroy();
-  return { source, destination };
+/** What two ends say, in processes of their own with connected descriptors 3, 4 … at both. */
+async function wordsBetween(
+  count: number,
+  address: { out: string; in: string },
+): Promise<{ source: EndpointWord; destination: EndpointWord }> {
+  const ends = startConnected(count, {
+    source: [ENDPOINT, "out", address.out, `${seed}`],
+    destination: [ENDPOINT, "in", address.in, `${seed}`],
+  });
+  const outputs = [outputOf(ends.source), outputOf(ends.destination)];
+  const [source, destination] = (await Promise.all(outputs)).map((output) => `${output}`);
+  return { source: JSON.parse(source ?? ""), destination: JSON.parse(destination ?? "") };
 }
 
 test(`fd: inherited descriptors carry a guest, one for each channel (SEED=${seed})`, async () => {
   const leaks = new LeakCheck();
-  const ends = startConnected(3, { out: "fd:3,4,5", in: "fd:3,4,5" });
-  const [source, destination] = await Promise.all([wordOf(ends.source), wordOf(ends.destination)]);
+  const { source, destination } = await wordsBetween(3, { out: "fd:3,4,5", in: "fd:3,4,5" });
   expect(source).toEqual({ code: "completed", digest: destination.digest, running: false });
   expect(destination).toMatchObject({ code: "completed", running: true });
   await leaks.settled();
 });
 
 test(`fd: it does not matter in which order descriptors are named (SEED=${seed})`, async () => {
-  const ends = startConnected(4, { out: "fd:6,3,5", in: "fd:6,5,3,4" });
-  const [source, destination] = await Promise.all([wordOf(ends.source), wordOf(ends.destination)]);
+  const { source, destination } = await wordsBetween(4, { out: "fd:6,3,5", in: "fd:6,5,3,4" });
   expect(source).toEqual({ code: "completed", digest: destination.digest, running: false });
   expect(destination).toMatchObject({ code: "completed", running: true });
 });
 
 test("fd: too few descriptors for the channels are refused before anything is touched", async () => {
-  const ends = startConnected(2, { out: "fd:3,4", in: "fd:3,4" });
-  const [source, destination] = await Promise.all([wordOf(ends.source), wordOf(ends.destination)]);
+  const { source, destination } = await wordsBetween(2, { out: "fd:3,4", in: "fd:3,4" });
   expect(source).toMatchObject({ code: "CONFIGURATION_INVALID", running: true });
   expect(destination).toMatchObject({ code: "CHANNEL_LOST", running: false });
 });

@@ -4,21 +4,25 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { afterAll, expect, test } from "vitest";
 import { must } from "../base/assert.ts";
-import { MigrationError } from "../base/errors.ts";
+import type { MigrationError } from "../base/errors.ts";
 import { KIB, MIB } from "../base/units.ts";
 import { brokenRules } from "../cli/legality.ts";
 import { migrateIn } from "../engine/destination.ts";
-import { type Features, LEGALITY, legalityProblems } from "../engine/legality.ts";
+import { FEATURES, type Features, LEGALITY, legalityProblems } from "../engine/legality.ts";
 import {
   PARAMETER_KEYS,
   type ParameterKey,
   type ParameterOptions,
   type Parameters,
   resolveParameters,
+  rowOf,
 } from "../engine/parameters.ts";
 import { migrateOut } from "../engine/source.ts";
 import type { Report } from "../engine/statistics.ts";
+import { type End, moveIn, moveOut, received, type Terms } from "./fixtures/legal-ends.ts";
+import { outputOf, startConnected } from "./harness/connected-processes.ts";
 import { difference } from "./harness/guest-memory.ts";
+import { outcomeOf } from "./harness/pair.ts";
 import { RecordingDestination } from "./harness/recording-destination.ts";
 import { RecordingSource } from "./harness/recording-source.ts";
 import { Prng, seedFromEnvironment } from "./prng.ts";
@@ -45,7 +49,7 @@ const VALUES: { readonly [K in ParameterKey]: readonly Parameters[K][] } = {
   nonConvergence: ["cancel", "switch-over"],
   postcopy: ["never", "manual", "after-rounds", "not-converging"],
   postcopyRounds: [2],
-  priorityChannels: [2],
+  priorityChannels: [1, 2],
   autoConverge: [false, true],
   throttleInitialPercent: [30],
   throttleIncrementPercent: [5],
@@ -66,12 +70,19 @@ const VALUES: { readonly [K in ParameterKey]: readonly Parameters[K][] } = {
   deviceLimitBytes: [1 * MIB],
 };
 
-/** What is no parameter: where the guest goes, and what its host can do. */
+/**
+ * What is no parameter: where the guest goes, and what its host can do. An `fd` address names just
+ * the descriptors that the configuration needs, or one too few.
+ */
 const SURROUNDINGS = {
-  address: ["tcp", "unix", "exec", "fd", "file"],
+  address: ["tcp", "unix", "exec", "fd", "fd, one short", "file"],
   throttle: [true, false],
-  dirtyLog: ["bitmap", "scan"],
+  dirtyLog: ["none", "bitmap", "scan"],
 } as const;
+
+/** Both ends get the same parameters, and each judges for itself. */
+const SIDES = ["source", "destination"] as const;
+type Side = (typeof SIDES)[number];
 
 /** One choice for one thing; a configuration has at most one for each. */
 interface Setting {
@@ -107,29 +118,61 @@ function settingOf(configuration: Configuration, name: Setting["name"]): unknown
   return configuration.find((setting) => setting.name === name)?.value;
 }
 
-function dirtyLogOf(configuration: Configuration): "bitmap" | "scan" {
-  return settingOf(configuration, "dirtyLog") === "scan" ? "scan" : "bitmap";
+const DEFAULTS = resolveParameters();
+
+function parametersOf(configuration: Configuration): Parameters {
+  return { ...DEFAULTS, ...optionsOf(configuration) };
 }
 
-/** Two descriptors, enough for one channel. */
-const FD_ADDRESS = "fd:3,4";
-
-function featuresOf(configuration: Configuration): Features {
-  const address = (settingOf(configuration, "address") ?? "tcp") as "tcp";
-  const throttle = settingOf(configuration, "throttle") !== false;
-  const descriptors = (address as string) === "fd" ? { descriptors: 2 } : {};
-  const dirtyLog = dirtyLogOf(configuration);
-  return { side: "source", migration: "live", address, throttle, dirtyLog, ...descriptors };
+function addressOf(configuration: Configuration): (typeof SURROUNDINGS.address)[number] {
+  return (settingOf(configuration, "address") ?? "tcp") as "tcp";
 }
 
-/** The rules that a configuration breaks. */
-function brokenBy(configuration: Configuration) {
-  const options = optionsOf(configuration);
+/** As many as there are connections, or one less. */
+function descriptorsOf(configuration: Configuration): number {
+  const { channels, postcopy } = parametersOf(configuration);
+  const connections = 1 + channels + (postcopy === "never" ? 0 : 1);
+  return addressOf(configuration) === "fd" ? connections : connections - 1;
+}
+
+function descriptorAddress(count: number): string {
+  return `fd:${Array.from({ length: count }, (_, index) => 3 + index).join(",")}`;
+}
+
+function termsOf(configuration: Configuration): Terms {
+  return {
+    seed,
+    options: optionsOf(configuration),
+    canThrottle: settingOf(configuration, "throttle") !== false,
+    dirtyLog: (settingOf(configuration, "dirtyLog") ?? "bitmap") as "bitmap",
+  };
+}
+
+/** What each end knows: only the source has a host that throttles and finds writes. */
+function featuresOf(configuration: Configuration, side: Side): Features {
+  const { canThrottle: throttle, dirtyLog } = termsOf(configuration);
+  const address = addressOf(configuration);
+  return {
+    side,
+    migration: "live",
+    ...(address === "fd" || address === "fd, one short"
+      ? { address: "fd", descriptors: descriptorsOf(configuration) }
+      : { address }),
+    ...(side === "source" ? { throttle, dirtyLog } : {}),
+  };
+}
+
+/** The rules that a configuration breaks at one end. */
+function brokenBy(configuration: Configuration, side: Side) {
   return legalityProblems({
-    parameters: { ...resolveParameters(), ...options },
-    given: Object.keys(options),
-    features: featuresOf(configuration),
+    parameters: parametersOf(configuration),
+    given: Object.keys(optionsOf(configuration)),
+    features: featuresOf(configuration, side),
   });
+}
+
+function isLegal(configuration: Configuration): boolean {
+  return SIDES.every((side) => brokenBy(configuration, side).length === 0);
 }
 
 /** What may have to be there for a pair to be legal. */
@@ -158,7 +201,7 @@ function within(context: Configuration, pair: Configuration): Configuration {
 /** Ways to make a pair legal; none if no context does. */
 function legalWays(pair: Configuration): Configuration[] {
   const ways = [pair, ...CONTEXTS.map((context) => within(context, pair))];
-  return ways.filter((way) => brokenBy(way).length === 0);
+  return ways.filter(isLegal);
 }
 
 function keyOf(one: Setting, other: Setting): string {
@@ -174,16 +217,13 @@ function pairsIn(configuration: Configuration): string[] {
   );
 }
 
-/** An inherited descriptor is another process's matter; see the tests of addresses. */
-const MIGRATED = PAIRS.filter((pair) => settingOf(pair, "address") !== "fd");
-
 /** Few configurations, all legal, in which every pair is that can be legal at all. */
 function coveringConfigurations(): Configuration[] {
   const left = new Set(
-    MIGRATED.filter((pair) => legalWays(pair).length > 0).map((pair) => keyOf(...pair)),
+    PAIRS.filter((pair) => legalWays(pair).length > 0).map((pair) => keyOf(...pair)),
   );
   const made: Configuration[] = [];
-  for (const pair of MIGRATED) {
+  for (const pair of PAIRS) {
     if (!left.has(keyOf(...pair))) continue;
     const grown = legalWays(pair)
       .slice(0, 4)
@@ -208,7 +248,7 @@ function grow(start: Configuration, left: ReadonlySet<string>): Configuration {
     if (configuration.some((setting) => setting.name === name)) continue;
     const choices = SETTINGS.filter((setting) => setting.name === name)
       .map((setting) => [...configuration, setting])
-      .filter((each) => settingOf(each, "address") !== "fd" && brokenBy(each).length === 0)
+      .filter(isLegal)
       .map((each) => ({ each, gain: gain(each, left) }))
       .sort((one, other) => other.gain - one.gain);
     configuration = choices[0]?.each ?? configuration;
@@ -224,7 +264,7 @@ function route(configuration: Configuration): {
   listen: string;
   reach: (listening: string) => string;
 } {
-  const address = settingOf(configuration, "address") ?? "tcp";
+  const address = addressOf(configuration);
   if (address === "tcp") return { listen: "tcp:127.0.0.1:0", reach: (listening) => listening };
   sockets += 1;
   const path = join(folder, `${sockets}`);
@@ -233,36 +273,42 @@ function route(configuration: Configuration): {
   return { listen: `unix:${path}`, reach };
 }
 
-const SHAPE = [
-  { name: "ram", sizeBytes: 1 * MIB + 12 * KIB, pageBytes: 4 * KIB },
-  { name: "video", sizeBytes: 7 * 64 * KIB, pageBytes: 64 * KIB },
-];
+interface Ends {
+  readonly source: End;
+  readonly destination: End;
+}
+
+async function endsHere(configuration: Configuration): Promise<Ends> {
+  const terms = termsOf(configuration);
+  const { listen, reach } = route(configuration);
+  const listening = Promise.withResolvers<string>();
+  const arriving = moveIn(listen, terms, listening.resolve);
+  arriving.catch(listening.reject);
+  const source = await moveOut(reach(await listening.promise), terms);
+  return { source, destination: await arriving };
+}
+
+const PROGRAM = fileURLToPath(new URL("fixtures/legal-ends.ts", import.meta.url));
+
+/** Descriptors are inherited by processes. */
+async function endsInProcesses(configuration: Configuration): Promise<Ends> {
+  const count = descriptorsOf(configuration);
+  const argv = [descriptorAddress(count), JSON.stringify(termsOf(configuration))];
+  const { source, destination } = startConnected(count, {
+    source: [PROGRAM, "out", ...argv],
+    destination: [PROGRAM, "in", ...argv],
+  });
+  const [left, arrived] = await Promise.all([outputOf(source), outputOf(destination)]);
+  return { source: received(left), destination: received(arrived) };
+}
 
 async function migrated(configuration: Configuration): Promise<Report> {
-  const canThrottle = settingOf(configuration, "throttle") !== false;
-  const dirtyLog = dirtyLogOf(configuration);
-  const source = new RecordingSource({ seed, shape: SHAPE, canThrottle, dirtyLog });
-  const destination = new RecordingDestination();
-  let writes = 3;
-  source.onLook = () => {
-    if (writes > 0) source.writePages(40);
-    writes -= 1;
-  };
-  source.onPause = () => source.writePages(10);
-  const { listen, reach } = route(configuration);
-  const options = optionsOf(configuration);
-  const listening = Promise.withResolvers<string>();
-  const arriving = migrateIn(destination, listen, {
-    ...options,
-    onListening: listening.resolve,
-  });
-  arriving.catch(listening.reject);
-  const report = await migrateOut(source, reach(await listening.promise), options);
-  const arrived = await arriving;
-  expect(difference(source.blocks, destination.blocks ?? [])).toBeNull();
+  const isInherited = addressOf(configuration) === "fd";
+  const { source, destination } = await (isInherited ? endsInProcesses : endsHere)(configuration);
+  expect(difference(source.blocks, destination.blocks)).toBeNull();
   expect([source.running, destination.running]).toEqual([false, true]);
-  expect(arrived.pages.raw).toBe(report.pages.raw);
-  return report;
+  expect(destination.report.pages.raw).toBe(source.report.pages.raw);
+  return source.report;
 }
 
 const CONFIGURATIONS = coveringConfigurations();
@@ -283,61 +329,125 @@ for (const [index, configuration] of CONFIGURATIONS.entries()) {
 
 test("every pair is in a configuration that migrates, or breaks a rule in all of them", () => {
   const covered = new Set(CONFIGURATIONS.flatMap(pairsIn));
-  const missed = MIGRATED.filter((pair) => !covered.has(keyOf(...pair)));
-  for (const pair of missed) expect(brokenBy(pair).length, textOf(pair)).toBeGreaterThan(0);
-  for (const pair of MIGRATED) {
-    if (brokenBy(pair).length === 0) expect(covered.has(keyOf(...pair)), textOf(pair)).toBe(true);
+  for (const pair of PAIRS) {
+    expect(covered.has(keyOf(...pair)), textOf(pair)).toBe(legalWays(pair).length > 0);
+    if (isLegal(pair)) expect(covered.has(keyOf(...pair)), textOf(pair)).toBe(true);
   }
-  expect(covered.size).toBeGreaterThan(MIGRATED.length * 0.8);
+  const possible = PAIRS.filter((pair) => !["file", "fd, one short"].includes(addressOf(pair)));
+  expect(covered.size).toBeGreaterThan(possible.length * 0.8);
   expect(CONFIGURATIONS.length).toBeLessThan(60);
 });
 
-/** What a source says of a configuration before it touches anything; nobody listens there. */
-async function problemsOf(configuration: Configuration): Promise<readonly string[]> {
-  const address = settingOf(configuration, "address") ?? "tcp";
-  const options = optionsOf(configuration);
-  // A file is no address of the embedding interface; the commands know what it is, and why not.
-  if (address === "file") {
-    return brokenRules(options, featuresOf(configuration)).map(({ message }) => message);
+test("every parameter is tried, with each value of the few that it may have, and every feature", () => {
+  for (const key of PARAMETER_KEYS) {
+    const row = rowOf(key);
+    const values = SETTINGS.filter(({ name }) => name === key).map(({ value }) => value);
+    if (row.type === "choice") expect(values).toEqual(row.choices);
+    else if (row.type === "boolean") expect(values).toEqual([false, true]);
+    else expect(values.length, key).toBeGreaterThan(0);
   }
-  const reached = { tcp: "tcp:127.0.0.1:1", unix: "unix:/nowhere", exec: "exec:false" };
-  const target = address === "fd" ? FD_ADDRESS : reached[address as "tcp"];
-  const canThrottle = settingOf(configuration, "throttle") !== false;
-  const dirtyLog = dirtyLogOf(configuration);
-  const source = new RecordingSource({ seed, shape: SHAPE.slice(0, 1), canThrottle, dirtyLog });
-  try {
-    await migrateOut(source, target, options);
-  } catch (error) {
-    if (!(error instanceof MigrationError)) throw error;
-    expect(source.calls).toEqual([]);
-    expect(error.code, textOf(configuration)).toBe("CONFIGURATION_INVALID");
-    return (error as MigrationError<"CONFIGURATION_INVALID">).facts.problems;
-  }
-  throw new Error(`${textOf(configuration)} was taken`);
-}
-
-test("every pair that is illegal by itself is refused, with the reason of each rule that it breaks", async () => {
-  const reasons = new Map(LEGALITY.map(({ id, reason }) => [id, reason]));
-  const refusedBy = new Set<string>();
-  for (const pair of PAIRS) {
-    const broken = brokenBy(pair);
-    if (broken.length === 0) continue;
-    const problems = await problemsOf(pair);
-    expect(problems.length, textOf(pair)).toBe(broken.length);
-    for (const { rule } of broken) {
-      refusedBy.add(rule);
-      const reason = must(reasons.get(rule), "every rule has a reason").slice(0, -1);
-      expect(problems.join("\n").toLowerCase()).toContain(reason.toLowerCase());
+  const tried = new Map<string, Set<unknown>>();
+  for (const features of PAIRS.flatMap((pair) => SIDES.map((side) => featuresOf(pair, side)))) {
+    for (const [name, value] of Object.entries(features)) {
+      tried.set(name, (tried.get(name) ?? new Set()).add(value));
     }
   }
-  // These take more than two settings, another end, or more channels than are tried here.
-  const others = [
-    "timeout-exceeds-downtime",
-    "throttle-in-order",
-    "fd-names-a-bulk-channel",
-    "fd-has-one-priority-channel",
-    "postcopy-leaves-room-for-priority",
-  ];
-  const expected = LEGALITY.map(({ id }) => id).filter((id) => !others.includes(id));
+  expect([...tried.keys()].sort()).toEqual(Object.keys(FEATURES).sort());
+  for (const [name, values] of tried) {
+    // A guest that moves is live, and has only this value.
+    expect(values.size, name).toBeGreaterThanOrEqual(name === "migration" ? 1 : 2);
+  }
+});
+
+/** Where the judged end would go if it began. */
+function targetOf(configuration: Configuration): string {
+  const address = addressOf(configuration);
+  const targets = { tcp: "tcp:127.0.0.1:1", unix: "unix:/nowhere", exec: "exec:false", file: "" };
+  return address === "fd" || address === "fd, one short"
+    ? descriptorAddress(descriptorsOf(configuration))
+    : targets[address];
+}
+
+/** What an end says of a configuration before it touches anything: nothing if it would begin. */
+async function problemsOf(configuration: Configuration, side: Side): Promise<readonly string[]> {
+  const target = targetOf(configuration);
+  // Cancelled before it begins: so it is judged, and no more.
+  const options = { ...optionsOf(configuration), signal: AbortSignal.abort() };
+  const source = new RecordingSource({ ...termsOf(configuration), shape: ONE_PAGE });
+  const destination = new RecordingDestination();
+  const { failure } = await outcomeOf(
+    side === "source"
+      ? migrateOut(source, target, options)
+      : migrateIn(destination, target, options),
+  );
+  expect([...source.calls, ...destination.calls]).toEqual([]);
+  if (failure?.code === "CANCELLED") return [];
+  expect(failure?.code, textOf(configuration)).toBe("CONFIGURATION_INVALID");
+  return (failure as MigrationError<"CONFIGURATION_INVALID">).facts.problems;
+}
+
+const ONE_PAGE = [{ name: "ram", sizeBytes: 4 * KIB, pageBytes: 4 * KIB }];
+
+const REASONS = new Map<string, string>(LEGALITY.map(({ id, reason }) => [id, reason]));
+
+/** Holds what was said of a configuration against the rules that it breaks, which are returned. */
+function expectReasons(
+  configuration: Configuration,
+  side: Side,
+  problems: readonly string[],
+): readonly string[] {
+  const rules = brokenBy(configuration, side).map(({ rule }) => rule);
+  const text = `${textOf(configuration)} at the ${side}`;
+  expect(problems, text).toHaveLength(rules.length);
+  for (const [index, rule] of rules.entries()) {
+    const reason = must(REASONS.get(rule), "every rule has a reason").slice(0, -1);
+    expect(problems[index]?.toLowerCase(), text).toContain(reason.toLowerCase());
+  }
+  return rules;
+}
+
+/** Rules about more than two settings, or about values with which no guest would move. */
+const BESIDE: Readonly<Record<string, ParameterOptions & { address?: "fd" }>> = {
+  "timeout-exceeds-downtime": { downtimeLimitMs: 1001, timeoutMs: 1000 },
+  "throttle-in-order": { autoConverge: true, throttleInitialPercent: 51, throttleMaxPercent: 50 },
+  "postcopy-leaves-room-for-priority": { channels: 61, postcopy: "manual" },
+  "fd-has-one-priority-channel": { address: "fd", postcopy: "manual", priorityChannels: 2 },
+};
+
+function configurationOf(settings: object): Configuration {
+  return Object.entries(settings).map(([name, value]) => ({ name, value }) as Setting);
+}
+
+test("both ends refuse every pair that is illegal by itself, with the reason of each rule that it breaks, and no other", async () => {
+  const refusedBy = new Set<string>();
+  for (const pair of PAIRS.filter((each) => addressOf(each) !== "file")) {
+    for (const side of SIDES) {
+      const rules = expectReasons(pair, side, await problemsOf(pair, side));
+      for (const rule of rules) refusedBy.add(rule);
+    }
+  }
+  for (const [rule, settings] of Object.entries(BESIDE)) {
+    const configuration = configurationOf(settings);
+    for (const side of SIDES) {
+      const problems = await problemsOf(configuration, side);
+      expect(expectReasons(configuration, side, problems)).toEqual([rule]);
+      refusedBy.add(rule);
+    }
+  }
+  const expected = LEGALITY.map(({ id }) => id).filter((id) => id !== "file-is-not-live");
   expect([...refusedBy].sort()).toEqual(expected.sort());
+});
+
+test("a file, which is no address of the embedding interface, is refused by the commands", () => {
+  for (const pair of PAIRS.filter((each) => addressOf(each) === "file")) {
+    for (const side of SIDES) {
+      const problems = brokenRules(optionsOf(pair), featuresOf(pair, side));
+      const rules = expectReasons(
+        pair,
+        side,
+        problems.map(({ message }) => message),
+      );
+      expect(rules).toContain("file-is-not-live");
+    }
+  }
 });

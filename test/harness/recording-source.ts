@@ -24,14 +24,14 @@ export const DEVICES: readonly DeviceSection[] = [
  * A source whose every call is recorded and can be made to fail. Its guest writes when the test
  * says so: in `onLook`, whenever the engine is about to read the dirty log (where it scans: after
  * each round), and in `onPause`, just before it comes to rest. So rounds have the same dirty pages
- * however fast this machine is.
+ * however fast this machine is. One without a dirty log has a stopped guest, which writes nothing.
  */
 export class RecordingSource implements SourceHost {
   readonly blocks: readonly Block[];
-  readonly dirtyLog: "bitmap" | "scan";
+  readonly dirtyLog: "none" | "bitmap" | "scan";
   readonly calls: string[] = [];
   sections: readonly DeviceSection[] = DEVICES;
-  running = true;
+  running: boolean;
   tracking = false;
   throttlePercent = 0;
   /** Absent for a host that cannot throttle. */
@@ -52,9 +52,10 @@ export class RecordingSource implements SourceHost {
     shape?: readonly BlockAnnouncement[];
     blocks?: readonly Block[];
     canThrottle?: boolean;
-    dirtyLog?: "bitmap" | "scan";
+    dirtyLog?: "none" | "bitmap" | "scan";
   }) {
     this.dirtyLog = options.dirtyLog ?? "bitmap";
+    this.running = this.dirtyLog !== "none";
     this.blocks = options.blocks ?? allocate(options.shape ?? SMALL_GUEST);
     this.#prng = new Prng(options.seed);
     if (options.blocks === undefined) {
@@ -98,7 +99,7 @@ export class RecordingSource implements SourceHost {
         this.tracking = true;
         return this.blocks.map(({ name }) => ({ kind: "scan", block: name }) as const);
       }
-      if (!this.tracking) {
+      if (this.dirtyLog === "bitmap" && !this.tracking) {
         this.#logs = this.blocks.map((block) => createDirtyLog(block.name, block));
       }
       this.tracking = true;
