@@ -96,6 +96,11 @@ export class Cli {
     return this.#process.pid;
   }
 
+  /** Every event so far. */
+  get heard(): readonly CliEvent[] {
+    return this.#events;
+  }
+
   /** Every event so far and to come; ends with the command, fails as `exit` does. */
   async *events(): AsyncGenerator<CliEvent> {
     for (let index = 0; ; index += 1) {

@@ -1,14 +1,16 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { must } from "../../base/assert.ts";
 import { MIB } from "../../base/units.ts";
 import { failureOf } from "../fixtures/cli-outcome.ts";
 import { GuestImage } from "./guest/image.ts";
-import { addressOf, Journey, startReceive, startSend } from "./guest/journey.ts";
+import { addressOf, HOWEVER_LONG, Journey, startReceive, startSend } from "./guest/journey.ts";
 import type { GuestWork } from "./guest/qemu.ts";
-import { Scene, STOPS, takeBack } from "./guest/scene.ts";
+import { lastPhase, nameOf, REST, Scene, STOPS, takeBack } from "./guest/scene.ts";
 import { missingCompiler, missingPrograms } from "./programs.ts";
 import { decideReadiness, missingRoom } from "./requirements.ts";
 
-const WORK: GuestWork = { sizeMib: 16, rateMib: 16 };
+/** Twenty MiB in a second, over 64 MiB. */
+const BUSY: GuestWork = {};
 
 const { missing, isSkipped, because } = decideReadiness("faults while a real QEMU's guest moves", [
   ...missingPrograms(),
@@ -21,27 +23,39 @@ test.skipIf(isSkipped)(`this machine can try faults on a guest of QEMU${because}
 });
 
 interface Fault {
-  readonly befall: (scene: Scene) => void;
+  readonly name: string;
+  readonly befall: (scene: Scene) => Promise<void> | void;
   /** Who is gone afterwards, and says nothing. */
   readonly kills?: "send" | "receive" | "destination";
 }
 
-const FAULTS: Readonly<Record<string, Fault>> = {
-  "is cancelled": { befall: ({ send }) => send.kill("SIGINT") },
-  "loses its link": { befall: ({ relay }) => relay.cut() },
-  "loses the engine at the destination": {
+const FAULTS: readonly Fault[] = [
+  { name: "is cancelled", befall: ({ send }) => send.kill("SIGINT") },
+  { name: "loses its link", befall: ({ relay }) => relay.cut() },
+  {
+    name: "loses the engine at the destination",
     befall: ({ receive }) => receive.kill("SIGKILL"),
     kills: "receive",
   },
-  "loses the QEMU at the destination": {
-    befall: ({ destination }) => destination.kill("SIGKILL"),
+  {
+    name: "loses the QEMU at the destination",
+    befall: async ({ destination }) => {
+      destination.kill("SIGKILL");
+      await destination.ended;
+    },
     kills: "destination",
   },
-  "loses the engine at the source": {
+  {
+    name: "loses the engine at the source",
     befall: ({ send }) => send.kill("SIGKILL"),
     kills: "send",
   },
-};
+];
+
+/** All faults, each phase beginning with another: so another one is followed by success. */
+function faultsFrom(first: number): readonly Fault[] {
+  return FAULTS.map((_, index) => must(FAULTS[(first + index) % FAULTS.length], "it wraps"));
+}
 
 describe.skipIf(missing.length > 0)(`a real guest whose move${because}`, () => {
   let image: GuestImage;
@@ -49,7 +63,7 @@ describe.skipIf(missing.length > 0)(`a real guest whose move${because}`, () => {
 
   beforeAll(async () => {
     image = await GuestImage.build();
-    journey = await Journey.begin({ image, work: WORK });
+    journey = await Journey.begin({ image, work: BUSY });
   });
 
   afterAll(async () => {
@@ -57,32 +71,37 @@ describe.skipIf(missing.length > 0)(`a real guest whose move${because}`, () => {
     await image?.[Symbol.asyncDispose]();
   });
 
-  describe.for(Object.entries(FAULTS))("%s", ([, { befall, kills }]) => {
-    test.for(STOPS.map((stop) => [stop.phase, stop] as const))(
-      "in phase %s runs on where it was",
-      async ([, stop]) => {
-        await using scene = await Scene.begin(journey, stop);
-        befall(scene);
-        // Nobody asks it anything as long as nothing moves.
-        if (kills === "destination") scene.relay.release();
-        const left = await scene.send.exit;
-        if (kills === "send") {
-          expect(left.signal).toBe("SIGKILL");
-          await takeBack(journey.here);
-        } else {
-          expect(failureOf(left).remedy).not.toBe("settle");
-          expect(left.status).toBe(1);
-        }
-        await journey.expectRunsOn({ beats: 2 });
-        await scene.expectNothingArrived();
-      },
-    );
+  describe.for(STOPS.map((stop, index) => [nameOf(stop), stop, index] as const))(
+    "in phase %s",
+    ([, stop, index]) => {
+      test.for(faultsFrom(index).map((fault) => [fault.name, fault] as const))(
+        "%s, runs on where it was",
+        async ([, { befall, kills }]) => {
+          await using scene = await Scene.begin(journey, stop);
+          await befall(scene);
+          // Nobody asks it anything as long as nothing moves.
+          if (kills === "destination") scene.release();
+          const left = await scene.send.exit;
+          if (kills !== "destination") expect(lastPhase(left.events)).toBe(stop.phases.source);
+          if (kills === "send") {
+            expect(left.signal).toBe("SIGKILL");
+            await takeBack(journey.here);
+          } else {
+            expect(failureOf(left).remedy).not.toBe("settle");
+            expect(left.status).toBe(1);
+          }
+          await journey.expectRunsOn({ beats: 2 });
+          await scene.expectNothingArrived();
+        },
+      );
 
-    test("moves after all of that", async () => {
-      await journey.move();
-      await journey.expectRunsOn({ beats: 2, sweeps: 1 });
-    });
-  });
+      test("moves to a fresh QEMU after all of that", async () => {
+        await journey.expectRunsOn({ beats: 1, sweeps: 1 }); // Nothing of it came to harm here.
+        await journey.move({ sourceFlags: HOWEVER_LONG });
+        await journey.expectRunsOn({ beats: 2, sweeps: 1 });
+      });
+    },
+  );
 
   test("is refused by a destination that ends when it loads, and then not by another", async () => {
     // Without this timer, what the source says of it is no known device.
@@ -104,8 +123,7 @@ describe.skipIf(missing.length > 0)(`a real guest whose move${because}`, () => {
   });
 
   test("is not sent by another engine before somebody took it back", async () => {
-    const stop = { phase: "rest", hold: "fenced", from: "pause" } as const;
-    await using scene = await Scene.begin(journey, stop);
+    await using scene = await Scene.begin(journey, REST);
     scene.send.kill("SIGKILL");
     await scene.send.exit;
     await using other = startSend(journey.here, "tcp:127.0.0.1:1");

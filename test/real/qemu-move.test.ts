@@ -2,7 +2,7 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { must } from "../../base/assert.ts";
 import { MIB } from "../../base/units.ts";
 import { GuestImage } from "./guest/image.ts";
-import { Journey, type Move } from "./guest/journey.ts";
+import { HOWEVER_LONG, Journey, type Move } from "./guest/journey.ts";
 import { type GuestWork, IDLE } from "./guest/qemu.ts";
 import { missingCompiler, missingPrograms } from "./programs.ts";
 import { decideReadiness, missingRoom } from "./requirements.ts";
@@ -14,8 +14,6 @@ const SHORT_BEATS = 10;
 
 /** A sweep takes a second, so that many moves can be followed by one each. */
 const SMALL_WORK: GuestWork = { sizeMib: 16, rateMib: 16 };
-/** On a busy machine a codec is slower than the guest: what counts here is that all arrives. */
-const HOWEVER_LONG = ["--non-convergence", "switch-over"];
 
 /** What a move must have done if it obeyed its flags. */
 interface Expected {

@@ -6,6 +6,9 @@ import { Qemu, type QemuRequest } from "./qemu.ts";
 /** Nothing here takes long on an idle machine; this one may be busy. */
 const MOVE_LIMIT_MS = 120_000;
 
+/** On a busy machine a guest may write faster than it is sent: what counts is that all arrives. */
+export const HOWEVER_LONG = ["--non-convergence", "switch-over"];
+
 /** How a guest is moved once. */
 export interface Move {
   /** For both ends. */
@@ -93,14 +96,21 @@ export class Journey implements AsyncDisposable {
   }
 }
 
+/** Where the engine finds a QEMU: itself, or somebody who stands between. */
+export type Monitor = Pick<Qemu, "qmpPath">;
+
 /** The engine at the destination, which listens somewhere. */
-export function startReceive(qemu: Qemu, flags: readonly string[] = []): Cli {
-  const words = ["receive", "tcp:127.0.0.1:0", "--qemu", qemu.qmpPath, "--json", ...flags];
+export function startReceive({ qmpPath }: Monitor, flags: readonly string[] = []): Cli {
+  const words = ["receive", "tcp:127.0.0.1:0", "--qemu", qmpPath, "--json", ...flags];
   return startCli(words, { limitMs: MOVE_LIMIT_MS });
 }
 
-export function startSend(qemu: Qemu, address: string, flags: readonly string[] = []): Cli {
-  const words = ["send", address, "--qemu", qemu.qmpPath, "--json", ...flags];
+export function startSend(
+  { qmpPath }: Monitor,
+  address: string,
+  flags: readonly string[] = [],
+): Cli {
+  const words = ["send", address, "--qemu", qmpPath, "--json", ...flags];
   return startCli(words, { limitMs: MOVE_LIMIT_MS });
 }
 

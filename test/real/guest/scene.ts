@@ -1,31 +1,95 @@
 import { expect } from "vitest";
 import type { FrameName } from "../../../channels/frame.ts";
+import type { DestinationPhase } from "../../../engine/destination.ts";
 import type { SourcePhase } from "../../../engine/source.ts";
 import { HoldingRelay } from "../../fixtures/cli-relay.ts";
-import type { Cli } from "../../run-cli.ts";
-import { addressOf, type Journey, startReceive, startSend } from "./journey.ts";
+import type { Cli, CliExit } from "../../run-cli.ts";
+import { addressOf, HOWEVER_LONG, type Journey, startReceive, startSend } from "./journey.ts";
+import { type MigrationState, MonitorRelay } from "./monitor-relay.ts";
 import type { Qemu, QemuRequest } from "./qemu.ts";
 
-/** How a migration is kept in a phase: at a frame that is held back. */
-export interface Stop {
-  readonly phase: SourcePhase;
-  readonly hold: FrameName;
-  /** Such frames pass before this phase begins. */
-  readonly from?: SourcePhase;
-  /** The phase is over before the frame comes; where it is met in it, nobody knows. */
-  readonly isFleeting?: true;
+/** Where a migration stands. */
+export interface Phases {
+  readonly source: SourcePhase;
+  readonly destination: DestinationPhase;
 }
+
+/** What does not arrive, so that the phases last until it is let through. */
+type Held =
+  | {
+      readonly frame: FrameName;
+      /** Such frames pass before the source is in this phase. */
+      readonly from?: SourcePhase;
+    }
+  /** A QEMU is that far, and its engine does not hear of it. */
+  | { readonly state: MigrationState; readonly of: "source" | "destination" };
+
+/** A moment in which a migration is kept. */
+export interface Stop {
+  readonly phases: Phases;
+  readonly held: Held;
+  /** What the source's QEMU says of the guest then. */
+  readonly guest: "running" | "finish-migrate" | "postmigrate";
+}
+
+/** The guest stands still, and QEMU waits before it saves its devices. */
+export const REST: Stop = {
+  phases: { source: "rest", destination: "receive" },
+  held: { frame: "fenced", from: "pause" },
+  guest: "finish-migrate",
+};
+
+/** The destination could run the guest, and the source does not know it yet. */
+export const READY: Stop = {
+  phases: { source: "ready", destination: "commit" },
+  held: { frame: "ready" },
+  guest: "postmigrate",
+};
 
 /** Those before COMMIT, where every failure ends with the guest running at the source. */
 export const STOPS: readonly Stop[] = [
-  { phase: "connect", hold: "hello" },
-  { phase: "agree", hold: "accept" },
-  { phase: "precopy", hold: "fenced", from: "precopy" },
-  { phase: "pause", hold: "ready", isFleeting: true },
-  { phase: "rest", hold: "fenced", from: "pause" },
-  { phase: "devices", hold: "ready", isFleeting: true },
-  { phase: "ready", hold: "piece" },
+  {
+    phases: { source: "connect", destination: "listen" },
+    held: { frame: "hello" },
+    guest: "running",
+  },
+  {
+    phases: { source: "agree", destination: "agree" },
+    held: { frame: "accept" },
+    guest: "running",
+  },
+  {
+    phases: { source: "precopy", destination: "receive" },
+    held: { frame: "fenced", from: "precopy" },
+    guest: "running",
+  },
+  {
+    phases: { source: "pause", destination: "receive" },
+    held: { state: "pre-switchover", of: "source" },
+    guest: "finish-migrate",
+  },
+  REST,
+  {
+    phases: { source: "devices", destination: "receive" },
+    held: { state: "completed", of: "source" },
+    guest: "postmigrate",
+  },
+  {
+    phases: { source: "ready", destination: "devices" },
+    held: { frame: "piece" },
+    guest: "postmigrate",
+  },
+  {
+    phases: { source: "ready", destination: "load" },
+    held: { state: "completed", of: "destination" },
+    guest: "postmigrate",
+  },
+  READY,
 ];
+
+export function nameOf({ phases }: Stop): string {
+  return `${phases.source} (at the destination ${phases.destination})`;
+}
 
 /** Each takes a moment to start, and one is enough for what is tested here. */
 const FLAGS = ["--channels", "1"];
@@ -37,19 +101,18 @@ export class Scene implements AsyncDisposable {
   readonly receive: Cli;
   readonly relay: HoldingRelay;
   readonly send: Cli;
+  readonly #monitor: MonitorRelay | null;
   readonly #resources: AsyncDisposableStack;
   readonly #taking: { isTaken: boolean };
 
-  private constructor(
-    { source, destination, receive, relay, send, taking }: Cast,
-    resources: AsyncDisposableStack,
-  ) {
-    this.#taking = taking;
-    this.source = source;
-    this.destination = destination;
-    this.receive = receive;
-    this.relay = relay;
-    this.send = send;
+  private constructor(cast: Cast, resources: AsyncDisposableStack) {
+    this.#taking = cast.taking;
+    this.source = cast.source;
+    this.destination = cast.destination;
+    this.receive = cast.receive;
+    this.relay = cast.relay;
+    this.send = cast.send;
+    this.#monitor = cast.monitor;
     this.#resources = resources;
   }
 
@@ -65,16 +128,41 @@ export class Scene implements AsyncDisposable {
     resources.defer(async () => {
       if (!taking.isTaken) await destination[Symbol.asyncDispose]();
     });
-    const receive = resources.use(startReceive(destination, FLAGS));
-    const relay = resources.use(await relayTo(await addressOf(receive), stop));
-    const send = resources.use(startSend(source, relay.address, FLAGS));
-    await untilHeld({ send, relay }, stop);
-    return new Scene({ source, destination, receive, relay, send, taking }, resources.move());
+    const { held } = stop;
+    const monitor =
+      "state" in held
+        ? resources.use(await MonitorRelay.start({ source, destination }[held.of], held.state))
+        : null;
+    const monitorOf = (qemu: Qemu, end: "source" | "destination") =>
+      "state" in held && held.of === end && monitor !== null ? monitor : qemu;
+    const receive = resources.use(startReceive(monitorOf(destination, "destination"), FLAGS));
+    const relay = resources.use(await relayTo(await addressOf(receive), held));
+    const flags = [...FLAGS, ...HOWEVER_LONG];
+    const send = resources.use(startSend(monitorOf(source, "source"), relay.address, flags));
+    const cast = { source, destination, receive, relay, send, monitor, taking };
+    await untilHeld(cast, stop);
+    const scene = new Scene(cast, resources.move());
+    await scene.expectAt(stop);
+    return scene;
+  }
+
+  /** Both ends are in these phases, and the guest is as it is then. */
+  async expectAt({ phases, guest }: Stop): Promise<void> {
+    expect(lastPhase(this.send.heard)).toBe(phases.source);
+    expect(lastPhase(this.receive.heard)).toBe(phases.destination);
+    expect(await this.source.status()).toBe(guest);
+  }
+
+  /** Nothing is held back any more. */
+  release(): void {
+    this.relay.release();
+    this.#monitor?.release();
   }
 
   /** The guest never ran at the destination, and will not. */
   async expectNothingArrived(): Promise<void> {
     this.relay.cut();
+    this.#monitor?.release(); // A load that goes on is waited for.
     this.receive.kill("SIGINT"); // Where nobody had introduced himself, it waits for another.
     const arrived = await this.receive.exit;
     expect(arrived.status).not.toBe(0);
@@ -104,26 +192,40 @@ interface Cast {
   readonly receive: Cli;
   readonly relay: HoldingRelay;
   readonly send: Cli;
+  readonly monitor: MonitorRelay | null;
   /** Whether the destination's QEMU is somebody else's to end. */
   readonly taking: { isTaken: boolean };
 }
 
-async function relayTo(target: string, { hold, from }: Stop): Promise<HoldingRelay> {
-  const after = from === undefined ? {} : ({ after: "arm" } as const);
+async function relayTo(target: string, held: Held): Promise<HoldingRelay> {
+  const hold = "frame" in held ? held.frame : null;
+  const after = "frame" in held && held.from !== undefined ? ({ after: "arm" } as const) : {};
   return await HoldingRelay.start({ target, hold, whenSenderGoes: "drop", ...after });
 }
 
+/** All that leads to the stop has happened, and both ends have said so. */
 async function untilHeld(
-  { send, relay }: Pick<Cast, "send" | "relay">,
-  { phase, from, isFleeting }: Stop,
+  { send, receive, relay, monitor }: Pick<Cast, "send" | "receive" | "relay" | "monitor">,
+  { phases, held }: Stop,
 ): Promise<void> {
-  const reached = (name: string) => send.waitFor("phase", (event) => event["phase"] === name);
-  if (from !== undefined) {
-    await reached(from);
+  if ("frame" in held && held.from !== undefined) {
+    await untilPhase(send, held.from);
     relay.arm();
   }
-  await reached(phase);
-  if (isFleeting !== true) await relay.holding;
+  await Promise.all([
+    untilPhase(send, phases.source),
+    untilPhase(receive, phases.destination),
+    monitor?.holding ?? relay.holding,
+  ]);
+}
+
+async function untilPhase(end: Cli, phase: SourcePhase | DestinationPhase): Promise<void> {
+  await end.waitFor("phase", (event) => event["phase"] === phase);
+}
+
+/** The phase that an engine was in when it said the last of these. */
+export function lastPhase(events: CliExit["events"]): unknown {
+  return events.findLast(({ event }) => event === "phase")?.["phase"];
 }
 
 /** What the user of a QEMU does whose engine was killed before COMMIT. */
