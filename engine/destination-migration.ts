@@ -102,6 +102,8 @@ export class DestinationMigration {
   readonly #rounds: RoundFigures[] = [];
   readonly #stops: (() => void)[] = [];
   readonly #preparing: Hold;
+  #hostLoss: MigrationError | null = null;
+  #isLoading = false;
   #failure: Promise<MigrationError> | null = null;
   #doorman: Doorman | null = null;
   #main: FrameStream | null = null;
@@ -171,6 +173,7 @@ export class DestinationMigration {
 
   /** Waits for the source's main channel. */
   async listen(): Promise<void> {
+    this.#watchHost();
     const { acceptTimeoutMs, connectTimeoutMs, reconnectTimeoutMs } = this.#parameters;
     const listener = await this.#surroundings.listen(this.#address);
     const isOnlyChance = this.#address.kind === "fd" || this.#address.kind === "exec";
@@ -499,12 +502,15 @@ export class DestinationMigration {
     const { stepTimeoutMs, channelTimeoutMs } = this.#parameters;
     if (this.#isPostcopy) this.#beginPostcopy();
     else await this.attempt.guard(this.#ofReceiver.ended(channelTimeoutMs));
+    this.#isLoading = true;
     await this.attempt.askHost({
       action: "load devices",
       limitMs: stepTimeoutMs,
       call: () => this.#host.loadDevices(this.#sections),
       lasting: { hold: this.#preparing, undo: () => this.#host.discard() },
     });
+    this.#isLoading = false;
+    if (this.#hostLoss !== null) throw this.#hostLoss;
     await this.#ofMain.send("ready", NOTHING, channelTimeoutMs);
   }
 
@@ -614,6 +620,15 @@ export class DestinationMigration {
   async #closeLate(): Promise<void> {
     const areThreadsGone = (await this.#receiver?.close(Number.POSITIVE_INFINITY)) ?? true;
     this.#doorman?.close({ areThreadsGone });
+  }
+
+  /** Nobody asks it anything while pages come: the source would give the guest to nobody. */
+  #watchHost(): void {
+    void this.#host.lost?.then((error) => {
+      this.#hostLoss = error;
+      // While it loads it has more to say.
+      if (!this.#isLoading && !this.attempt.isCommitted) this.attempt.fail(error);
+    });
   }
 
   /** A main channel that is lost may be joined again, for a while. */

@@ -1,3 +1,4 @@
+import type { MigrationError } from "../base/errors.ts";
 import type { FaultDoor } from "../workers/fault-door.ts";
 import type { Block, BlockAnnouncement } from "./block.ts";
 import type { DirtyLog, ScanLog } from "./dirty-log.ts";
@@ -105,6 +106,13 @@ export interface DestinationHost {
    * hypervisor that cannot be used again; looked at after `discard`, and told with the failure.
    */
   readonly leftover?: string | undefined;
+
+  /**
+   * Resolves, with the reason, when no guest can arrive here any more, such as by a hypervisor's end.
+   * The attempt fails with it at once, but for a `loadDevices` that goes on, which may say more, and
+   * from COMMIT on. Left out where nothing else could end.
+   */
+  readonly lost?: Promise<MigrationError>;
 
   /**
    * Provides memory for what the source announces: the same names and sizes, in any order. Throws

@@ -1,4 +1,4 @@
-import { beforeAll, expect, test } from "vitest";
+import { beforeAll, describe, expect, test } from "vitest";
 import { MigrationError } from "../base/errors.ts";
 import { FaultRig, verdictsOf, warmUp } from "./harness/fault-rig.ts";
 import {
@@ -12,6 +12,7 @@ import {
 } from "./harness/misbehaviour.ts";
 import type { DestinationAction } from "./harness/recording-destination.ts";
 import type { SourceAction } from "./harness/recording-source.ts";
+import { Relay } from "./harness/relay.ts";
 import { seedFromEnvironment } from "./prng.ts";
 
 const seed = seedFromEnvironment();
@@ -160,6 +161,77 @@ test(`a host's own typed failure is told as it is (SEED=${seed})`, async () => {
     expect(failure).toMatchObject({ code: "MEMORY_UNUSABLE", facts, at: "destination" });
   }
   await rig.succeeds();
+});
+
+describe("a destination that is lost", () => {
+  const LOST = "HYPERVISOR_LOST at destination";
+  const WHY = "it was killed";
+
+  test.for(["agree", "receive", "devices"] as const)(
+    `in phase %s ends it at once (SEED=${seed})`,
+    async (phase) => {
+      const rig = new FaultRig(seed);
+      const onPhase = (reached: string) => reached === phase && rig.destination.lose(WHY);
+      const outcome = await rig.fails({ in: { onPhase } });
+      expect(verdictsOf(outcome)).toEqual({ source: LOST, destination: LOST });
+      expect(outcome.source.failure?.facts).toEqual({ reason: WHY });
+      expect(rig.destination.calls).not.toContain("loadDevices");
+      await rig.succeeds();
+    },
+  );
+
+  test(`as it loads says itself what happened (SEED=${seed})`, async () => {
+    const rig = new FaultRig(seed);
+    rig.destination.misbehave("loadDevices", async (act) => {
+      rig.destination.lose(WHY);
+      await new Promise(setImmediate);
+      return await throws(act);
+    });
+    const outcome = await rig.fails();
+    expect(outcome.source.failure).toMatchObject({
+      code: "HOST_FAILED",
+      facts: { reason: REASON },
+    });
+    await rig.succeeds();
+  });
+
+  test(`as it loads, which it does not notice, gets no guest (SEED=${seed})`, async () => {
+    const rig = new FaultRig(seed);
+    rig.destination.misbehave("loadDevices", async (act) => {
+      const loaded = await act();
+      rig.destination.lose(WHY);
+      await new Promise(setImmediate);
+      return loaded;
+    });
+    expect(verdictsOf(await rig.fails())).toEqual({ source: LOST, destination: LOST });
+    await rig.succeeds();
+  });
+
+  test(`before COMMIT comes does not wait for it (SEED=${seed})`, async () => {
+    const rig = new FaultRig(seed);
+    await using relay = await Relay.start();
+    // The source never hears of READY, nor of what follows.
+    relay.forge(0, "ready", () => {
+      relay.do("stall");
+      rig.destination.lose(WHY);
+      return Buffer.alloc(0);
+    });
+    const outcome = await rig.fails({ relay, out: { channelTimeoutMs: STEP_MS } });
+    expect(verdictsOf(outcome).destination).toBe(LOST);
+    await rig.succeeds();
+  });
+
+  test(`once the guest runs there is no failure (SEED=${seed})`, async () => {
+    const rig = new FaultRig(seed);
+    rig.destination.misbehave("resume", async (act) => {
+      const resumed = await act();
+      rig.destination.lose(WHY);
+      return resumed;
+    });
+    const outcome = await rig.attempt();
+    expect(verdictsOf(outcome)).toEqual({ source: "completed", destination: "completed" });
+    rig.expectArrived();
+  });
 });
 
 test(`a guest that was found stopped is left stopped (SEED=${seed})`, async () => {

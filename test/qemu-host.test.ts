@@ -342,6 +342,19 @@ test("a source whose QEMU dies says so, and that it could not be restored", asyn
   });
 });
 
+test("a QEMU at the destination that ends while pages come is missed at once", async () => {
+  await using at = await pair();
+  const onPhase = (phase: string): void => {
+    if (phase === "receive") at.to.die();
+  };
+  const ends = await move(at.source, at.destination, { in: { onPhase } });
+  for (const failure of [failureOf(ends.source), failureOf(ends.destination)]) {
+    expect(failure).toMatchObject({ code: "HYPERVISOR_LOST", at: "destination" });
+  }
+  expect(at.from.qmp.commands).not.toContain("migrate");
+  expectUnharmed(at);
+});
+
 test("a destination that cannot run it leaves it unknown who has the guest", async () => {
   await using at = await pair();
   at.to.on.set("cont", (asked, fake) => fake.refuse(asked, "a disk is locked"));

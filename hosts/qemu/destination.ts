@@ -91,6 +91,10 @@ export class QemuDestination implements DestinationHost {
     if (!this.#qmp.isLost) await this.#settings.restore();
   }
 
+  get lost(): Promise<MigrationError> {
+    return this.#qmp.lost;
+  }
+
   get runningSinceMs(): number | undefined {
     return this.#runningSinceMs;
   }

@@ -1,3 +1,4 @@
+import { MigrationError } from "../../base/errors.ts";
 import type { Block, BlockAnnouncement } from "../../engine/block.ts";
 import type { DestinationHost, DeviceSection } from "../../engine/host.ts";
 import { allocate, bytesOf } from "./guest-memory.ts";
@@ -12,12 +13,22 @@ export class RecordingDestination implements DestinationHost {
   blocks: readonly Block[] | null = null;
   sections: readonly DeviceSection[] | null = null;
   running = false;
+  readonly #lost = Promise.withResolvers<MigrationError>();
   readonly #misbehaviours = new Map<DestinationAction, Misbehaviour>();
   readonly #provide: (announced: readonly BlockAnnouncement[]) => readonly Block[];
 
   /** Unless told otherwise it provides memory that was never used. */
   constructor(provide: (announced: readonly BlockAnnouncement[]) => readonly Block[] = pristine) {
     this.#provide = provide;
+  }
+
+  get lost(): Promise<MigrationError> {
+    return this.#lost.promise;
+  }
+
+  /** As a hypervisor that ends. */
+  lose(reason: string): void {
+    this.#lost.resolve(new MigrationError("HYPERVISOR_LOST", { reason }));
   }
 
   misbehave(action: DestinationAction, misbehaviour: Misbehaviour): void {
