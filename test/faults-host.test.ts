@@ -209,15 +209,17 @@ describe("a destination that is lost", () => {
 
   test(`before COMMIT comes does not wait for it (SEED=${seed})`, async () => {
     const rig = new FaultRig(seed);
-    await using relay = await Relay.start();
-    // The source never hears of READY, nor of what follows.
-    relay.forge(0, "ready", () => {
-      relay.do("stall");
-      rig.destination.lose(WHY);
-      return Buffer.alloc(0);
-    });
-    const outcome = await rig.fails({ relay, out: { channelTimeoutMs: STEP_MS } });
-    expect(verdictsOf(outcome).destination).toBe(LOST);
+    {
+      await using relay = await Relay.start();
+      // The source never hears of READY, nor of what follows.
+      relay.forge(0, "ready", () => {
+        relay.do("stall");
+        rig.destination.lose(WHY);
+        return Buffer.alloc(0);
+      });
+      const outcome = await rig.fails({ relay, out: { channelTimeoutMs: STEP_MS } });
+      expect(verdictsOf(outcome).destination).toBe(LOST);
+    }
     await rig.succeeds();
   });
 
