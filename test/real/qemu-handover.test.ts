@@ -3,12 +3,13 @@ import { MIB } from "../../base/units.ts";
 import { failureOf } from "../fixtures/cli-outcome.ts";
 import { GuestImage } from "./guest/image.ts";
 import { expectCompleted, Journey } from "./guest/journey.ts";
-import type { GuestWork } from "./guest/qemu.ts";
+import { BUSY, type GuestWork } from "./guest/qemu.ts";
 import { nameOf, READY, Scene, STOPS, type Stop } from "./guest/scene.ts";
 import { missingCompiler, missingPrograms } from "./programs.ts";
 import { decideReadiness, missingRoom } from "./requirements.ts";
 
-const WORK: GuestWork = { sizeMib: 8, rateMib: 8 };
+/** A sweep takes a second, so that many moves can be followed by one each. */
+const SMALL_WORK: GuestWork = { sizeMib: 8, rateMib: 8 };
 
 /** The source has given the guest away, and the destination does not know it yet. */
 const GIVEN: Stop = {
@@ -48,7 +49,7 @@ describe.skipIf(missing.length > 0)(`a real guest between two QEMUs${because}`, 
     let journey: Journey;
 
     beforeAll(async () => {
-      journey = await Journey.begin({ image, work: WORK });
+      journey = await Journey.begin({ image, work: SMALL_WORK });
     });
 
     afterAll(async () => {
@@ -139,11 +140,11 @@ describe.skipIf(missing.length > 0)(`a real guest between two QEMUs${because}`, 
     test.for(STOPS.map((stop) => [nameOf(stop), stop] as const).toReversed())(
       "in phase %s does not come to life twice",
       async ([, stop]) => {
-        journey ??= await Journey.begin({ image, work: WORK });
+        journey ??= await Journey.begin({ image, work: BUSY });
         await using scene = await Scene.begin(journey, stop);
         scene.source.kill("SIGKILL");
         await scene.source.ended;
-        scene.release();
+        scene.release(); // Nobody asks it anything as long as nothing moves.
         const left = await scene.send.exit;
         if (stop.phases.source === "ready") {
           // All of it was saved before, so it goes over.

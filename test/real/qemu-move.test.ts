@@ -3,7 +3,7 @@ import { must } from "../../base/assert.ts";
 import { MIB } from "../../base/units.ts";
 import { GuestImage } from "./guest/image.ts";
 import { HOWEVER_LONG, Journey, type Move } from "./guest/journey.ts";
-import { type GuestWork, IDLE } from "./guest/qemu.ts";
+import { BUSY, type GuestWork, IDLE } from "./guest/qemu.ts";
 import { missingCompiler, missingPrograms } from "./programs.ts";
 import { decideReadiness, missingRoom } from "./requirements.ts";
 
@@ -11,9 +11,6 @@ import { decideReadiness, missingRoom } from "./requirements.ts";
 const LONG_BEATS = 100;
 /** Between two moves of one case. */
 const SHORT_BEATS = 10;
-
-/** A sweep takes a second, so that many moves can be followed by one each. */
-const SMALL_WORK: GuestWork = { sizeMib: 16, rateMib: 16 };
 
 /** What a move must have done if it obeyed its flags. */
 interface Expected {
@@ -50,8 +47,8 @@ describe.skipIf(missing.length > 0)(`a guest of an unmodified QEMU moves${becaus
 
   test.for<[string, GuestWork, 1 | 2]>([
     ["idle", IDLE, 1],
-    ["busy", {}, 1],
-    ["busy, with RAM in two NUMA backends", {}, 2],
+    ["busy", BUSY, 1],
+    ["busy, with RAM in two NUMA backends", BUSY, 2],
   ])("and is whole for ten seconds: %s", async ([, work, nodes]) => {
     await using journey = await Journey.begin({ image, work, nodes, memoryMib: 256 });
     await journey.move();
@@ -62,7 +59,7 @@ describe.skipIf(missing.length > 0)(`a guest of an unmodified QEMU moves${becaus
     let journey: Journey;
 
     beforeAll(async () => {
-      journey = await Journey.begin({ image, work: SMALL_WORK });
+      journey = await Journey.begin({ image, work: BUSY });
     });
 
     afterAll(async () => {
@@ -93,15 +90,15 @@ describe.skipIf(missing.length > 0)(`a guest of an unmodified QEMU moves${becaus
       for (const kind of expected.pages ?? []) expect(pages[kind]).toBeGreaterThan(0);
       const bulk = channels.filter(({ lane, sentBytes }) => lane === "bulk" && sentBytes > MIB);
       if (expected.channels !== undefined) expect(bulk).toHaveLength(expected.channels);
-      await journey.expectRunsOn({ beats: LONG_BEATS, sweeps: 1 });
+      await journey.expectRunsOn({ beats: LONG_BEATS, sweeps: 2 });
     });
   });
 
   test("there and back again, three times", async () => {
-    await using journey = await Journey.begin({ image, work: SMALL_WORK });
+    await using journey = await Journey.begin({ image, work: BUSY });
     for (let time = 1; time <= 3; time += 1) {
       for (const way of ["there", "back"]) {
-        await journey.move({ flags: ["--channels", "2"] });
+        await journey.move({ flags: ["--channels", "2"], sourceFlags: HOWEVER_LONG });
         await journey.expectRunsOn({ beats: SHORT_BEATS, sweeps: way === "back" ? 1 : 0 });
       }
     }

@@ -52,6 +52,8 @@ export interface QemuRequest {
 const MEMORY_MIB = 192;
 
 export const IDLE: GuestWork = { rateMib: 0, sizeMib: 16 };
+/** A sweep over all of it takes some three seconds. */
+export const BUSY: GuestWork = { rateMib: 20, sizeMib: 64 };
 
 /**
  * A QEMU with RAM in shared files, made for being migrated. `await using` kills it in every case
