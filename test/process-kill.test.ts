@@ -1,11 +1,9 @@
 import { describe, expect, test } from "vitest";
 import { nowMs } from "../base/clock.ts";
 import { SECOND_MS } from "../base/units.ts";
-import type { FrameName } from "../channels/frame.ts";
 import type { DestinationPhase } from "../engine/destination.ts";
 import type { ParameterOptions } from "../engine/parameters.ts";
-import type { PostcopyPhase, SourcePhase } from "../engine/source.ts";
-import type { HeldStep } from "./fixtures/cli-guest-source.ts";
+import type { PostcopyPhase } from "../engine/source.ts";
 import {
   addressOf,
   destinationStateOf,
@@ -16,31 +14,19 @@ import {
   untilPhase,
 } from "./fixtures/cli-live-pair.ts";
 import { failureIn, failureOf } from "./fixtures/cli-outcome.ts";
-import { HoldingRelay } from "./fixtures/cli-relay.ts";
+import {
+  attemptWith,
+  ORDINARY,
+  passStep,
+  relayTo,
+  SLOWLY,
+  SOURCE_STOPS,
+  type Stop,
+  stopAt,
+} from "./fixtures/cli-phase-stops.ts";
 import { seedFromEnvironment } from "./prng.ts";
 
 const SEED = seedFromEnvironment();
-
-/** The guest's 16 MiB take many seconds then. */
-const SLOWLY: ParameterOptions = { channels: 2, maxBandwidthBytesPerSecond: 512 * 1024 };
-const ORDINARY: ParameterOptions = { channels: 2 };
-
-/** How a migration is kept in a phase: at a frame, at a step of the host, or at a frame after it. */
-interface Stop {
-  readonly frame?: FrameName;
-  readonly step?: HeldStep;
-  readonly parameters?: ParameterOptions;
-}
-
-const SOURCE_STOPS: Readonly<Record<Exclude<SourcePhase, "commit" | PostcopyPhase>, Stop>> = {
-  connect: { frame: "welcome" },
-  agree: { frame: "accept" },
-  precopy: { parameters: SLOWLY },
-  pause: { step: "pause" },
-  rest: { step: "pause", frame: "fenced" },
-  devices: { step: "saveDevices" },
-  ready: { frame: "ready" },
-};
 
 const DESTINATION_STOPS: Readonly<
   Record<Exclude<DestinationPhase, "listen" | "resume" | PostcopyPhase>, Stop>
@@ -52,30 +38,17 @@ const DESTINATION_STOPS: Readonly<
   commit: { frame: "commit" },
 };
 
-async function relayTo(target: string, hold: FrameName, step?: HeldStep): Promise<HoldingRelay> {
-  const only = step === undefined ? {} : { after: "arm" as const };
-  return await HoldingRelay.start({ target, hold, whenSenderGoes: "drop", ...only });
-}
-
-async function stopAt({ frame, step }: Stop, target: string): Promise<HoldingRelay | undefined> {
-  return frame === undefined ? undefined : await relayTo(target, frame, step);
-}
-
 describe(`a destination that is killed (SEED=${SEED})`, () => {
   for (const [phase, stop] of Object.entries(SOURCE_STOPS)) {
     test(`in phase ${phase} leaves the guest running and whole at the source`, async () => {
       await using destination = startGuestDestination();
       const target = await addressOf(destination);
       await using relay = await stopAt(stop, target);
-      const { parameters = ORDINARY, step } = stop;
-      const held = step === undefined ? {} : { hold: step };
-      const options = { seed: SEED, parameters, ...held };
+      const { step } = stop;
+      const options = { seed: SEED, ...attemptWith(stop) };
       await using source = startGuestSource(relay?.address ?? target, options);
       if (step !== undefined) await source.waitFor("holding");
-      if (step !== undefined && relay !== undefined) {
-        relay.arm();
-        source.tell("go on");
-      }
+      passStep(stop, relay, source);
       await untilPhase(source, phase);
       await relay?.holding;
       destination.kill("SIGKILL");
@@ -183,11 +156,11 @@ describe(`a process that stops (SEED=${SEED})`, () => {
     precopy: { parameters: { ...SLOWLY, ...IMPATIENT } },
     devices: { parameters: { ...ORDINARY, ...IMPATIENT }, step: "saveDevices" },
   };
-  for (const [phase, { parameters = {}, step }] of Object.entries(stops)) {
+  for (const [phase, stop] of Object.entries(stops)) {
+    const { step } = stop;
     test(`is missed soon by the source in phase ${phase}, where the guest runs on`, async () => {
       await using destination = startGuestDestination(IMPATIENT);
-      const held = step === undefined ? {} : { hold: step };
-      const options = { seed: SEED, parameters, ...held };
+      const options = { seed: SEED, ...attemptWith(stop) };
       await using source = startGuestSource(await addressOf(destination), options);
       await untilPhase(source, phase);
       if (step !== undefined) await source.waitFor("holding");

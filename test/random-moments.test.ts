@@ -5,8 +5,10 @@ import {
   destinationStateOf,
   startGuestDestination,
   startGuestSource,
+  tellToLeave,
 } from "./fixtures/cli-live-pair.ts";
 import { failureIn } from "./fixtures/cli-outcome.ts";
+import { Story } from "./fixtures/cli-story.ts";
 import { type Point, Relay } from "./harness/relay.ts";
 import { Prng, seedFromEnvironment } from "./prng.ts";
 import type { Cli, CliEvent } from "./run-cli.ts";
@@ -89,28 +91,20 @@ function momentOf(stage: string, places: readonly Place[], random: Prng): Moment
 /** A process with the guest, and its events one after the other. */
 class Owner {
   readonly cli: Cli;
-  readonly #events: AsyncGenerator<CliEvent>;
+  readonly #story: Story;
 
   constructor(cli: Cli) {
     this.cli = cli;
-    this.#events = cli.events();
+    this.#story = new Story(cli);
   }
 
   /** How its attempt ended; null when it was killed. */
   async outcome(): Promise<CliEvent | null> {
-    return await this.#next(["completed", "failed"]);
+    return await this.#story.next("completed", "failed");
   }
 
   async state(): Promise<CliEvent | null> {
-    return await this.#next(["state"]);
-  }
-
-  async #next(names: readonly string[]): Promise<CliEvent | null> {
-    for (;;) {
-      const { value, done } = await this.#events.next();
-      if (done === true) return null;
-      if (names.includes(value.event)) return value;
-    }
+    return await this.#story.next("state");
   }
 }
 
@@ -133,7 +127,7 @@ async function live(moment: Moment, before: Owner | null): Promise<Owner | null>
   } else {
     relay.at(point, deed);
   }
-  if (before !== null) source.cli.tell(`${address} ${JSON.stringify(PARAMETERS)}`);
+  if (before !== null) tellToLeave(source.cli, address, { parameters: PARAMETERS });
 
   const outcome = await source.outcome();
   await relay[Symbol.asyncDispose](); // What is stalled is let go, and whoever waits behind it.

@@ -131,6 +131,11 @@ export class Cli {
     stdin.write(`${line}\n`);
   }
 
+  /** Ends its standard input. */
+  endInput(): void {
+    this.#process.stdin?.end();
+  }
+
   /** Leaves as a reader: what it says from now on goes nowhere. */
   closeOutput(): void {
     this.#lines?.close();

@@ -1,63 +1,92 @@
-import { beforeAll, expect, test } from "vitest";
-import { MigrationError } from "../base/errors.ts";
-import type { Block, BlockAnnouncement } from "../engine/block.ts";
-import { migrateOut, SOURCE_PHASES } from "../engine/source.ts";
-import { FaultRig, verdictsOf, warmUp } from "./harness/fault-rig.ts";
-import { outcomeOf } from "./harness/pair.ts";
-import { RecordingDestination } from "./harness/recording-destination.ts";
+import { expect, test } from "vitest";
+import { MIB } from "../base/units.ts";
+import { SOURCE_PHASES } from "../engine/source.ts";
+import { CliFolder } from "./fixtures/cli-folder.ts";
+import {
+  addressOf,
+  expectArrival,
+  expectCleanEnd,
+  expectDiscarded,
+  expectToMove,
+  expectUnharmed,
+  startGuestDestination,
+  startGuestSource,
+  tellToLeave,
+} from "./fixtures/cli-live-pair.ts";
+import { failureIn, failureOf } from "./fixtures/cli-outcome.ts";
+import { attemptWith, passStep, SLOWLY, SOURCE_STOPS, stopAt } from "./fixtures/cli-phase-stops.ts";
+import { Story } from "./fixtures/cli-story.ts";
 import { seedFromEnvironment } from "./prng.ts";
+import type { Cli } from "./run-cli.ts";
 
 /**
- * The scenarios of QEMU's own migration tests that have a counterpart here, under QEMU's names. Each
- * is thin: what it touches has tests of its own that go deeper.
+ * The scenarios of QEMU's own migration tests that have a counterpart here, under their numbers in
+ * the table of such and QEMU's names, each between two processes. Each is thin: what it touches has
+ * tests of its own that go deeper. Those of post-copy are in files of their own.
  */
 const seed = seedFromEnvironment();
-
-beforeAll(warmUp);
+const GUEST = { seed };
 
 for (const kind of ["unix", "tcp"] as const) {
-  test(`precopy/${kind}/plain: completed, memory is valid, one guest runs (SEED=${seed})`, async () => {
-    await new FaultRig(seed).succeeds({ kind });
+  test(`1: precopy/${kind}/plain: completed, memory is valid, one guest runs (SEED=${seed})`, async () => {
+    using folder = new CliFolder();
+    const address = kind === "tcp" ? "tcp:127.0.0.1:0" : `unix:${folder.at("socket")}`;
+    await expectToMove({}, { guest: GUEST, address });
+    expect(folder.names()).toEqual([]);
   });
 }
 
-test(`precopy/unix/xbzrle: completed after two rounds or more, and deltas were sent (SEED=${seed})`, async () => {
-  const rig = new FaultRig(seed);
-  rig.source.onLook = () => rig.source.writePages(400);
-  const out = { xbzrle: true, maxRounds: 4, downtimeLimitMs: 1, nonConvergence: "switch-over" };
-  const { source } = await rig.succeeds({ kind: "unix", out: { ...out } as never });
-  expect(source.report?.rounds.length).toBeGreaterThanOrEqual(2);
-  expect(source.report?.pages.delta).toBeGreaterThan(0);
+test(`7: precopy/unix/xbzrle: completed after two rounds or more, and deltas were sent (SEED=${seed})`, async () => {
+  using folder = new CliFolder();
+  // So slow that what the guest writes meanwhile is more than the downtime has time for.
+  const parameters = {
+    ...{ xbzrle: true, xbzrleCacheBytes: 32 * MIB, maxBandwidthBytesPerSecond: 64 * MIB },
+    ...({ maxRounds: 4, downtimeLimitMs: 1, nonConvergence: "switch-over" } as const),
+  };
+  const address = `unix:${folder.at("socket")}`;
+  const { source } = await expectToMove({ parameters }, { guest: GUEST, address });
+  expect(source.rounds.length).toBeGreaterThanOrEqual(2);
+  expect(source.pages.delta).toBeGreaterThan(0);
 });
 
-test(`multifd/tcp/plain/none: four channels share the pages (SEED=${seed})`, async () => {
-  const { source } = await new FaultRig(seed).succeeds({ out: { channels: 4 } });
-  const bulk = source.report?.channels.filter(({ lane }) => lane === "bulk") ?? [];
+test(`11: multifd/tcp/plain/none: four channels share the pages (SEED=${seed})`, async () => {
+  const { source } = await expectToMove({ parameters: { channels: 4 } }, { guest: GUEST });
+  const bulk = source.channels.filter(({ lane }) => lane === "bulk");
   expect(bulk.length).toBe(4);
   for (const { sentBytes } of bulk) expect(sentBytes).toBeGreaterThan(0);
 });
 
-test(`multifd/tcp/plain/cancel: of 16 channels, then a second destination (SEED=${seed})`, async () => {
-  const rig = new FaultRig(seed);
-  const abort = new AbortController();
-  rig.source.onLook = () => abort.abort();
+test(`14: multifd/tcp/plain/cancel: of 16 channels, then a second destination (SEED=${seed})`, async () => {
   // 32 threads take a while to start on a busy machine.
-  const many = { channels: 16, connectTimeoutMs: 20_000 };
-  const outcome = await rig.fails({ out: { ...many, signal: abort.signal } });
-  expect(verdictsOf(outcome)).toEqual({
-    source: "CANCELLED at source",
-    destination: "CANCELLED at source",
-  });
-  rig.source.onLook = () => {};
-  await rig.succeeds({ out: many });
+  const parameters = { channels: 16, connectTimeoutMs: 20_000 };
+  await using destination = startGuestDestination();
+  await using source = startGuestSource("", GUEST);
+  const story = new Story(source);
+  tellToLeave(source, await addressOf(destination), { parameters: { ...SLOWLY, ...parameters } });
+  await story.phase("precopy");
+  source.kill("SIGTERM");
+  expect(await expectUnharmed(story)).toMatchObject({ code: "CANCELLED", at: "source" });
+  const left = await expectDiscarded(destination);
+  expect(failureOf(left)).toMatchObject({ code: "CANCELLED", at: "source" });
+
+  await using second = startGuestDestination();
+  tellToLeave(source, await addressOf(second), { parameters });
+  const { source: report } = await expectArrival(source, second, story);
+  expect(report.channels.filter(({ lane }) => lane === "bulk")).toHaveLength(16);
 });
 
-test(`cancel/src/after/none: a cancel before the beginning touches nothing (SEED=${seed})`, async () => {
-  const rig = new FaultRig(seed);
-  const outcome = await rig.fails({ out: { signal: AbortSignal.abort() } });
-  expect(outcome.source.failure?.code).toBe("CANCELLED");
-  expect(rig.source.calls).toEqual([]);
-  await rig.succeeds();
+test(`15: cancel/src/after/none: a cancel before the beginning touches nothing (SEED=${seed})`, async () => {
+  await using destination = startGuestDestination();
+  await using source = startGuestSource("", GUEST);
+  const story = new Story(source);
+  tellToLeave(source, await addressOf(destination), { isCancelled: true });
+  const failed = await source.waitFor("failed");
+  expect(failureIn(failed).code).toBe("CANCELLED");
+  expect(failed["calls"]).toEqual([]);
+  await expectUnharmed(story);
+  // Nobody has told the destination anything.
+  tellToLeave(source, await addressOf(destination));
+  await expectArrival(source, destination, story);
 });
 
 /** QEMU's states, and the phases here in which a migration is in them. */
@@ -68,103 +97,121 @@ const STATES = {
 } as const;
 
 for (const [state, phases] of Object.entries(STATES)) {
-  test(`cancel/src/after/${state}: the guest runs on, and a retry succeeds (SEED=${seed})`, async () => {
-    for (const phase of phases) {
-      const rig = new FaultRig(seed);
-      const abort = new AbortController();
-      const onPhase = (reached: string) => void (reached === phase && abort.abort());
-      const outcome = await rig.fails({ out: { signal: abort.signal, onPhase } });
-      expect(outcome.source.failure).toMatchObject({ code: "CANCELLED", facts: { phase } });
-      if (phase === phases.at(-1)) await rig.succeeds();
-    }
-  });
+  for (const signal of ["SIGINT", "SIGTERM"] as const) {
+    test(`15: cancel/src/after/${state}, by ${signal}: the guest runs on, and a retry succeeds (SEED=${seed})`, async () => {
+      await using source = startGuestSource("", GUEST);
+      const story = new Story(source);
+      for (const phase of phases) await expectCancelIn(phase, { source, story, signal });
+      await expectArrivalAnew(source, story);
+    });
+  }
 }
 
-test(`cancel/src/after/cancelling: a second cancel changes nothing (SEED=${seed})`, async () => {
-  const rig = new FaultRig(seed);
-  const abort = new AbortController();
-  rig.source.misbehave("resume", async (act) => {
-    abort.abort(); // As the first one is being carried out.
-    return await act();
+interface Cancelled {
+  readonly source: Cli;
+  readonly story: Story;
+  readonly signal: NodeJS.Signals;
+}
+
+/** The source is kept in the phase until it is cancelled there. */
+async function expectCancelIn(
+  phase: keyof typeof SOURCE_STOPS,
+  { source, story, signal }: Cancelled,
+): Promise<void> {
+  const stop = SOURCE_STOPS[phase];
+  const { step } = stop;
+  await using destination = startGuestDestination();
+  const target = await addressOf(destination);
+  await using relay = await stopAt(stop, target);
+  tellToLeave(source, relay?.address ?? target, attemptWith(stop));
+  if (step !== undefined) await story.next("holding");
+  passStep(stop, relay, source);
+  if (story.phases.at(-1) !== phase) await story.phase(phase);
+  await relay?.holding;
+  source.kill(signal);
+  // A step that is held does not keep it from being cancelled.
+  const failure = await expectUnharmed(story, () => source.tell("go on"));
+  expect(failure).toMatchObject({ code: "CANCELLED", facts: { phase } });
+  // One whose WELCOME never came has not begun either.
+  if (phase === "connect") return;
+  const left = await expectDiscarded(destination);
+  expect(failureOf(left)).toMatchObject({ code: "CANCELLED", at: "source" });
+}
+
+async function expectArrivalAnew(source: Cli, story: Story): Promise<void> {
+  await using destination = startGuestDestination();
+  tellToLeave(source, await addressOf(destination));
+  await expectArrival(source, destination, story);
+}
+
+test(`15: cancel/src/after/cancelling: a second cancel changes nothing (SEED=${seed})`, async () => {
+  await using destination = startGuestDestination();
+  await using source = startGuestSource("", GUEST);
+  const story = new Story(source);
+  tellToLeave(source, await addressOf(destination), { hold: ["saveDevices", "resume"] });
+  await story.next("holding");
+  source.kill("SIGTERM");
+  // As the first one is being carried out.
+  expect(await story.next("holding")).toMatchObject({ step: "resume" });
+  source.kill("SIGTERM");
+  source.tell("go on");
+  expect(await expectUnharmed(story)).toMatchObject({ code: "CANCELLED", at: "source" });
+  expect(failureOf(await expectDiscarded(destination)).code).toBe("CANCELLED");
+  source.kill("SIGTERM"); // And when it is over: cancel/src/after/cancelled.
+  await expectArrivalAnew(source, story);
+});
+
+test(`15: cancel/src/after/completed: it comes too late, the guest stays there (SEED=${seed})`, async () => {
+  await using destination = startGuestDestination();
+  await using source = startGuestSource("", GUEST);
+  tellToLeave(source, await addressOf(destination));
+  await source.waitFor("completed");
+  source.kill("SIGTERM");
+  await expectArrival(source, destination);
+});
+
+test(`15: cancel/src/after/failed: the guest runs on as it did (SEED=${seed})`, async () => {
+  await using destination = startGuestDestination();
+  await using source = startGuestSource("", GUEST);
+  const story = new Story(source);
+  tellToLeave(source, await addressOf(destination), { isBroken: true });
+  await source.waitFor("failed");
+  source.kill("SIGTERM");
+  expect(await expectUnharmed(story)).toMatchObject({ code: "HOST_FAILED", at: "source" });
+  expect(failureOf(await expectDiscarded(destination)).code).toBe("HOST_FAILED");
+  await expectArrivalAnew(source, story);
+});
+
+test(`27: bad_dest: without a listener it fails by name, and the guest still runs (SEED=${seed})`, async () => {
+  await using source = startGuestSource("tcp:127.0.0.1:1", {
+    ...GUEST,
+    parameters: { connectTimeoutMs: 500 },
   });
-  const onPhase = (phase: string) => void (phase === "devices" && abort.abort());
-  const outcome = await rig.fails({ out: { signal: abort.signal, onPhase } });
-  expect(verdictsOf(outcome).source).toBe("CANCELLED at source");
-  abort.abort(); // And when it is over: cancel/src/after/cancelled.
-  rig.expectUnharmed();
-  await rig.succeeds();
-});
-
-test(`cancel/src/after/completed: it comes too late, the guest stays there (SEED=${seed})`, async () => {
-  const rig = new FaultRig(seed);
-  const abort = new AbortController();
-  await rig.succeeds({ out: { signal: abort.signal } });
-  abort.abort();
-  rig.expectArrived();
-});
-
-test(`cancel/src/after/failed: the guest runs on as it did (SEED=${seed})`, async () => {
-  const rig = new FaultRig(seed);
-  const abort = new AbortController();
-  rig.source.misbehave("saveDevices", async () => {
-    throw new Error("a device is broken");
-  });
-  const outcome = await rig.fails({ out: { signal: abort.signal } });
-  expect(verdictsOf(outcome).source).toBe("HOST_FAILED at source");
-  abort.abort();
-  rig.expectUnharmed();
-  await rig.succeeds();
-});
-
-test(`bad_dest: without a listener it fails by name, and the guest still runs (SEED=${seed})`, async () => {
-  const rig = new FaultRig(seed);
-  const phases: string[] = [];
-  const { failure } = await outcomeOf(
-    migrateOut(rig.source, "tcp:127.0.0.1:1", {
-      connectTimeoutMs: 500,
-      onPhase: (phase) => void phases.push(phase),
-    }),
-  );
+  const story = new Story(source);
+  const failure = await expectUnharmed(story);
   expect(failure).toMatchObject({ code: "CONNECT_FAILED", at: "source" });
-  expect(failure?.message).toContain("127.0.0.1:1");
-  expect(phases).toEqual(SOURCE_PHASES.slice(0, 1));
-  rig.expectUnharmed();
-  await rig.succeeds();
+  expect(failure.message).toContain("127.0.0.1:1");
+  expect(story.phases).toEqual(SOURCE_PHASES.slice(0, 1));
+  await expectArrivalAnew(source, story);
 });
 
-/** A destination that takes only the guest that it knows, where both sides name theirs. */
-class Choosy extends RecordingDestination {
-  readonly #known: string;
-
-  constructor(known: string) {
-    super();
-    this.#known = known;
-  }
-
-  override async prepare(
-    announced: readonly BlockAnnouncement[],
-    description = "",
-  ): Promise<readonly Block[]> {
-    if (description !== "" && this.#known !== "" && description !== this.#known) {
-      const problems = [`it is ${description}, wanted is ${this.#known}`];
-      throw new MigrationError("GUEST_MISMATCH", { problems });
-    }
-    return await super.prepare(announced);
-  }
-}
-
-for (const [name, ours, theirs, verdict] of [
-  ["validate_uuid", "1-1", "1-1", "completed"],
-  ["validate_uuid_error", "1-1", "2-2", "GUEST_MISMATCH at destination"],
-  ["validate_uuid_src_not_set", "", "2-2", "completed"],
-  ["validate_uuid_dst_not_set", "1-1", "", "completed"],
+for (const [name, ours, theirs] of [
+  ["validate_uuid", "1-1", "1-1"],
+  ["validate_uuid_src_not_set", "", "2-2"],
+  ["validate_uuid_dst_not_set", "1-1", ""],
 ] as const) {
-  test(`${name}: a guest named "${ours}" for one named "${theirs}" is ${verdict} (SEED=${seed})`, async () => {
-    const rig = new FaultRig(seed);
-    Object.assign(rig.source, { description: ours });
-    rig.destination = new Choosy(theirs);
-    const outcome = await (verdict === "completed" ? rig.attempt() : rig.fails());
-    expect(verdictsOf(outcome)).toEqual({ source: verdict, destination: verdict });
-    if (verdict === "completed") rig.expectArrived();
+  test(`30: ${name}: a guest named "${ours}" for one named "${theirs}" is completed (SEED=${seed})`, async () => {
+    await expectToMove({}, { guest: { ...GUEST, description: ours }, known: theirs });
   });
 }
+
+test(`30: validate_uuid_error: a guest named "1-1" for one named "2-2" is GUEST_MISMATCH at destination (SEED=${seed})`, async () => {
+  await using destination = startGuestDestination({}, { known: "2-2" });
+  await using source = startGuestSource("", { ...GUEST, description: "1-1" });
+  const story = new Story(source);
+  tellToLeave(source, await addressOf(destination));
+  const mismatch = { code: "GUEST_MISMATCH", at: "destination" };
+  expect(await expectUnharmed(story)).toMatchObject(mismatch);
+  expect(failureOf(await expectDiscarded(destination))).toMatchObject(mismatch);
+  await expectCleanEnd(source);
+});
