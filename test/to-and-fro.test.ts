@@ -1,5 +1,3 @@
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { expect, test } from "vitest";
 import { must } from "../base/assert.ts";
@@ -7,6 +5,7 @@ import { Deadline } from "../base/clock.ts";
 import { MIB } from "../base/units.ts";
 import { median } from "../bench/measure.ts";
 import type { Holdings } from "./fixtures/to-and-fro.ts";
+import { COMPILE_CACHE } from "./harness/compile-cache.ts";
 import { type Cli, type CliEvent, startCli } from "./run-cli.ts";
 
 const PROGRAM = fileURLToPath(new URL("fixtures/to-and-fro.ts", import.meta.url));
@@ -39,8 +38,7 @@ class Place {
   readonly cli = startCli(["--json"], {
     program: PROGRAM,
     input: true,
-    // Threads start twice as fast when what they import was compiled before.
-    env: { NODE_COMPILE_CACHE: join(tmpdir(), "multifd-compile-cache") },
+    env: { NODE_COMPILE_CACHE: COMPILE_CACHE },
     limitMs: 20_000 + MOVES * MOVE_LIMIT_MS,
   });
   readonly #said = new Map<string, number>();

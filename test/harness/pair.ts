@@ -11,10 +11,10 @@ import type { DestinationHost, SourceHost } from "../../engine/host.ts";
 import { type MigrateOutOptions, migrateOut } from "../../engine/source.ts";
 import type { Report } from "../../engine/statistics.ts";
 import type { Surroundings } from "../../engine/surroundings.ts";
+import { COMPILE_CACHE } from "./compile-cache.ts";
 import type { Relay } from "./relay.ts";
 
-/** Threads start twice as fast when what they import was compiled before. */
-process.env["NODE_COMPILE_CACHE"] ??= join(tmpdir(), "multifd-compile-cache");
+process.env["NODE_COMPILE_CACHE"] ??= COMPILE_CACHE;
 
 /** How a migration ended at one end. Anything but a report or a MigrationError fails the test. */
 export type Outcome =
