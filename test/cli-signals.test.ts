@@ -1,3 +1,4 @@
+import { writeFileSync } from "node:fs";
 import { describe, expect, test } from "vitest";
 import { must } from "../base/assert.ts";
 import { MIB } from "../base/units.ts";
@@ -7,6 +8,8 @@ import type { PostcopyPhase, SourcePhase } from "../engine/source.ts";
 import { CliFolder, isSameFile } from "./fixtures/cli-folder.ts";
 import { failureOf } from "./fixtures/cli-outcome.ts";
 import { HoldingRelay, type WhenSenderGoes } from "./fixtures/cli-relay.ts";
+import { FakeQemu } from "./harness/fake-qemu.ts";
+import { Prng } from "./prng.ts";
 import { type Cli, type CliExit, startCli } from "./run-cli.ts";
 
 /** Both do the same, so what follows a failure is tried after one of them. */
@@ -35,28 +38,32 @@ interface Stop {
   readonly other?: string | null;
 }
 
-const SOURCE_STOPS: Readonly<Record<Exclude<SourcePhase, PostcopyPhase>, Stop>> = {
+/** What a guest in files does in these takes no time. */
+type OfQemu = "pause" | "devices";
+
+const SOURCE_STOPS: Readonly<Record<Exclude<SourcePhase, PostcopyPhase | OfQemu>, Stop>> = {
   connect: { hold: "hello", whenSenderGoes: "drop", other: null },
   agree: { hold: "accept" },
   precopy: { flags: SLOWLY },
-  pause: { isFleeting: true },
   // With all the time there is, a stopped guest has one round; fences after it are of the rest.
   rest: { hold: "fenced", after: "round", flags: ["--downtime-limit", "60s"] },
-  devices: { isFleeting: true },
   ready: { hold: "ready" },
   commit: { hold: "running", isTooLate: true },
 };
 
-const DESTINATION_STOPS: Readonly<Record<Exclude<DestinationPhase, PostcopyPhase>, Stop>> = {
-  listen: { other: null },
-  agree: { hold: "agree" },
-  receive: { flags: SLOWLY },
-  devices: { isFleeting: true },
-  load: { hold: "end" },
-  // READY may get through as the relay closes, and COMMIT then cross the signal.
-  commit: { hold: "ready", isFleeting: true },
-  resume: { hold: "running", isTooLate: true },
-};
+const DESTINATION_STOPS: Readonly<Record<Exclude<DestinationPhase, PostcopyPhase | OfQemu>, Stop>> =
+  {
+    listen: { other: null },
+    agree: { hold: "agree" },
+    receive: { flags: SLOWLY },
+    load: { hold: "end" },
+    // READY may get through as the relay closes, and COMMIT then cross the signal.
+    commit: { hold: "ready", isFleeting: true },
+    resume: { hold: "running", isTooLate: true },
+  };
+
+/** The state of QEMU's own migration in which it is kept for the phase. */
+const QEMU_STOPS = { pause: "active", devices: "device" } as const;
 
 for (const [signal, { retries }] of Object.entries(SIGNALS)) {
   describe(`${signal} to the source`, () => {
@@ -87,6 +94,50 @@ for (const [signal, { retries }] of Object.entries(SIGNALS)) {
         if (retries) await expectRetry(folder, image);
       });
     }
+  });
+
+  describe(`${signal} to the source of QEMU's guest`, () => {
+    for (const [phase, state] of Object.entries(QEMU_STOPS)) {
+      test(`${phase}: the source is cancelled, its guest runs on, and the other end says so`, async () => {
+        await using from = await startQemu();
+        from.staysIn = state;
+        await using to = await FakeQemu.start({ runState: "inmigrate" });
+        await using destination = receiveInto(to);
+        await using source = sendFrom(from, await addressOf(destination));
+        await source.waitFor("phase", (event) => event["phase"] === phase);
+        await from.staying;
+        expect(from.runState).toBe("finish-migrate");
+        source.kill(signal as keyof typeof SIGNALS);
+
+        const [left, arrived] = await Promise.all([source.exit, destination.exit]);
+        expectCancelled(left, phase);
+        expect(failureOf(arrived)).toMatchObject({ code: "CANCELLED", at: "source" });
+        expect(arrived.status).toBe(1);
+        expect([from.runState, to.loaded]).toEqual(["running", null]);
+        if (retries) await expectQemuRetry(from);
+      });
+    }
+  });
+
+  describe(`${signal} to the destination of QEMU's guest`, () => {
+    test("devices: the destination is cancelled, and the source's guest runs on", async () => {
+      await using from = await startQemu();
+      await using to = await FakeQemu.start({ runState: "inmigrate" });
+      await using destination = receiveInto(to);
+      const held = { hold: "section", whenSenderGoes: "deliver" } as const;
+      await using relay = must(await relayTo(await addressOf(destination), held), "it holds");
+      await using source = sendFrom(from, relay.address);
+      await destination.waitFor("phase", (event) => event["phase"] === "devices");
+      await relay.holding;
+      destination.kill(signal as keyof typeof SIGNALS);
+
+      const [left, arrived] = await Promise.all([source.exit, destination.exit]);
+      expectCancelled(arrived, "devices");
+      expect(failureOf(left)).toMatchObject({ code: "CANCELLED", at: "destination" });
+      expect(left.status).toBe(1);
+      expect([from.runState, to.loaded]).toEqual(["running", null]);
+      if (retries) await expectQemuRetry(from);
+    });
   });
 
   describe(`${signal} to the destination`, () => {
@@ -163,6 +214,35 @@ for (const side of ["source", "destination"] as const) {
     expect(folder.names()).toEqual(["arrived.ram", "source.ram"]);
     await expectRetry(folder, image);
   });
+}
+
+/** A QEMU whose guest has something in its memory. */
+async function startQemu(): Promise<FakeQemu> {
+  const fake = await FakeQemu.start();
+  const memory = Buffer.alloc(MIB);
+  new Prng(SEED).bytes(memory);
+  writeFileSync(fake.ramPath("ram"), memory);
+  return fake;
+}
+
+function receiveInto(to: FakeQemu): Cli {
+  return startCli(["receive", "tcp:127.0.0.1:0", "--qemu", to.path, ...DESTINATION_PATIENTLY]);
+}
+
+function sendFrom(from: FakeQemu, address: string): Cli {
+  return startCli(["send", address, "--qemu", from.path, ...PATIENTLY]);
+}
+
+/** The same guest goes to a new QEMU. */
+async function expectQemuRetry(from: FakeQemu): Promise<void> {
+  from.staysIn = null;
+  await using to = await FakeQemu.start({ runState: "inmigrate" });
+  await using destination = receiveInto(to);
+  await using source = sendFrom(from, await addressOf(destination));
+  const [left, arrived] = await Promise.all([source.exit, destination.exit]);
+  expect([left.status, arrived.status]).toEqual([0, 0]);
+  expect([from.runState, to.runState]).toEqual(["postmigrate", "running"]);
+  expect(await isSameFile(from.ramPath("ram"), to.ramPath("ram"))).toBe(true);
 }
 
 function outcomeText(stop: Stop, who: string): string {

@@ -1,6 +1,6 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { beforeAll, expect, onTestFinished, test } from "vitest";
-import { KIB, MIB } from "../base/units.ts";
+import { MIB } from "../base/units.ts";
 import { migrateIn } from "../engine/destination.ts";
 import { PostcopyRecovery } from "../engine/postcopy-recovery.ts";
 import { type MigrateOutOptions, migrateOut } from "../engine/source.ts";
@@ -9,13 +9,15 @@ import { MemoryGuest } from "../hosts/memory-guest/guest.ts";
 import type { GuestShape } from "../hosts/memory-guest/shape.ts";
 import { untilWritten } from "./fixtures/memory-guest-shapes.ts";
 import { warmUp } from "./harness/fault-rig.ts";
-import { LeakCheck } from "./harness/leaks.ts";
 import { type Outcome, outcomeOf } from "./harness/pair.ts";
 import { Phases } from "./harness/phases.ts";
-import { type Point, Relay } from "./harness/relay.ts";
+import { Relay } from "./harness/relay.ts";
 import { Prng, seedFromEnvironment } from "./prng.ts";
 
-/** A link that breaks in post-copy: both ends keep what they have, and go on over another one. */
+/**
+ * A link that breaks in post-copy: both ends keep what they have, and go on over another one. How it
+ * goes between two processes is in process-recovery.test.ts.
+ */
 const seed = seedFromEnvironment();
 
 beforeAll(warmUp);
@@ -122,115 +124,6 @@ class Journey {
     await guest.pause();
     expect(await guest.verify()).toEqual([]);
   }
-
-  /** Nothing is left of both guests, so that what is left is the migration's. */
-  async end(): Promise<void> {
-    await this.guest.stop();
-    await this.to.discard();
-  }
-}
-
-for (const [name, options] of [
-  ["plain", { compression: "none" }],
-  ["preempt/recovery/plain: two lanes, zstd", { compression: "zstd", priorityChannels: 2 }],
-  ["with deltas, after three rounds", { xbzrle: true, postcopyRounds: 3 }],
-  ["with auto", { compression: "auto", postcopyRounds: 2 }],
-] as const satisfies readonly [string, MigrateOutOptions][]) {
-  test(`19: postcopy/recovery/${name} (SEED=${seed})`, async () => {
-    const leaks = new LeakCheck();
-    await using relay = await Relay.start();
-    const journey = await Journey.begin(relay, options);
-    await journey.moving();
-    relay.do("cut");
-    await journey.paused();
-    await journey.source.recovery.recover(journey.address);
-    await journey.expectArrived();
-    const [{ report }] = await journey.outcomes;
-    expect(journey.source.phases.seen.slice(-4)).toEqual([
-      "postcopy",
-      "postcopy-paused",
-      "postcopy-recover",
-      "postcopy",
-    ]);
-    expect(report?.channels.map(({ losses }) => losses)).toEqual(
-      Array(3 + ("priorityChannels" in options ? 2 : 1)).fill(1),
-    );
-    await journey.end();
-    await relay[Symbol.asyncDispose]();
-    await leaks.settled();
-  });
-}
-
-/** Of sizes whose pages fill no word of a bitmap, and each with a vCPU. */
-const BLOCKS_SHAPE: GuestShape = {
-  ...SHAPE,
-  blocks: [
-    { name: "low", sizeBytes: 2001 * 4 * KIB, pageBytes: 4 * KIB },
-    { name: "rom", sizeBytes: 4 * KIB, pageBytes: 4 * KIB },
-    { name: "high", sizeBytes: 77 * 64 * KIB, pageBytes: 64 * KIB },
-  ],
-  vcpus: [
-    { block: "low", pageCount: 2001, pattern: "stride" } as const,
-    { block: "high", pageCount: 77, pattern: "sweep" } as const,
-  ].map((vcpu) => ({
-    ...vcpu,
-    firstPage: 0,
-    rateBytesPerSecond: 64 * MIB,
-    changedBytes: 64,
-  })),
-};
-
-test(`19: postcopy/recovery of several blocks, of odd numbers of pages (SEED=${seed})`, async () => {
-  const leaks = new LeakCheck();
-  await using relay = await Relay.start();
-  relay.isMended = true;
-  const journey = await Journey.begin(relay, { channels: 4 }, {}, BLOCKS_SHAPE);
-  for (let cut = 1; cut <= 2; cut += 1) {
-    await journey.moving();
-    relay.do("cut");
-    await journey.paused();
-    await journey.source.recovery.recover();
-  }
-  await journey.expectArrived();
-  expect(journey.source.phases.count("postcopy-recover")).toBe(2);
-  await journey.end();
-  await relay[Symbol.asyncDispose]();
-  await leaks.settled();
-});
-
-for (const [name, point] of [
-  ["handshake: before WELCOME", { channel: 0, frame: "welcome", where: "before" }],
-  ["handshake: before RECOVER", { channel: 0, frame: "recover", where: "before" }],
-  ["handshake: what is missing is told in half", { channel: 0, frame: "missing", where: "middle" }],
-  ["handshake: before RECOVERED", { channel: 0, frame: "recovered", where: "before" }],
-  ["handshake: a channel joins", { channel: 1, frame: "hello", where: "middle" }],
-  ["handshake: a lane joins", { channel: 3, frame: "welcome", where: "before" }],
-  ["reconnect: first pages", { channel: 2, frame: "pages", nth: 2, where: "middle" }],
-  ["reconnect: the end of a channel", { channel: 1, frame: "end", where: "before" }],
-] as const satisfies readonly [string, Point][]) {
-  test(`20: postcopy/recovery/double-failures/${name} (SEED=${seed})`, async () => {
-    const leaks = new LeakCheck();
-    await using relay = await Relay.start();
-    relay.isMended = true;
-    const journey = await Journey.begin(relay);
-    await journey.moving();
-    relay.do("cut");
-    await journey.paused();
-    relay.at(point, "cut link");
-    const second = outcomeOf(journey.source.recovery.recover() as never);
-    await untilPausedAgain(journey, second);
-    await journey.source.recovery.recover();
-    await journey.expectArrived();
-    await journey.end();
-    await relay[Symbol.asyncDispose]();
-    await leaks.settled();
-  });
-}
-
-/** Both ends have noticed, whether the second link broke before or after the destination joined. */
-async function untilPausedAgain(journey: Journey, second: Promise<Outcome>): Promise<void> {
-  await second;
-  await journey.paused();
 }
 
 test(`a source joins again by itself, within reconnect-timeout, as often as it takes (SEED=${seed})`, async () => {

@@ -97,7 +97,7 @@ export class Cli {
   }
 
   /** Every event so far. */
-  get heard(): readonly CliEvent[] {
+  get said(): readonly CliEvent[] {
     return this.#events;
   }
 

@@ -46,6 +46,9 @@ export class FakeQemu implements AsyncDisposable {
   blockedReasons: readonly string[] = [];
   tlsCredentials = "";
   failsToLoad = false;
+  /** The state of its migration that it does not leave by itself: it has stopped the guest. */
+  staysIn: "active" | "device" | null = null;
+  readonly #stays = Promise.withResolvers<void>();
   readonly #options: FakeQemuOptions;
   #qmp: FakeQmp | null = null;
   #stream: Socket | null = null;
@@ -87,6 +90,11 @@ export class FakeQemu implements AsyncDisposable {
   /** The capabilities that are on. */
   get enabled(): string[] {
     return [...this.capabilities].flatMap(([name, isOn]) => (isOn ? [name] : [])).sort();
+  }
+
+  /** Resolves when it is in that state. */
+  get staying(): Promise<void> {
+    return this.#stays.promise;
   }
 
   ramPath(id: string): string {
@@ -253,12 +261,17 @@ export class FakeQemu implements AsyncDisposable {
       this.#wasRunning = this.runState === "running";
       this.#stop("finish-migrate");
       this.runState = "finish-migrate";
-      this.#become("pre-switchover");
+      if (this.staysIn === "active") this.#stays.resolve();
+      else this.#become("pre-switchover");
     });
   }
 
   #saveDevices(): void {
     this.#become("device");
+    if (this.staysIn === "device") {
+      this.#stays.resolve();
+      return;
+    }
     this.#stream?.end(this.devices, () => {
       if (this.migration !== "device") return;
       this.runState = "postmigrate";

@@ -1,0 +1,209 @@
+import { expect, test } from "vitest";
+import { must } from "../base/assert.ts";
+import { KIB, MIB } from "../base/units.ts";
+import type { ParameterOptions } from "../engine/parameters.ts";
+import type { GuestShape } from "../hosts/memory-guest/shape.ts";
+import {
+  type Arrival,
+  addressOf,
+  expectArrival,
+  startGuestDestination,
+  startGuestSource,
+  tellToLeave,
+  untilIn,
+} from "./fixtures/cli-live-pair.ts";
+import { Story } from "./fixtures/cli-story.ts";
+import { type Point, Relay } from "./harness/relay.ts";
+import { seedFromEnvironment } from "./prng.ts";
+import type { Cli, CliEvent } from "./run-cli.ts";
+
+/**
+ * QEMU's scenarios of a link that breaks in post-copy, under their numbers, between two processes:
+ * both keep what they have, and go on over another link.
+ */
+const seed = seedFromEnvironment();
+
+const SHAPE: GuestShape = {
+  blocks: [{ name: "ram", sizeBytes: 16 * MIB, pageBytes: 4 * KIB }],
+  seed,
+  content: { zero: 0.2, text: 0.4, random: 0.4 },
+  vcpus: [0, 1].map((half) => ({
+    block: "ram",
+    firstPage: half * 2048,
+    pageCount: 2048,
+    pattern: half === 0 ? "stride" : "sweep",
+    rateBytesPerSecond: 64 * MIB,
+    changedBytes: 64,
+  })),
+};
+
+const THERE: ParameterOptions = { channelTimeoutMs: 5000, stepTimeoutMs: 10_000 };
+const HERE: ParameterOptions = {
+  ...THERE,
+  channels: 2,
+  postcopy: "after-rounds",
+  downtimeLimitMs: 1,
+  // Slow enough that the link breaks while most is missing.
+  maxBandwidthBytesPerSecond: 24 * MIB,
+};
+
+/** A guest that goes over, by a link that breaks. */
+class Journey implements AsyncDisposable {
+  readonly relay: Relay;
+  readonly source: Cli;
+  readonly destination: Cli;
+  readonly #story: Story;
+
+  private constructor(relay: Relay, shape: GuestShape) {
+    this.relay = relay;
+    this.source = startGuestSource("", { seed, shape });
+    this.destination = startGuestDestination(THERE, { vcpuThreads: 2 });
+    this.#story = new Story(this.source);
+  }
+
+  static async begin(parameters: ParameterOptions = {}, shape = SHAPE): Promise<Journey> {
+    const journey = new Journey(await Relay.start(), shape);
+    const address = journey.relay.before(await addressOf(journey.destination));
+    tellToLeave(journey.source, address, { parameters: { ...HERE, ...parameters } });
+    return journey;
+  }
+
+  /** The guest runs there, as both ends know. */
+  async moving(): Promise<void> {
+    await this.#bothIn("postcopy");
+  }
+
+  /** The one copy that may run is there, and what it waits for does not stop it from obeying. */
+  async paused(): Promise<void> {
+    const said = await this.#bothIn("postcopy-paused");
+    expect(said.map(({ running }) => running)).toEqual([false, true]);
+  }
+
+  /** So often, with what was before. */
+  async destinationPaused(times: number): Promise<void> {
+    let seen = 0;
+    await this.destination.waitFor("phase", ({ phase }) => {
+      if (phase === "postcopy-paused") seen += 1;
+      return seen === times;
+    });
+  }
+
+  /** Joins again, where it was before or elsewhere. */
+  async recover(address = ""): Promise<CliEvent> {
+    this.source.tell(`recover ${address}`.trim());
+    return must(await this.#story.next("recovered", "not recovered"), "it says how that went");
+  }
+
+  async expectRecovery(address?: string): Promise<void> {
+    expect(await this.recover(address)).toMatchObject({ event: "recovered" });
+  }
+
+  /** The whole guest is there, and runs in one place. */
+  async expectArrival(): Promise<Arrival> {
+    return await expectArrival(this.source, this.destination, this.#story);
+  }
+
+  /** Of the source. */
+  get phases(): string[] {
+    return this.source.said.flatMap(({ phase }) => (phase === undefined ? [] : [String(phase)]));
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.relay[Symbol.asyncDispose]();
+    for (const cli of [this.source, this.destination]) await cli[Symbol.asyncDispose]();
+  }
+
+  async #bothIn(phase: string): Promise<CliEvent[]> {
+    return await Promise.all([this.source, this.destination].map((cli) => untilIn(cli, phase)));
+  }
+}
+
+for (const [name, parameters] of [
+  ["plain", { compression: "none" }],
+  ["preempt/recovery/plain: two lanes, zstd", { compression: "zstd", priorityChannels: 2 }],
+  ["with deltas, after three rounds", { xbzrle: true, postcopyRounds: 3 }],
+  ["with auto", { compression: "auto", postcopyRounds: 2 }],
+] as const satisfies readonly [string, ParameterOptions][]) {
+  test(`19: postcopy/recovery/${name} (SEED=${seed})`, async () => {
+    await using journey = await Journey.begin(parameters);
+    await journey.moving();
+    journey.relay.do("cut");
+    await journey.paused();
+    await journey.expectRecovery(await addressOf(journey.destination));
+    const { source } = await journey.expectArrival();
+    expect(journey.phases.slice(-4)).toEqual([
+      "postcopy",
+      "postcopy-paused",
+      "postcopy-recover",
+      "postcopy",
+    ]);
+    expect(source.channels.map(({ losses }) => losses)).toEqual(
+      Array(3 + ("priorityChannels" in parameters ? 2 : 1)).fill(1),
+    );
+  });
+}
+
+/** Of sizes whose pages fill no word of a bitmap, and each with a vCPU. */
+const BLOCKS_SHAPE: GuestShape = {
+  ...SHAPE,
+  blocks: [
+    { name: "low", sizeBytes: 2001 * 4 * KIB, pageBytes: 4 * KIB },
+    { name: "rom", sizeBytes: 4 * KIB, pageBytes: 4 * KIB },
+    { name: "high", sizeBytes: 77 * 64 * KIB, pageBytes: 64 * KIB },
+  ],
+  vcpus: [
+    { block: "low", pageCount: 2001, pattern: "stride" } as const,
+    { block: "high", pageCount: 77, pattern: "sweep" } as const,
+  ].map((vcpu) => ({
+    ...vcpu,
+    firstPage: 0,
+    rateBytesPerSecond: 64 * MIB,
+    changedBytes: 64,
+  })),
+};
+
+test(`19, 21: postcopy/recovery, multifd+postcopy/recovery: several blocks, of odd numbers of pages (SEED=${seed})`, async () => {
+  await using journey = await Journey.begin({ channels: 4 }, BLOCKS_SHAPE);
+  journey.relay.isMended = true;
+  for (let cut = 1; cut <= 2; cut += 1) {
+    await journey.moving();
+    journey.relay.do("cut");
+    await journey.paused();
+    await journey.expectRecovery();
+  }
+  await journey.expectArrival();
+  expect(journey.phases.filter((phase) => phase === "postcopy-recover")).toHaveLength(2);
+});
+
+/** How often the destination pauses by then: it may not have known that somebody would join. */
+for (const [name, point, pauses] of [
+  ["handshake: before WELCOME", { channel: 0, frame: "welcome", where: "before" }, 1],
+  ["handshake: before RECOVER", { channel: 0, frame: "recover", where: "before" }, 1],
+  [
+    "handshake: what is missing is told in half",
+    { channel: 0, frame: "missing", where: "middle" },
+    2,
+  ],
+  ["handshake: before RECOVERED", { channel: 0, frame: "recovered", where: "before" }, 2],
+  ["handshake: a channel joins", { channel: 1, frame: "hello", where: "middle" }, 2],
+  ["handshake: a lane joins", { channel: 3, frame: "welcome", where: "before" }, 2],
+  ["reconnect: first pages", { channel: 2, frame: "pages", nth: 2, where: "middle" }, 2],
+  ["reconnect: the end of a channel", { channel: 1, frame: "end", where: "before" }, 2],
+] as const satisfies readonly [string, Point, number][]) {
+  test(`20: postcopy/recovery/double-failures/${name} (SEED=${seed})`, async () => {
+    await using journey = await Journey.begin();
+    journey.relay.isMended = true;
+    await journey.moving();
+    journey.relay.do("cut");
+    await journey.paused();
+    const broken = Promise.withResolvers<void>();
+    journey.relay.onDeed = broken.resolve;
+    journey.relay.at(point, "cut link");
+    await journey.recover();
+    await broken.promise;
+    await journey.destinationPaused(pauses);
+    await journey.paused();
+    await journey.expectRecovery();
+    await journey.expectArrival();
+  });
+}
