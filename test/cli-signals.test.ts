@@ -114,6 +114,8 @@ for (const [signal, { retries }] of Object.entries(SIGNALS)) {
         expect(failureOf(arrived)).toMatchObject({ code: "CANCELLED", at: "source" });
         expect(arrived.status).toBe(1);
         expect([from.runState, to.loaded]).toEqual(["running", null]);
+        // It was told so, and did not have to find its socket closed.
+        expect(from.migration).toBe("cancelled");
         if (retries) await expectQemuRetry(from);
       });
     }
