@@ -2,6 +2,7 @@ import { expect, test } from "vitest";
 import { must } from "../base/assert.ts";
 import { KIB, MIB } from "../base/units.ts";
 import type { ParameterOptions } from "../engine/parameters.ts";
+import type { FaultProgress } from "../engine/statistics.ts";
 import type { GuestShape } from "../hosts/memory-guest/shape.ts";
 import type { GuestAttempt } from "./fixtures/cli-guest-source.ts";
 import {
@@ -139,7 +140,7 @@ test(`21: multifd+postcopy/xbzrle: a page that was dirty but is as it was sent c
 
 test(`16: both ends tell how long who waited for pages, and the figures belong together (SEED=${seed})`, async () => {
   // So slow that the guest has to ask often.
-  const { source, destination } = await moves({
+  const { source, destination, told } = await moves({
     postcopy: "after-rounds",
     maxBandwidthBytesPerSecond: 48 * MIB,
   });
@@ -168,7 +169,26 @@ test(`16: both ends tell how long who waited for pages, and the figures belong t
   // Half of the waits were as long as the median at least, which is rounded up by 9 %.
   expect(blockedMs * 1000).toBeGreaterThanOrEqual((count / 2) * (faults.p50Us / 1.1));
   expect(blockedMs * 1000).toBeLessThanOrEqual((count + vcpus.length) * faults.maxUs);
+  // Progress told it on the way: all that each end knows, and never more than came to be.
+  const here = must(told.destination.at(-1), "it took a while");
+  const there = must(told.source.at(-1), "it took a while");
+  const { served: _served, ...stagesHere } = stages;
+  expect(here.vcpus?.length).toBeGreaterThan(0);
+  expect(shapeOf({ ...here, vcpus })).toEqual(shapeOf({ ...faults, stages: stagesHere }));
+  expect(shapeOf(there)).toEqual(shapeOf({ stages: { served } }));
+  expect(here.count).toBeGreaterThan(0);
+  expect(here.count).toBeLessThanOrEqual(count);
+  expect(here.blockedMs).toBeLessThanOrEqual(blockedMs);
+  for (const [stage, { count }] of Object.entries({ ...here.stages, ...there.stages })) {
+    expect(count, stage).toBeGreaterThan(0);
+    expect(count, stage).toBeLessThanOrEqual(stages[stage as keyof typeof stages].count);
+  }
 });
+
+/** The names in a tree of figures, without the figures. */
+function shapeOf(figures: FaultProgress): unknown {
+  return JSON.parse(JSON.stringify(figures, (_, value) => (typeof value === "number" ? 0 : value)));
+}
 
 for (const pageBytes of [64 * KIB, 2 * MIB]) {
   test(`pages of ${pageBytes / KIB} KiB (SEED=${seed})`, async () => {

@@ -148,8 +148,8 @@ export class Scene implements AsyncDisposable {
 
   /** Both ends are in these phases, and the guest is as it is then. */
   async expectAt({ phases, guest }: Stop): Promise<void> {
-    expect(lastPhase(this.send.heard)).toBe(phases.source);
-    expect(lastPhase(this.receive.heard)).toBe(phases.destination);
+    expect(lastPhase(this.send.said)).toBe(phases.source);
+    expect(lastPhase(this.receive.said)).toBe(phases.destination);
     expect(await this.source.status()).toBe(guest);
   }
 
