@@ -16,6 +16,11 @@ import { WireReader, WireWriter } from "./wire-bytes.ts";
 export const VERSION = { min: 1, max: 1 } as const;
 
 export const MIGRATION_ID_BYTES = 16;
+
+/** For people and files. It is no secret: the token is. */
+export function formatMigrationId(id: Uint8Array): string {
+  return Array.from(id, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
 export const TOKEN_BYTES = 32;
 
 /** What a channel is for. Urgency is a property of a request, and is not told here. */

@@ -95,6 +95,7 @@ export function verdictOf({ source, destination }: Notes): Verdict {
     if (source?.owner === "source") return "not handed over";
     return source?.owner === "destination" ? "handed over" : "in doubt";
   }
+  if (source !== undefined && !areOfOne(source, destination)) return "contradiction";
   const { owner, runs } = destination;
   const isTold = source !== undefined && source.owner !== "unknown" && owner !== "unknown";
   if (isTold && source.owner !== owner) return "contradiction";
@@ -102,6 +103,16 @@ export function verdictOf({ source, destination }: Notes): Verdict {
   if (owner === "source") return "at the source";
   if (source?.owner === "source") return "not handed over";
   return source?.owner === "destination" ? "contradiction" : "undecided";
+}
+
+/**
+ * Whether they are of one migration. A destination knows it before the source may hand anything over;
+ * a source that has the guest may not have met this destination, or not yet.
+ */
+function areOfOne(source: HandoverNote, destination: HandoverNote): boolean {
+  if (source.migration === destination.migration) return true;
+  const isKnown = source.migration !== null && destination.migration !== null;
+  return source.owner === "source" && !isKnown;
 }
 
 export async function handover(argv: readonly string[]): Promise<number> {
@@ -164,6 +175,9 @@ async function settle(
   command: string | undefined,
 ): Promise<void> {
   const { source, destination } = records;
+  if (verdictOf(notesOf(records)) === "contradiction") {
+    checkUsage(["the records are not of the same migration: nothing was settled"]);
+  }
   destination?.decide("source");
   const verdict = verdictOf(notesOf(records));
   const isAsked = verdict === "in doubt" && word !== undefined;

@@ -59,6 +59,7 @@ export async function receive(argv: readonly string[]): Promise<number> {
             control.onPhase(phase);
           },
           recovery: control.recovery,
+          onMigration: (id) => record?.identify(id),
           onProgress: (progress) => output.progress(progress),
         }),
       ),

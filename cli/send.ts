@@ -77,6 +77,7 @@ export async function send(argv: readonly string[]): Promise<number> {
             output.phase(phase);
             control.onPhase(phase);
           },
+          onMigration: (id) => record?.identify(id),
           onProgress: (progress) => output.progress(progress),
         }),
       ),

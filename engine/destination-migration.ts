@@ -21,6 +21,7 @@ import {
   encodeRunning,
   encodeSwitch,
   type FaultsMessage,
+  formatMigrationId,
 } from "../channels/messages.ts";
 import { stopWorkers } from "../workers/control.ts";
 import {
@@ -162,6 +163,7 @@ export class DestinationMigration {
       signal: _signal,
       onPhase: _onPhase,
       onListening: _onListening,
+      onMigration: _onMigration,
       onProgress: _onProgress,
       recovery: _recovery,
       ...given
@@ -188,6 +190,8 @@ export class DestinationMigration {
     const limitMs = acceptTimeoutMs === 0 ? Number.POSITIVE_INFINITY : acceptTimeoutMs;
     const main = await doorman.admitMain(limitMs);
     this.#main = main;
+    const id = formatMigrationId(doorman.migrationId);
+    this.attempt.callBack(() => this.#options.onMigration?.(id));
     this.#startMs = nowMs();
     this.#cpuBefore = process.cpuUsage();
     this.#watch(main);

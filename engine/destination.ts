@@ -25,6 +25,8 @@ export interface MigrateInOptions extends ParameterOptions {
   readonly onPhase?: (phase: DestinationPhase) => void;
   /** Called once, with the address as a source can use it: a port 0 was replaced. */
   readonly onListening?: (address: string) => void;
+  /** Called once, when both ends have met: the migration's id, the same at both and no other's. */
+  readonly onMigration?: (id: string) => void;
   /** Called some times per second. */
   readonly onProgress?: (progress: Progress) => void;
   /** Lets a post-copy whose link broke go on. */

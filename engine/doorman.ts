@@ -112,6 +112,12 @@ export class Doorman {
     this.#rejoinable = main;
   }
 
+  /** Of the source that was admitted. */
+  get migrationId(): Uint8Array {
+    assert(this.#migrationId !== null, "a source was admitted");
+    return this.#migrationId;
+  }
+
   /** Where it listens, as a source can use it. */
   get address(): string {
     return this.#listener.address;

@@ -3,7 +3,11 @@ import { after, Deadline, every, nowMs } from "../base/clock.ts";
 import { asMigrationError, MigrationError, reasonOf } from "../base/errors.ts";
 import { type Address, formatAddress, parseAddress } from "../channels/address.ts";
 import { type Checksum, loadChecksum } from "../channels/checksum.ts";
-import type { FaultsMessage, RunningMessage } from "../channels/messages.ts";
+import {
+  type FaultsMessage,
+  formatMigrationId,
+  type RunningMessage,
+} from "../channels/messages.ts";
 import { createLatencies, latencyFigures } from "../workers/latencies.ts";
 import { Attempt, callHost } from "./attempt.ts";
 import { configure } from "./configuration.ts";
@@ -137,6 +141,7 @@ export class SourceMigration {
     const {
       signal: _signal,
       onPhase: _onPhase,
+      onMigration: _onMigration,
       onProgress: _onProgress,
       live: _live,
       postcopySwitch: _postcopySwitch,
@@ -170,6 +175,8 @@ export class SourceMigration {
       pause: () => this.#breakOff(),
     });
     await this.#leg.peer.connect();
+    const id = formatMigrationId(this.#leg.peer.identity.migrationId);
+    this.attempt.callBack(() => this.#options.onMigration?.(id));
     this.#leg.watch();
     this.#startProgress();
     this.#watchThreads();

@@ -29,6 +29,8 @@ export interface MigrateOutOptions extends ParameterOptions {
   /** Cancels: the guest runs on here. From COMMIT on it changes nothing, but ends a paused post-copy. */
   readonly signal?: AbortSignal;
   readonly onPhase?: (phase: SourcePhase) => void;
+  /** Called once, when both ends have met: the migration's id, the same at both and no other's. */
+  readonly onMigration?: (id: string) => void;
   /** Called some times per second. */
   readonly onProgress?: (progress: Progress) => void;
   /** Lets parameters change while the migration runs. */

@@ -21,7 +21,12 @@ export interface HandoverNote {
   readonly owner: Side | "unknown";
   /** At the destination: it resumed the guest, and that worked. */
   readonly runs: boolean;
+  /** The id of the migration; null before this end has met the other one. */
+  readonly migration: string | null;
 }
+
+/** What changes in a record while the migration stays the same. */
+export type HandoverWord = Omit<HandoverNote, "migration">;
 
 /**
  * A file in which one end keeps who owns the guest, so that it is known when its process is gone.
@@ -41,31 +46,39 @@ export class HandoverRecord {
 
   /** Throws CONFIGURATION_INVALID where there is no record. */
   read(): HandoverNote {
-    return noteIn(this.#decision) ?? this.#begun() ?? this.#throw("there is no such record");
+    return this.#known() ?? this.#throw("there is no such record");
   }
 
   /** Begins one. Throws CONFIGURATION_INVALID where an older one does not say "source". */
   begin(side: Side): void {
-    const old = noteIn(this.#decision) ?? this.#begun();
+    const old = this.#known();
     if (old !== null && old.owner !== "source") {
       this.#throw("it is of a guest that was handed over, or may be: see `multifd handover`");
     }
     try {
       rmSync(this.#decision, { force: true });
-      this.write({ side, owner: side === "source" ? "source" : "unknown", runs: false });
+      const owner = side === "source" ? "source" : "unknown";
+      this.#replace(this.path, { side, owner, runs: false, migration: null });
     } catch (error) {
       this.#throw(reasonOf(error));
     }
   }
 
+  /** Both ends have met: what the record says is of this migration. */
+  identify(migration: string): void {
+    const begun = this.#begun() ?? this.#throw("there is no such record");
+    this.#replace(this.path, { ...begun, migration });
+  }
+
   /** The source's word, which changes. */
-  write(note: HandoverNote): void {
-    this.#replace(this.path, note);
+  write(word: HandoverWord): void {
+    this.#replace(this.path, { ...word, migration: this.#migration });
   }
 
   /** Decides at the destination, unless that was done. Returns what holds. */
   decide(owner: Side): HandoverNote {
-    const draft = this.#draft({ side: "destination", owner, runs: false });
+    const { migration } = this.read();
+    const draft = this.#draft({ side: "destination", owner, runs: false, migration });
     try {
       linkSync(draft, this.#decision);
       syncFolder(this.path);
@@ -79,7 +92,18 @@ export class HandoverRecord {
 
   /** It runs at the destination, by whose decision it is. */
   runs(): void {
-    this.#replace(this.#decision, { side: "destination", owner: "destination", runs: true });
+    const word = { side: "destination", owner: "destination", runs: true } as const;
+    this.#replace(this.#decision, { ...word, migration: this.#migration });
+  }
+
+  /** Which migration it is can become known after it was decided: that is in the record itself. */
+  #known(): HandoverNote | null {
+    const decided = noteIn(this.#decision);
+    return decided === null ? this.#begun() : { ...decided, migration: this.#migration };
+  }
+
+  get #migration(): string | null {
+    return this.#begun()?.migration ?? null;
   }
 
   #begun(): HandoverNote | null {
@@ -176,9 +200,11 @@ function noteIn(path: string): HandoverNote | null {
 
 function isNote(note: unknown): note is HandoverNote {
   if (typeof note !== "object" || note === null) return false;
-  const { side, owner, runs } = note as Partial<Record<keyof HandoverNote, unknown>>;
+  const { side, owner, runs, migration } = note as Partial<Record<keyof HandoverNote, unknown>>;
   const isSide = (value: unknown): boolean => value === "source" || value === "destination";
-  return isSide(side) && (isSide(owner) || owner === "unknown") && typeof runs === "boolean";
+  const isWord =
+    isSide(side) && (isSide(owner) || owner === "unknown") && typeof runs === "boolean";
+  return isWord && (migration === null || typeof migration === "string");
 }
 
 function unusable(path: string, reason: string): MigrationError {

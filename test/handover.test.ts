@@ -20,7 +20,7 @@ const seed = seedFromEnvironment();
 const OWNERS = ["source", "destination", "unknown"] as const;
 
 function note(side: "source" | "destination", owner: HandoverNote["owner"], runs = false) {
-  return { side, owner, runs } as const;
+  return { side, owner, runs, migration: "same" } as const;
 }
 
 test("whatever two records say, no copy may run at one end while the other may run it", () => {
@@ -37,6 +37,73 @@ test("whatever two records say, no copy may run at one end while the other may r
         if (destination === "destination") expect(owner).not.toBe("source");
       }
     }
+  }
+});
+
+test("records of two migrations are never taken for one, whatever they say", () => {
+  for (const [here, there] of [
+    ["one", "other"],
+    [null, "other"],
+    ["one", null],
+  ]) {
+    for (const source of OWNERS) {
+      for (const destination of OWNERS) {
+        const notes = {
+          source: { ...note("source", source), migration: here ?? null },
+          destination: { ...note("destination", destination), migration: there ?? null },
+        };
+        const verdict = verdictOf(notes);
+        const hasNotMet = here === null || there === null;
+        // A source that still has the guest may not have met that destination.
+        const isHarmless = source === "source" && hasNotMet && destination !== "destination";
+        if (isHarmless) expect(VERDICTS[verdict].owner).toBe("source");
+        else expect(verdict).toBe("contradiction");
+      }
+    }
+  }
+});
+
+test("a record knows its migration from when both ends have met, also if it was decided before", () => {
+  using folder = new CliFolder();
+  const source = new HandoverRecord(folder.at("source"));
+  source.begin("source");
+  expect(source.read().migration).toBe(null);
+  source.identify("one");
+  source.write({ side: "source", owner: "source", runs: false });
+  expect(source.read()).toEqual({ ...note("source", "source"), migration: "one" });
+  source.begin("source");
+  expect(source.read().migration).toBe(null);
+  const destination = new HandoverRecord(folder.at("destination"));
+  destination.begin("destination");
+  destination.decide("source");
+  destination.identify("one");
+  expect(destination.decide("destination")).toEqual({
+    ...note("destination", "source"),
+    migration: "one",
+  });
+});
+
+test("nothing is settled by records of two migrations, and nothing is run", async () => {
+  using folder = new CliFolder();
+  const source = new HandoverRecord(folder.at("source.record"));
+  source.begin("source");
+  source.identify("one");
+  source.write({ side: "source", owner: "unknown", runs: false });
+  // One that waits for its source, and one that another source has come to.
+  for (const migration of [null, "other"]) {
+    const destination = new HandoverRecord(folder.at(`${migration}.record`));
+    destination.begin("destination");
+    if (migration !== null) destination.identify(migration);
+    const before = [source.read(), destination.read()];
+    const paths = [source.path, destination.path];
+    expectTold(await runCli(["handover", ...paths, "--json"]), "contradiction");
+    const told = await runCli(
+      ["handover", ...paths, "--settle", "--resume-command", resumeIn(folder)].concat("--json"),
+    );
+    expect(told.status).toBe(2);
+    expect(failureOf(told).code).toBe("CONFIGURATION_INVALID");
+    expect([source.read(), destination.read()]).toEqual(before);
+    expect(existsSync(folder.at("runs"))).toBe(false);
   }
 });
 
@@ -194,7 +261,11 @@ test(`a destination that is killed before COMMIT came gives the guest back (SEED
   expect(failureOf(await pair.source.exit).code).toBe("HANDOVER_UNKNOWN");
   expectTold(await pair.handover(["source"]), "in doubt");
   expectTold(await pair.handover(["source"], ["--settle"]), "in doubt");
-  expectTold(await pair.handover(BOTH), "undecided");
+  const told = await pair.handover(BOTH);
+  expectTold(told, "undecided");
+  const { source, destination } = must(told.events.at(-1), "it tells something");
+  expect(source).toMatchObject({ migration: expect.stringMatching(/^[0-9a-f]{32}$/) });
+  expect(destination).toMatchObject({ migration: (source as HandoverNote).migration });
   expect(pair.runsAtSource).toBe(false);
   expectTold(await pair.settle(), "at the source");
   expect(pair.runsAtSource).toBe(true);
