@@ -227,16 +227,18 @@ function pairsIn(configuration: Configuration): string[] {
   );
 }
 
+/** Growing is random, and cheap beside a migration. */
+const TRIES = 3;
+
 /** Few configurations, all legal, in which every pair is that can be legal at all. */
 function coveringConfigurations(): Configuration[] {
   const left = new Set(PAIRS.filter(canBeLegal).map((pair) => keyOf(...pair)));
   const made: Configuration[] = [];
   for (const pair of PAIRS) {
     if (!left.has(keyOf(...pair))) continue;
-    const grown = waysOf(pair)
-      .filter(isLegal)
-      .slice(0, 4)
-      .map((way) => grow(way, left));
+    const ways = waysOf(pair).filter(isLegal).slice(0, 4);
+    const tries = Array<Configuration[]>(TRIES).fill(ways).flat();
+    const grown = tries.map((way) => grow(way, left));
     const best = grown.reduce((most, each) => (gain(each, left) > gain(most, left) ? each : most));
     for (const key of pairsIn(best)) left.delete(key);
     made.push(best);
