@@ -6,8 +6,11 @@ import { Qemu, type QemuRequest } from "./qemu.ts";
 /** Nothing here takes long on an idle machine; this one may be busy. */
 const MOVE_LIMIT_MS = 120_000;
 
-/** On a busy machine a guest may write faster than it is sent: what counts is that all arrives. */
-export const HOWEVER_LONG = ["--non-convergence", "switch-over"];
+/**
+ * On a busy machine a guest may write faster than it is sent, or than a codec takes it: after some
+ * rounds it is paused all the same, for what counts is that all arrives.
+ */
+export const HOWEVER_LONG = ["--non-convergence", "switch-over", "--max-rounds", "6"];
 
 /** How a guest is moved once. */
 export interface Move {

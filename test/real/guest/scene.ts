@@ -18,11 +18,16 @@ export interface Phases {
 type Held =
   | {
       readonly frame: FrameName;
-      /** Such frames pass before the source is in this phase. */
-      readonly from?: SourcePhase;
+      /** Such frames pass until the source's QEMU is that far. */
+      readonly after?: MigrationState;
     }
-  /** A QEMU is that far, and its engine does not hear of it. */
-  | { readonly state: MigrationState; readonly of: "source" | "destination" };
+  | Word;
+
+/** A QEMU is that far, and its engine does not hear of it. */
+interface Word {
+  readonly state: MigrationState;
+  readonly of: "source" | "destination";
+}
 
 /** A moment in which a migration is kept. */
 export interface Stop {
@@ -35,7 +40,7 @@ export interface Stop {
 /** The guest stands still, and QEMU waits before it saves its devices. */
 export const REST: Stop = {
   phases: { source: "rest", destination: "receive" },
-  held: { frame: "fenced", from: "pause" },
+  held: { frame: "fenced", after: "pre-switchover" },
   guest: "finish-migrate",
 };
 
@@ -60,7 +65,7 @@ export const STOPS: readonly Stop[] = [
   },
   {
     phases: { source: "precopy", destination: "receive" },
-    held: { frame: "fenced", from: "precopy" },
+    held: { frame: "fenced" },
     guest: "running",
   },
   {
@@ -129,12 +134,11 @@ export class Scene implements AsyncDisposable {
       if (!taking.isTaken) await destination[Symbol.asyncDispose]();
     });
     const { held } = stop;
+    const word = wordIn(held);
     const monitor =
-      "state" in held
-        ? resources.use(await MonitorRelay.start({ source, destination }[held.of], held.state))
-        : null;
+      word && resources.use(await MonitorRelay.start({ source, destination }[word.of], word.state));
     const monitorOf = (qemu: Qemu, end: "source" | "destination") =>
-      "state" in held && held.of === end && monitor !== null ? monitor : qemu;
+      monitor !== null && word?.of === end ? monitor : qemu;
     const receive = resources.use(startReceive(monitorOf(destination, "destination"), FLAGS));
     const relay = resources.use(await relayTo(await addressOf(receive), held));
     const flags = [...FLAGS, ...HOWEVER_LONG];
@@ -197,9 +201,15 @@ interface Cast {
   readonly taking: { isTaken: boolean };
 }
 
+/** The one that a QEMU's engine does not hear, or not yet. */
+function wordIn(held: Held): Word | null {
+  if ("state" in held) return held;
+  return held.after === undefined ? null : { state: held.after, of: "source" };
+}
+
 async function relayTo(target: string, held: Held): Promise<HoldingRelay> {
   const hold = "frame" in held ? held.frame : null;
-  const after = "frame" in held && held.from !== undefined ? ({ after: "arm" } as const) : {};
+  const after = "frame" in held && held.after !== undefined ? ({ after: "arm" } as const) : {};
   return await HoldingRelay.start({ target, hold, whenSenderGoes: "drop", ...after });
 }
 
@@ -208,15 +218,20 @@ async function untilHeld(
   { send, receive, relay, monitor }: Pick<Cast, "send" | "receive" | "relay" | "monitor">,
   { phases, held }: Stop,
 ): Promise<void> {
-  if ("frame" in held && held.from !== undefined) {
-    await untilPhase(send, held.from);
-    relay.arm();
-  }
-  await Promise.all([
-    untilPhase(send, phases.source),
-    untilPhase(receive, phases.destination),
-    monitor?.holding ?? relay.holding,
-  ]);
+  const ended = send.exit.then(({ stdout }) => {
+    throw new Error(`The source has ended before it was held back:\n${stdout}`);
+  });
+  const happened = async (): Promise<void> => {
+    await monitor?.holding;
+    if ("frame" in held) {
+      relay.arm();
+      monitor?.release();
+      await relay.holding;
+    }
+    await untilPhase(send, phases.source);
+    await untilPhase(receive, phases.destination);
+  };
+  await Promise.race([happened(), ended]);
 }
 
 async function untilPhase(end: Cli, phase: SourcePhase | DestinationPhase): Promise<void> {
