@@ -1,3 +1,5 @@
+import { once } from "node:events";
+import { getPriority } from "node:os";
 import { fileURLToPath } from "node:url";
 import { Worker } from "node:worker_threads";
 import { expect, onTestFinished, test, vi } from "vitest";
@@ -5,6 +7,14 @@ import { createControl } from "../workers/control.ts";
 import { beginPostcopy, closeGate, openGate, passGate } from "../workers/gate.ts";
 
 const PASSER = fileURLToPath(new URL("./fixtures/gate-passer.ts", import.meta.url));
+
+const STANDING = fileURLToPath(new URL("./fixtures/gate-standing.ts", import.meta.url));
+
+/** How nice a thread is that stands as this one, or that asks the system for so much itself. */
+async function niceOf(as: "lane" | "bulk" | number): Promise<number> {
+  const [nice] = await once(new Worker(STANDING, { workerData: { as } }), "message");
+  return nice;
+}
 
 /** How often a thread got through the gate: word 0 counts, 1 in word 1 ends it. */
 function startPasser(control: ReturnType<typeof createControl>): Int32Array {
@@ -50,4 +60,13 @@ test("before post-copy nobody waits, however shut the gate is", () => {
   onTestFinished(() => wait.mockRestore());
   passGate(control);
   expect(wait).not.toHaveBeenCalled();
+});
+
+test("a lane comes before other threads where the system allows it, and bulk threads behind all", async () => {
+  const before = getPriority(0);
+  expect(await niceOf("lane")).toBe(await niceOf(-15));
+  expect(await niceOf("bulk")).toBe(await niceOf(10));
+  expect(await niceOf("bulk")).toBeGreaterThan(await niceOf("lane"));
+  // It is the thread's own, and no matter to the process.
+  expect(getPriority(0)).toBe(before);
 });

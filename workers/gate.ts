@@ -4,8 +4,14 @@ import type { Control } from "./control.ts";
 /** The longest that a bulk thread steps aside at a frame: faults without end must not starve it. */
 const YIELD_MS_MAX = 1;
 
-/** Given up for good by a bulk thread in post-copy: Linux lowers just the thread that asks. */
+/** Given up for good by a bulk thread in post-copy. */
 const NICE = 10;
+
+/**
+ * Asked for by a lane: what waits for it is a guest, and what it does takes microseconds. Else a thread
+ * that compiles code or collects garbage keeps the processor for milliseconds when a page comes.
+ */
+const NICE_OF_LANES = -15;
 
 const niced = new Set<Int32Array>();
 
@@ -28,7 +34,7 @@ export function passGate({ gate }: Control): void {
   if (Atomics.load(gate, 1) === 0) return;
   if (!niced.has(gate)) {
     niced.add(gate);
-    giveWay();
+    standAt(NICE);
   }
   const closed = Atomics.load(gate, 0);
   if (closed > 0) Atomics.wait(gate, 0, closed, YIELD_MS_MAX);
@@ -39,10 +45,16 @@ export function isPostcopy({ gate }: Control): boolean {
   return Atomics.load(gate, 1) !== 0;
 }
 
-function giveWay(): void {
+/** For the thread of a lane. */
+export function comeFirst(): void {
+  standAt(NICE_OF_LANES);
+}
+
+/** Linux lowers and raises just the thread that asks. */
+function standAt(nice: number): void {
   try {
-    setPriority(0, NICE);
+    setPriority(0, nice);
   } catch {
-    // Not allowed here: the gate is what matters.
+    // Not allowed here, as for most users to come first: the gate is what matters.
   }
 }

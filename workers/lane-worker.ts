@@ -2,6 +2,7 @@ import { parentPort, workerData } from "node:worker_threads";
 import { must } from "../base/assert.ts";
 import { loadChecksum } from "../channels/checksum.ts";
 import { CounterRow } from "./control.ts";
+import { comeFirst } from "./gate.ts";
 import { LaneReceiver } from "./lane-receiver.ts";
 import { LaneSender } from "./lane-sender.ts";
 import { booked } from "./page-sender.ts";
@@ -20,6 +21,7 @@ coordinator.once("message", (place: ChannelPlace) => {
   const { control } = setup.side === "source" ? setup.send : setup.receive;
   const counters = new CounterRow(control, place.channel - 1);
   const report = reportOf(() => {
+    comeFirst();
     const lane = laneOf(place);
     try {
       booked(counters, () => lane.serve());
