@@ -10,7 +10,7 @@ const MOVE_LIMIT_MS = 120_000;
  * On a busy machine a guest may write faster than it is sent, or than a codec takes it: after some
  * rounds it is paused all the same, for what counts is that all arrives.
  */
-export const HOWEVER_LONG = ["--non-convergence", "switch-over", "--max-rounds", "6"];
+export const HOWEVER_LONG = ["--non-convergence", "switch-over", "--max-rounds", "3"];
 
 /** How a guest is moved once. */
 export interface Move {

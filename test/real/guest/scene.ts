@@ -18,8 +18,10 @@ export interface Phases {
 type Held =
   | {
       readonly frame: FrameName;
+      /** Such frames pass before the first of this kind. */
+      readonly afterFrame?: FrameName;
       /** Such frames pass until the source's QEMU is that far. */
-      readonly after?: MigrationState;
+      readonly afterState?: MigrationState;
     }
   | Word;
 
@@ -40,7 +42,7 @@ export interface Stop {
 /** The guest stands still, and QEMU waits before it saves its devices. */
 export const REST: Stop = {
   phases: { source: "rest", destination: "receive" },
-  held: { frame: "fenced", after: "pre-switchover" },
+  held: { frame: "fenced", afterState: "pre-switchover" },
   guest: "finish-migrate",
 };
 
@@ -65,7 +67,7 @@ export const STOPS: readonly Stop[] = [
   },
   {
     phases: { source: "precopy", destination: "receive" },
-    held: { frame: "fenced" },
+    held: { frame: "fenced", afterFrame: "pages" },
     guest: "running",
   },
   {
@@ -154,7 +156,7 @@ export class Scene implements AsyncDisposable {
   async expectAt({ phases, guest }: Stop): Promise<void> {
     expect(lastPhase(this.send.said)).toBe(phases.source);
     expect(lastPhase(this.receive.said)).toBe(phases.destination);
-    expect(await this.source.status()).toBe(guest);
+    await this.source.waitForStatus(guest); // QEMU tells of its end a moment before it is there.
   }
 
   /** Nothing is held back any more. */
@@ -204,13 +206,19 @@ interface Cast {
 /** The one that a QEMU's engine does not hear, or not yet. */
 function wordIn(held: Held): Word | null {
   if ("state" in held) return held;
-  return held.after === undefined ? null : { state: held.after, of: "source" };
+  return held.afterState === undefined ? null : { state: held.afterState, of: "source" };
 }
 
 async function relayTo(target: string, held: Held): Promise<HoldingRelay> {
-  const hold = "frame" in held ? held.frame : null;
-  const after = "frame" in held && held.after !== undefined ? ({ after: "arm" } as const) : {};
-  return await HoldingRelay.start({ target, hold, whenSenderGoes: "drop", ...after });
+  const common = { target, whenSenderGoes: "drop" } as const;
+  if ("state" in held) return await HoldingRelay.start({ ...common, hold: null });
+  const { frame, afterFrame, afterState } = held;
+  const after = afterState === undefined ? afterFrame : ("arm" as const);
+  return await HoldingRelay.start({
+    ...common,
+    hold: frame,
+    ...(after !== undefined && { after }),
+  });
 }
 
 /** All that leads to the stop has happened, and both ends have said so. */
@@ -223,11 +231,11 @@ async function untilHeld(
   });
   const happened = async (): Promise<void> => {
     await monitor?.holding;
-    if ("frame" in held) {
+    if ("frame" in held && held.afterState !== undefined) {
       relay.arm();
       monitor?.release();
-      await relay.holding;
     }
+    if ("frame" in held) await relay.holding;
     await untilPhase(send, phases.source);
     await untilPhase(receive, phases.destination);
   };
