@@ -6,29 +6,50 @@ import {
   sourceStateOf,
   startGuestDestination,
   startGuestSource,
+  untilIn,
 } from "./fixtures/cli-live-pair.ts";
 import { failureIn, failureOf } from "./fixtures/cli-outcome.ts";
 import { type Point, Relay } from "./harness/relay.ts";
 import { Prng, seedFromEnvironment } from "./prng.ts";
+import type { Cli } from "./run-cli.ts";
 
-/** An end is killed at a random moment of post-copy: each moment is two processes of its own. */
+/** An end is killed at a random moment of post-copy, or of its recovery: two processes for each. */
 const SEED = seedFromEnvironment();
 
-/** `KILLS=100` for the whole story. */
+/** `KILLS=200` for the whole story: half as many in the recovery. */
 const KILLS = Number(process.env["KILLS"] ?? 6);
 const KILL_LIMIT_MS = 20_000;
 
 /** With two bulk channels. */
 const LANE = 3;
 
-/** From COMMIT on: each frame, and how many there are at least. */
-const PLACES: readonly { channel: number; frame: Point["frame"]; count: number }[] = [
-  { channel: 0, frame: "switch", count: 1 },
-  { channel: 0, frame: "commit", count: 1 },
-  { channel: 0, frame: "running", count: 1 },
-  { channel: LANE, frame: "request", count: 20 },
-  { channel: LANE, frame: "pages", count: 20 },
-];
+interface Place {
+  readonly channel: number;
+  readonly frame: Point["frame"];
+  readonly count: number;
+}
+
+/** Each frame, and how many there are at least: from the switch on, or once the link is mended. */
+const PLACES = {
+  "post-copy": [
+    { channel: 0, frame: "switch", count: 1 },
+    { channel: 0, frame: "commit", count: 1 },
+    { channel: 0, frame: "running", count: 1 },
+    { channel: LANE, frame: "request", count: 20 },
+    { channel: LANE, frame: "pages", count: 20 },
+  ],
+  "post-copy's recovery": [
+    { channel: 0, frame: "hello", count: 1 },
+    { channel: 0, frame: "recover", count: 1 },
+    { channel: 0, frame: "missing", count: 1 },
+    { channel: 0, frame: "recovered", count: 1 },
+    { channel: 0, frame: "resumed", count: 1 },
+    { channel: LANE, frame: "hello", count: 1 },
+    { channel: LANE, frame: "request", count: 5 },
+    { channel: LANE, frame: "pages", count: 5 },
+  ],
+} satisfies Readonly<Record<string, readonly Place[]>>;
+type Stage = keyof typeof PLACES;
 
 /** So slow that the guest has to ask for pages: lanes are not held to it. */
 const THERE: ParameterOptions = {
@@ -39,37 +60,46 @@ const THERE: ParameterOptions = {
   channelTimeoutMs: 1500,
   connectTimeoutMs: 1500,
   stepTimeoutMs: 3000,
-  recoverTimeoutMs: 300,
 };
 const HERE: ParameterOptions = {
   channelTimeoutMs: 1500,
   stepTimeoutMs: 3000,
-  recoverTimeoutMs: 300,
+};
+
+/** For how long a broken link is waited for: where it shall be mended, both ends must be heard before. */
+const RECOVER_MS: Readonly<Record<Stage, number>> = {
+  "post-copy": 300,
+  "post-copy's recovery": 5000,
 };
 
 interface Kill {
+  readonly stage: Stage;
   readonly victim: "source" | "destination";
   readonly point: Point;
 }
 
-function killOf(random: Prng): Kill {
+function killOf(random: Prng, stage: Stage): Kill {
   const pick = <T>(list: readonly T[]): T => list[random.below(list.length)] as T;
-  const { count, ...place } = pick(PLACES);
+  const { count, ...place } = pick<Place>(PLACES[stage]);
   const where = pick(["before", "middle", "after"] as const);
   const point = { ...place, nth: 1 + random.below(count), where };
-  return { victim: pick(["source", "destination"] as const), point };
+  return { stage, victim: pick(["source", "destination"] as const), point };
 }
 
 const WHOLE = { resumes: 1, discards: 0, runsOn: true, problems: [] };
 
 /** Before COMMIT the source keeps it; after that, what the other end has is gone or out of reach. */
-async function survive({ victim, point }: Kill): Promise<string> {
-  await using destination = startGuestDestination(HERE);
+async function survive({ stage, victim, point }: Kill): Promise<string> {
+  const recovers = { recoverTimeoutMs: RECOVER_MS[stage] };
+  await using destination = startGuestDestination({ ...HERE, ...recovers });
   await using relay = await Relay.start();
   const address = relay.before(await addressOf(destination));
-  await using source = startGuestSource(address, { seed: SEED, parameters: THERE });
+  const parameters = { ...THERE, ...recovers };
+  await using source = startGuestSource(address, { seed: SEED, parameters });
   const killed = { source, destination }[victim];
+  if (stage === "post-copy's recovery") await untilMended({ relay, source, destination });
   relay.at(point, () => killed.kill("SIGKILL"));
+  if (stage === "post-copy's recovery") source.tell("recover");
   if (victim === "source") {
     const arrived = await destination.exit;
     const { resumes, ...state } = destinationStateOf(arrived);
@@ -96,13 +126,31 @@ async function survive({ victim, point }: Kill): Promise<string> {
   throw new Error("the source ended without a word");
 }
 
-test(
-  `an end is killed at ${KILLS} random moments of post-copy, and the other one keeps what it has (SEED=${SEED})`,
-  async () => {
+/** The link breaks when the guest has begun to ask, both ends pause, and it would carry again. */
+async function untilMended(between: {
+  relay: Relay;
+  source: Cli;
+  destination: Cli;
+}): Promise<void> {
+  const { relay, source, destination } = between;
+  relay.at({ channel: LANE, frame: "request", nth: 3, where: "after" }, "cut link");
+  await Promise.all([source, destination].map((end) => untilIn(end, "postcopy-paused")));
+  relay.isMended = true;
+}
+
+const KILLS_OF: readonly (readonly [Stage, number])[] = [
+  ["post-copy", KILLS],
+  ["post-copy's recovery", Math.ceil(KILLS / 2)],
+];
+
+test.for(KILLS_OF)(
+  `an end is killed at random moments of %s, %i times, and the other one keeps what it has (SEED=${SEED})`,
+  { timeout: KILLS * KILL_LIMIT_MS },
+  async ([stage, kills]) => {
     const random = new Prng(SEED);
     const ends = new Map<string, number>();
-    for (let count = 0; count < KILLS; count += 1) {
-      const kill = killOf(random);
+    for (let count = 0; count < kills; count += 1) {
+      const kill = killOf(random, stage);
       const { victim, point } = kill;
       const name = `${victim}, ${point.where} ${point.frame} ${point.nth} of channel ${point.channel}`;
       try {
@@ -112,8 +160,7 @@ test(
         throw new Error(`kill ${count}, ${name}`, { cause: error });
       }
     }
-    expect([...ends.values()].reduce((sum, each) => sum + each, 0)).toBe(KILLS);
+    expect([...ends.values()].reduce((sum, each) => sum + each, 0)).toBe(kills);
     if (process.env["KILLS"] !== undefined) process.stderr.write(`${JSON.stringify([...ends])}\n`);
   },
-  KILLS * KILL_LIMIT_MS,
 );
