@@ -97,12 +97,13 @@ describe.skipIf(missing.length > 0)(`a guest of an unmodified QEMU moves${becaus
   test("there and back again, three times", async () => {
     await using journey = await Journey.begin({ image, work: BUSY });
     for (let time = 1; time <= 3; time += 1) {
-      for (const way of ["there", "back"]) {
+      for (const _way of ["there", "back"]) {
         await journey.move({ flags: ["--channels", "2"], sourceFlags: HOWEVER_LONG });
-        await journey.expectRunsOn({ beats: SHORT_BEATS, sweeps: way === "back" ? 1 : 0 });
+        await journey.expectRunsOn({ beats: SHORT_BEATS });
       }
     }
-    await journey.expectRunsOn({ beats: LONG_BEATS });
+    // Of whatever move a page was harmed by, it is found now.
+    await journey.expectRunsOn({ beats: LONG_BEATS, sweeps: 2 });
   });
 
   test("while it is stopped, and stays stopped", async () => {
