@@ -147,16 +147,8 @@ export class Scene implements AsyncDisposable {
     const send = resources.use(startSend(monitorOf(source, "source"), relay.address, flags));
     const cast = { source, destination, receive, relay, send, monitor, taking };
     await untilHeld(cast, stop);
-    const scene = new Scene(cast, resources.move());
-    await scene.expectAt(stop);
-    return scene;
-  }
-
-  /** Both ends are in these phases, and the guest is as it is then. */
-  async expectAt({ phases, guest }: Stop): Promise<void> {
-    expect(lastPhase(this.send.said)).toBe(phases.source);
-    expect(lastPhase(this.receive.said)).toBe(phases.destination);
-    await this.source.waitForStatus(guest); // QEMU tells of its end a moment before it is there.
+    await expectAt(cast, stop);
+    return new Scene(cast, resources.move());
   }
 
   /** Nothing is held back any more. */
@@ -240,6 +232,16 @@ async function untilHeld(
     await untilPhase(receive, phases.destination);
   };
   await Promise.race([happened(), ended]);
+}
+
+/** Both ends are in these phases, and the guest is as it is then. */
+async function expectAt(
+  { send, receive, source }: Pick<Cast, "send" | "receive" | "source">,
+  { phases, guest }: Stop,
+): Promise<void> {
+  expect(lastPhase(send.said)).toBe(phases.source);
+  expect(lastPhase(receive.said)).toBe(phases.destination);
+  await source.waitForStatus(guest); // QEMU tells of its end a moment before it is there.
 }
 
 async function untilPhase(end: Cli, phase: SourcePhase | DestinationPhase): Promise<void> {
