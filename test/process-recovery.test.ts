@@ -13,6 +13,7 @@ import {
   untilIn,
 } from "./fixtures/cli-live-pair.ts";
 import { Story } from "./fixtures/cli-story.ts";
+import { halvesShape } from "./fixtures/memory-guest-shapes.ts";
 import { type Point, Relay } from "./harness/relay.ts";
 import { seedFromEnvironment } from "./prng.ts";
 import type { Cli, CliEvent } from "./run-cli.ts";
@@ -23,19 +24,7 @@ import type { Cli, CliEvent } from "./run-cli.ts";
  */
 const seed = seedFromEnvironment();
 
-const SHAPE: GuestShape = {
-  blocks: [{ name: "ram", sizeBytes: 16 * MIB, pageBytes: 4 * KIB }],
-  seed,
-  content: { zero: 0.2, text: 0.4, random: 0.4 },
-  vcpus: [0, 1].map((half) => ({
-    block: "ram",
-    firstPage: half * 2048,
-    pageCount: 2048,
-    pattern: half === 0 ? "stride" : "sweep",
-    rateBytesPerSecond: 64 * MIB,
-    changedBytes: 64,
-  })),
-};
+const SHAPE = halvesShape(seed);
 
 const THERE: ParameterOptions = { channelTimeoutMs: 5000, stepTimeoutMs: 10_000 };
 const HERE: ParameterOptions = {

@@ -6,8 +6,7 @@ import { PostcopyRecovery } from "../engine/postcopy-recovery.ts";
 import { type MigrateOutOptions, migrateOut } from "../engine/source.ts";
 import { MemoryGuestDestination } from "../hosts/memory-guest/destination.ts";
 import { MemoryGuest } from "../hosts/memory-guest/guest.ts";
-import type { GuestShape } from "../hosts/memory-guest/shape.ts";
-import { untilWritten } from "./fixtures/memory-guest-shapes.ts";
+import { halvesShape, untilWritten } from "./fixtures/memory-guest-shapes.ts";
 import { warmUp } from "./harness/fault-rig.ts";
 import { type Outcome, outcomeOf } from "./harness/pair.ts";
 import { Phases } from "./harness/phases.ts";
@@ -22,19 +21,7 @@ const seed = seedFromEnvironment();
 
 beforeAll(warmUp);
 
-const SHAPE: GuestShape = {
-  blocks: [{ name: "ram", sizeBytes: 16 * MIB, pageBytes: 4096 }],
-  seed,
-  content: { zero: 0.2, text: 0.4, random: 0.4 },
-  vcpus: [0, 1].map((half) => ({
-    block: "ram",
-    firstPage: half * 2048,
-    pageCount: 2048,
-    pattern: half === 0 ? "stride" : "sweep",
-    rateBytesPerSecond: 64 * MIB,
-    changedBytes: 64,
-  })),
-};
+const SHAPE = halvesShape(seed);
 
 const LIMITS = { channelTimeoutMs: 5000, stepTimeoutMs: 10_000 };
 /** Slow enough that the link breaks while most is missing. */
