@@ -9,6 +9,7 @@ import { seedFromEnvironment } from "./prng.ts";
 /** A bulk channel that is lost before COMMIT: the others send what it may not have brought over. */
 const seed = seedFromEnvironment();
 const CHANNELS = 4;
+const WRITTEN_PAGES = 200;
 
 beforeAll(warmUp);
 
@@ -18,6 +19,8 @@ async function arrives(
   options: { channels: number; isMended?: boolean; deed?: "cut" | "stall"; limitMs?: number },
 ): Promise<Report> {
   const rig = new FaultRig(seed);
+  // So many that each channel has some to send in every round.
+  rig.source.onLook = () => rig.source.writePages(WRITTEN_PAGES);
   const { channels, isMended = false, deed = "cut", limitMs = 10_000 } = options;
   const limits = { channelTimeoutMs: limitMs };
   const outcome = await (async () => {
