@@ -31,7 +31,7 @@ export interface QemuSourceOptions {
  * A QEMU's guest shares its host's link with other guests, and runs while its memory moves: with
  * `auto`, bytes count as well as time.
  */
-const PREFERENCES: ParameterOptions = { autoExtraTimePercent: 300 };
+const PREFERENCES: ParameterOptions = { autoExtraTimePercent: 1000 };
 
 /**
  * The guest of an unmodified QEMU whose RAM lies in shared files. The engine moves the RAM; QEMU
