@@ -1,4 +1,5 @@
 import { expect, test } from "vitest";
+import { MIB } from "../base/units.ts";
 import type { ParameterOptions } from "../engine/parameters.ts";
 import {
   addressOf,
@@ -53,10 +54,10 @@ type Stage = keyof typeof PLACES;
 
 /** So slow that the guest has to ask for pages: lanes are not held to it. */
 const THERE: ParameterOptions = {
+  maxBandwidthBytesPerSecond: 24 * MIB,
   channels: 2,
   postcopy: "after-rounds",
   downtimeLimitMs: 1,
-  maxBandwidthBytesPerSecond: 24 * 1024 * 1024,
   channelTimeoutMs: 1500,
   connectTimeoutMs: 1500,
   stepTimeoutMs: 3000,
@@ -71,6 +72,9 @@ const RECOVER_MS: Readonly<Record<Stage, number>> = {
   "post-copy": 300,
   "post-copy's recovery": 5000,
 };
+
+/** Most is still to come when the link breaks. */
+const MUCH_LEFT = { isAllMarked: true };
 
 interface Kill {
   readonly stage: Stage;
@@ -95,11 +99,16 @@ async function survive({ stage, victim, point }: Kill): Promise<string> {
   await using relay = await Relay.start();
   const address = relay.before(await addressOf(destination));
   const parameters = { ...THERE, ...recovers };
-  await using source = startGuestSource(address, { seed: SEED, parameters });
+  const isOfRecovery = stage === "post-copy's recovery";
+  await using source = startGuestSource(address, {
+    seed: SEED,
+    parameters,
+    ...(isOfRecovery ? MUCH_LEFT : {}),
+  });
   const killed = { source, destination }[victim];
-  if (stage === "post-copy's recovery") await untilMended({ relay, source, destination });
+  if (isOfRecovery) await untilMended({ relay, source, destination });
   relay.at(point, () => killed.kill("SIGKILL"));
-  if (stage === "post-copy's recovery") source.tell("recover");
+  if (isOfRecovery) source.tell("recover");
   if (victim === "source") {
     const arrived = await destination.exit;
     const { resumes, ...state } = destinationStateOf(arrived);
@@ -126,15 +135,17 @@ async function survive({ stage, victim, point }: Kill): Promise<string> {
   throw new Error("the source ended without a word");
 }
 
-/** The link breaks when the guest has begun to ask, both ends pause, and it would carry again. */
+/** The link breaks when the guest runs there, both ends pause, and it would carry again. */
 async function untilMended(between: {
   relay: Relay;
   source: Cli;
   destination: Cli;
 }): Promise<void> {
   const { relay, source, destination } = between;
-  relay.at({ channel: LANE, frame: "request", nth: 3, where: "after" }, "cut link");
-  await Promise.all([source, destination].map((end) => untilIn(end, "postcopy-paused")));
+  const bothIn = (phase: string) => [source, destination].map((end) => untilIn(end, phase));
+  await Promise.all(bothIn("postcopy"));
+  relay.do("cut");
+  await Promise.all(bothIn("postcopy-paused"));
   relay.isMended = true;
 }
 
