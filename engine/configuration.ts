@@ -8,6 +8,7 @@ import {
   configurationProblems,
   type ParameterOptions,
   type Parameters,
+  parameterProblems,
   preferring,
   resolveParameters,
 } from "./parameters.ts";
@@ -42,7 +43,11 @@ export function configure(
     ...(address === null ? {} : { address: address.kind }),
     ...(address?.kind === "fd" ? { descriptors: address.descriptors.length } : {}),
   };
-  const base = preferring(known.preferences);
+  const { preferences = {} } = known;
+  problems.push(
+    ...parameterProblems({ ...preferences }).map((text) => `the host prefers: ${text}`),
+  );
+  const base = preferring(preferences);
   problems.push(...configurationProblems({ ...given }, features, { base }));
   if (known.blocks !== undefined) problems.push(...blockProblems(known.blocks));
   const descriptionBytes = new TextEncoder().encode(known.description).length;

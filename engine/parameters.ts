@@ -231,7 +231,7 @@ export const PARAMETERS = {
     agreed: false,
     live: true,
     side: "source",
-    meaning: "How hard zstd tries; with auto, the least that it does.",
+    meaning: "How hard zstd tries; auto begins with it.",
     why: "Level 1 has most of the gain, at a speed that fills a 10 Gb/s link.",
   },
   deflateLevel: {
@@ -464,11 +464,9 @@ const DEFAULTS: Parameters = Object.freeze(
   Object.fromEntries(PARAMETER_KEYS.map((key) => [key, PARAMETERS[key].default])),
 ) as Parameters;
 
-/** The defaults, and what a host prefers to them. It is code of ours or an embedder's, not input. */
-export function preferring(preferences: ParameterOptions = {}): Parameters {
-  const problems = parameterProblems({ ...preferences });
-  assert(problems.length === 0, `a host prefers what can be: ${problems.join("; ")}`);
-  return Object.freeze({ ...DEFAULTS, ...preferences });
+/** The defaults, and what of a host's preferences is right; see `parameterProblems` for the rest. */
+export function preferring(preferences: ParameterOptions): Parameters {
+  return Object.freeze({ ...DEFAULTS, ...usableOf({ ...preferences }) });
 }
 
 /** Everything that is wrong with `given`: names, values, and how they go together. */

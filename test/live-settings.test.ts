@@ -221,4 +221,8 @@ test(`what a host prefers holds where nothing is given, and breaks no rule (SEED
   expect(await compressedWith({ compression: "zstd" }, { compression: "none" })).toBe(0);
   // Nobody gave a level, so it is no matter that nothing is compressed.
   expect(await compressedWith({ zstdLevel: 9 }, {})).toBe(0);
+  await expect(compressedWith({ zstdLevel: 99 }, {})).rejects.toMatchObject({
+    code: "CONFIGURATION_INVALID",
+    facts: { problems: [expect.stringMatching(/^the host prefers: "zstdLevel" must be .* 99$/)] },
+  });
 });
