@@ -1,5 +1,4 @@
-import { workerData } from "node:worker_threads";
-import { assert } from "../base/assert.ts";
+import { assert, must } from "../base/assert.ts";
 import type { TaskReport } from "../workers/protocol.ts";
 
 /** What a channel's thread of the bench is started with. */
@@ -8,13 +7,19 @@ export interface DispatchSetup {
   readonly counts: Int32Array;
 }
 
-const { counts } = workerData as DispatchSetup;
+let counts: Int32Array | null = null;
 let own = 0;
 
 /** A task that does nothing but to prove that the owner of its channel got it. */
-export default function work(task: { readonly channel: number }): TaskReport {
+export default function work(
+  task: { readonly kind: "begin"; readonly setup: DispatchSetup } | { readonly channel: number },
+): TaskReport {
+  if ("setup" in task) {
+    counts = task.setup.counts;
+    return { state: "done", pages: 0 };
+  }
   if (own === 0) own = task.channel;
   assert(task.channel === own, "a channel's tasks go to one thread");
-  Atomics.add(counts, task.channel, 1);
+  Atomics.add(must(counts, "a thread begins with its setup"), task.channel, 1);
   return { state: "done", pages: task.channel };
 }

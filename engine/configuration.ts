@@ -12,6 +12,7 @@ import {
   preferring,
   resolveParameters,
 } from "./parameters.ts";
+import type { ReadyThreads } from "./ready-threads.ts";
 
 export interface Configuration {
   readonly address: Address;
@@ -32,6 +33,7 @@ export function configure(
     dirtyLog?: Features["dirtyLog"] | undefined;
     description?: string | undefined;
     preferences?: ParameterOptions | undefined;
+    threads?: ReadyThreads | undefined;
   },
 ): Configuration {
   const { address, problems } = tryAddress(addressText);
@@ -55,6 +57,10 @@ export function configure(
     problems.push(
       `a host describes its guest in at most ${DESCRIPTION_BYTES_MAX} bytes: it is ${descriptionBytes}`,
     );
+  }
+  const { side, threads } = known;
+  if (threads !== undefined && threads.side !== side) {
+    problems.push(`threads made ready for a ${threads.side} do not serve a ${side}`);
   }
   if (problems.length > 0) throw new MigrationError("CONFIGURATION_INVALID", { problems });
   assert(address !== null, "an address without a problem was read");

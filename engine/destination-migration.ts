@@ -55,8 +55,9 @@ import { Hold } from "./hold.ts";
 import type { DestinationHost, DeviceSection } from "./host.ts";
 import { Leg } from "./leg.ts";
 import { tellMissing } from "./missing.ts";
-import { agreedParameters, type Parameters } from "./parameters.ts";
+import { agreedParameters, PARAMETERS, type Parameters } from "./parameters.ts";
 import { preferPeersWord } from "./peers-word.ts";
+import type { ReadyThreads } from "./ready-threads.ts";
 import { Receiver } from "./receiver.ts";
 import type { DowntimeFigures, Progress, Report, RoundFigures } from "./statistics.ts";
 import type { Surroundings } from "./surroundings.ts";
@@ -110,6 +111,8 @@ export class DestinationMigration {
   #main: FrameStream | null = null;
   #receiver: Receiver | null = null;
   #threadsEnd: Promise<boolean> | null = null;
+  /** Started by this migration, and not taken yet. */
+  #ownThreads: ReadyThreads | null = null;
   #blocks: readonly Block[] = [];
   #announcement: Uint8Array = NOTHING;
   #sections: readonly DeviceSection[] = [];
@@ -166,9 +169,10 @@ export class DestinationMigration {
       onMigration: _onMigration,
       onProgress: _onProgress,
       recovery: _recovery,
+      threads,
       ...given
     } = options;
-    const configuration = configure(given, address, { side: "destination" });
+    const configuration = configure(given, address, { side: "destination", threads });
     const checksum = await loadChecksum();
     return new DestinationMigration(host, options, { ...configuration, checksum }, surroundings);
   }
@@ -187,6 +191,11 @@ export class DestinationMigration {
     this.#doorman = doorman;
     if (this.attempt.failure !== null) return doorman.close({ areThreadsGone: true });
     this.#options.onListening?.(listener.address);
+    if (this.#options.threads === undefined) {
+      // How many channels there will be is the source's choice.
+      const { default: count } = PARAMETERS.channels;
+      this.#ownThreads = this.#surroundings.readyThreads("destination", count);
+    }
     const limitMs = acceptTimeoutMs === 0 ? Number.POSITIVE_INFINITY : acceptTimeoutMs;
     const main = await doorman.admitMain(limitMs);
     this.#main = main;
@@ -250,10 +259,11 @@ export class DestinationMigration {
     const { channels } = agreement;
     const receiver = new Receiver(
       this.#blocks,
-      { channels, lanes },
+      { channels, lanes, ready: this.#options.threads ?? this.#ownThreads ?? undefined },
       this.#parameters,
       this.#surroundings,
     );
+    void this.#ownThreads?.close();
     this.#receiver = receiver;
     this.#lanes = lanes;
     this.attempt.onFailure(() => stopWorkers(this.#ofReceiver.control));
@@ -616,6 +626,7 @@ export class DestinationMigration {
     this.#onOffer();
     this.attempt.end();
     const areThreadsGone = await this.#endThreads();
+    await this.#ownThreads?.close();
     this.#doorman?.close({ areThreadsGone });
     if (!areThreadsGone) void this.#closeLate();
   }

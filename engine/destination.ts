@@ -2,6 +2,7 @@ import { DestinationMigration } from "./destination-migration.ts";
 import type { DestinationHost } from "./host.ts";
 import type { ParameterOptions } from "./parameters.ts";
 import type { PostcopyRecovery } from "./postcopy-recovery.ts";
+import type { ReadyThreads } from "./ready-threads.ts";
 import type { PostcopyPhase } from "./source.ts";
 import type { Progress, Report } from "./statistics.ts";
 import { REAL_SURROUNDINGS, type Surroundings } from "./surroundings.ts";
@@ -31,6 +32,8 @@ export interface MigrateInOptions extends ParameterOptions {
   readonly onProgress?: (progress: Progress) => void;
   /** Lets a post-copy whose link broke go on. */
   readonly recovery?: PostcopyRecovery;
+  /** It takes of these what it needs, and starts what is wanting; else some while it listens. */
+  readonly threads?: ReadyThreads;
 }
 
 /**

@@ -46,6 +46,7 @@ export {
 } from "./parameters.ts";
 export { PostcopyRecovery } from "./postcopy-recovery.ts";
 export { PostcopySwitch } from "./postcopy-switch.ts";
+export { ReadyThreads } from "./ready-threads.ts";
 export { type MigrateOutOptions, migrateOut, SOURCE_PHASES, type SourcePhase } from "./source.ts";
 export {
   type ChannelFigures,

@@ -1,51 +1,35 @@
-import { Piscina } from "piscina";
 import { must } from "../base/assert.ts";
-import { within } from "../base/clock.ts";
-import { MigrationError, reasonOf } from "../base/errors.ts";
-import type { TaskDone, TaskReport } from "../workers/protocol.ts";
+import { MigrationError } from "../base/errors.ts";
+import type { TaskDone } from "../workers/protocol.ts";
+import { endAll, PageThread } from "./page-thread.ts";
+import type { ReadyThreads } from "./ready-threads.ts";
 
-/** Threads look at the stop word every millisecond or so; what takes this long is stuck. */
-const THREAD_END_MS = 2000;
-
-/** What Piscina's balancer sees of a task: not the payload, only this. */
-interface Owned {
-  readonly channel: number;
-}
-
-/**
- * One thread per channel. Tasks of a channel always go to its thread, in order, also when it is
- * busy: a balancer that names nobody would hold up everyone's queue. What is in flight is bounded
- * by who dispatches.
- */
+/** One thread per channel. Tasks of a channel always go to its thread, in order. */
 export class ChannelPool {
-  readonly #piscina: Piscina;
-  /** Channel to worker id; a channel gets a thread with its first task. */
-  readonly #threads = new Map<number, number>();
-  /** Settles when all threads have ended, from the first call of `close` on. */
-  #ended: Promise<void> | null = null;
+  readonly #threads: readonly PageThread[];
+  readonly #begun: Promise<unknown>;
 
-  constructor(options: { module: URL; setup: object; channels: number }) {
-    this.#piscina = new Piscina({
-      filename: options.module.href,
-      workerData: options.setup,
-      minThreads: options.channels,
-      maxThreads: options.channels,
-      idleTimeout: Number.POSITIVE_INFINITY,
-      recordTiming: false,
-      // A worker lives by its descriptor and needs no event loop while idle: Piscina's default for
-      // `atomics` gives the shortest hand-over.
-      loadBalancer: (task, workers) => {
-        const { channel } = task[Piscina.queueOptionsSymbol as never] as Owned;
-        const known = this.#threads.get(channel);
-        if (known !== undefined) return workers.find((worker) => worker.id === known) ?? null;
-        const taken = new Set(this.#threads.values());
-        const free = workers.find((worker) => !taken.has(worker.id) && worker.currentUsage === 0);
-        if (free === undefined) return null;
-        this.#threads.set(channel, free.id);
-        return free;
-      },
+  /** Starts the threads that are not `ready`, and gives each `setup`, before its first task. */
+  constructor(options: {
+    module: URL;
+    setup: object;
+    channels: number;
+    ready?: ReadyThreads | undefined;
+  }) {
+    const { module, setup, channels, ready } = options;
+    this.#threads = Array.from({ length: channels }, () => {
+      return ready?.take() ?? new PageThread(module);
     });
-    this.#piscina.on("error", () => {}); // A dead thread shows as its task's rejection.
+    const numbers = this.#threads.map((_, index) => index + 1);
+    this.#begun = Promise.all(
+      numbers.map((channel) => this.run(channel, { kind: "begin", setup })),
+    );
+    this.#begun.catch(() => {}); // The channel's next task meets it, too.
+  }
+
+  /** Returns when every thread runs and knows what it is for. Throws WORKER_DIED. */
+  async begun(): Promise<void> {
+    await this.#begun;
   }
 
   /**
@@ -53,18 +37,8 @@ export class ChannelPool {
    * Throws the failure that it met, WORKER_DIED when the thread is gone.
    */
   async run(channel: number, task: object): Promise<TaskDone | null> {
-    const owned: Owned = { channel };
-    let report: TaskReport;
-    try {
-      const labelled = { ...task, [Piscina.queueOptionsSymbol]: owned };
-      report = (await this.#piscina.run(labelled)) as TaskReport;
-    } catch (error) {
-      throw new MigrationError(
-        "WORKER_DIED",
-        { channel, reason: reasonOf(error) },
-        { cause: error },
-      );
-    }
+    const thread = must(this.#threads[channel - 1], "a task is of a channel that has a thread");
+    const report = await thread.run(channel, task);
     if (report.state === "failed") {
       const { code, facts, at } = must(report.failure, "a failed task says why");
       throw new MigrationError(code, facts, at === undefined ? {} : { at });
@@ -72,18 +46,8 @@ export class ChannelPool {
     return report.state === "done" ? report : null;
   }
 
-  /**
-   * Ends every thread. Descriptors may be closed after that, not before. A thread that hangs in the
-   * kernel (a file on a disk that does not answer) is left behind after `limitMs`: false. It ends
-   * when the kernel lets it go; another call waits for that.
-   */
-  async close(limitMs = THREAD_END_MS): Promise<boolean> {
-    this.#ended ??= this.#piscina.destroy();
-    try {
-      await within(limitMs, this.#ended, () => new Error("a thread hangs"));
-      return true;
-    } catch {
-      return false;
-    }
+  /** False when a thread hangs and still holds its descriptors; see `endAll`. */
+  async close(limitMs?: number): Promise<boolean> {
+    return await endAll(this.#threads, limitMs);
   }
 }

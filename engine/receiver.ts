@@ -1,7 +1,6 @@
 import { assert, must } from "../base/assert.ts";
 import { within } from "../base/clock.ts";
 import { MigrationError } from "../base/errors.ts";
-import { siblingModule } from "../base/module.ts";
 import { type Control, createControl, reviveChannel, stopChannel } from "../workers/control.ts";
 import { wordCountFor } from "../workers/dirty-words.ts";
 import { createFaultDoor, type FaultDoor } from "../workers/fault-door.ts";
@@ -11,6 +10,7 @@ import { type Block, geometryOf } from "./block.ts";
 import { channelFigures, sumCounters } from "./figures.ts";
 import { isLoss } from "./loss.ts";
 import type { Parameters } from "./parameters.ts";
+import { pageModule, type ReadyThreads } from "./ready-threads.ts";
 import type { ChannelFigures } from "./statistics.ts";
 import type { LaneThreads, Surroundings, ThreadPool } from "./surroundings.ts";
 
@@ -39,7 +39,11 @@ export class Receiver {
    */
   constructor(
     blocks: readonly Block[],
-    { channels, lanes = 0 }: { channels: number; lanes?: number },
+    {
+      channels,
+      lanes = 0,
+      ready,
+    }: { channels: number; lanes?: number; ready?: ReadyThreads | undefined },
     parameters: Parameters,
     surroundings: Surroundings,
     before: Receiver | null = null,
@@ -89,16 +93,13 @@ export class Receiver {
         return { side: "destination", receive: setup, words, lane, lanes };
       }),
     );
-    const module = siblingModule("../workers/receive-worker", import.meta.url);
-    this.#pool = surroundings.startThreads({ module, setup, channels });
+    const module = pageModule("destination");
+    this.#pool = surroundings.startThreads({ module, setup, channels, ready });
   }
 
   /** Returns when every thread runs: what they load and compile takes no time from pages then. */
   async start(): Promise<void> {
-    const task: ReceiveTask = { kind: "start" };
-    const channels = Array.from({ length: this.#channels }, (_, index) => index + 1);
-    const pooled = channels.map((channel) => this.#pool.run(channel, task));
-    const started = Promise.all([...pooled, this.#lanes.start()]);
+    const started = Promise.all([this.#pool.begun(), this.#lanes.start()]);
     const reason = `its thread did not start within ${THREAD_START_MS} ms`;
     const late = () => new MigrationError("WORKER_DIED", { channel: 1, reason });
     await within(THREAD_START_MS, started, late);

@@ -1,7 +1,6 @@
 import { assert, must } from "../base/assert.ts";
 import { nowMs } from "../base/clock.ts";
 import type { MigrationError } from "../base/errors.ts";
-import { siblingModule } from "../base/module.ts";
 import { type Control, createControl, isHurried, setHurried } from "../workers/control.ts";
 import { firstKeys, shardBytes } from "../workers/delta-cache.ts";
 import { createSentRecord, PAGES_PER_WORD, undoWords } from "../workers/dirty-words.ts";
@@ -22,6 +21,7 @@ import { applySettings, cacheBytesOf } from "./live-settings.ts";
 import { isLoss } from "./loss.ts";
 import type { Parameters } from "./parameters.ts";
 import { Pass } from "./pass.ts";
+import { pageModule, type ReadyThreads } from "./ready-threads.ts";
 import { evenWeights, learn, sharesFor, spared, type Weights, weightsOf } from "./rebalance.ts";
 import { type LookTask, ScannedBlock } from "./scanned-block.ts";
 import { SendChannel } from "./send-channel.ts";
@@ -104,7 +104,7 @@ export class Sender {
     parameters: Parameters,
     surroundings: Surroundings,
     keeper: ChannelKeeper | null = null,
-    { isClean = false }: { isClean?: boolean } = {},
+    { isClean = false, ready }: { isClean?: boolean; ready?: ReadyThreads | undefined } = {},
   ) {
     const { channels } = parameters;
     this.#keeper = keeper;
@@ -130,8 +130,8 @@ export class Sender {
       channelTimeoutMs: parameters.channelTimeoutMs,
       fenceTimeoutMs: parameters.stepTimeoutMs,
     };
-    const module = siblingModule("../workers/send-worker", import.meta.url);
-    const pool = surroundings.startThreads({ module, setup: this.setup, channels });
+    const module = pageModule("source");
+    const pool = surroundings.startThreads({ module, setup: this.setup, channels, ready });
     this.#pool = pool;
     const numbers = Array.from({ length: channels }, (_, index) => index + 1);
     this.#channels = numbers.map((number) => new SendChannel(number, pool, this.control));

@@ -13,6 +13,7 @@ import { startHeartbeat } from "./heartbeat.ts";
 import { laneCountOf } from "./lanes.ts";
 import { Leg } from "./leg.ts";
 import type { Parameters } from "./parameters.ts";
+import type { ReadyThreads } from "./ready-threads.ts";
 import { Replacing } from "./replacing.ts";
 import { Sender, type SentRound } from "./sender.ts";
 import { type SourceIdentity, SourcePeer } from "./source-peer.ts";
@@ -69,9 +70,9 @@ export class SourceLeg {
   }
 
   /** Starts the threads. All memory is dirty to them, or none of it. */
-  startThreads({ isClean }: { isClean: boolean }): Sender {
+  startThreads(terms: { isClean: boolean; ready?: ReadyThreads | undefined }): Sender {
     const { blocks, surroundings, served } = this.#terms;
-    const sender = new Sender(blocks, this.#parameters, surroundings, this.#replacing, { isClean });
+    const sender = new Sender(blocks, this.#parameters, surroundings, this.#replacing, terms);
     this.#sender = sender;
     const { setup } = sender;
     this.#lanes = surroundings.startLanes(

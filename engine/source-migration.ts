@@ -20,6 +20,7 @@ import { HypervisorView } from "./hypervisor-view.ts";
 import { agreedParameters, type Parameters } from "./parameters.ts";
 import { preferPeersWord } from "./peers-word.ts";
 import { goesOver } from "./postcopy-policy.ts";
+import type { ReadyThreads } from "./ready-threads.ts";
 import type { Sender, SentRound } from "./sender.ts";
 import type { MigrateOutOptions, SourcePhase } from "./source.ts";
 import { SourceLeg, type SourceLegTerms } from "./source-leg.ts";
@@ -61,6 +62,8 @@ export class SourceMigration {
   #address: Address;
   readonly #terms: SourceLegTerms;
   #leg: SourceLeg;
+  /** Started by this migration, and not taken yet. */
+  #ownThreads: ReadyThreads | null = null;
   /** Those that broke in post-copy. */
   readonly #brokenLegs: SourceLeg[] = [];
   #pausedFor: MigrationError | null = null;
@@ -146,6 +149,7 @@ export class SourceMigration {
       live: _live,
       postcopySwitch: _postcopySwitch,
       recovery: _recovery,
+      threads,
       ...given
     } = options;
     const { parameters, address: parsed } = configure(given, address, {
@@ -155,6 +159,7 @@ export class SourceMigration {
       throttle: host.throttle !== undefined,
       dirtyLog: host.dirtyLog,
       preferences: host.preferences,
+      threads,
     });
     return new SourceMigration(
       host,
@@ -174,6 +179,11 @@ export class SourceMigration {
       recover: (address) => this.#plead(address),
       pause: () => this.#breakOff(),
     });
+    if (this.#options.threads === undefined) {
+      // They start while the hosts meet.
+      const { surroundings } = this.#terms;
+      this.#ownThreads = surroundings.readyThreads("source", this.#parameters.channels);
+    }
     await this.#leg.peer.connect();
     const id = formatMigrationId(this.#leg.peer.identity.migrationId);
     this.attempt.callBack(() => this.#options.onMigration?.(id));
@@ -185,8 +195,10 @@ export class SourceMigration {
   /** Agrees on parameters and blocks, and opens all channels, each with its thread. */
   async agree(): Promise<void> {
     const { peer } = this.#leg;
-    // First of all: its threads start while the hosts agree, as the destination's do.
-    this.#leg.startThreads({ isClean: false });
+    this.#leg.startThreads({
+      isClean: false,
+      ready: this.#options.threads ?? this.#ownThreads ?? undefined,
+    });
     this.attempt.onFailure(() => this.#leg.stop());
     peer.onLost((channel) => this.#losesChannel(channel));
     const blocks = this.#host.blocks.map(({ name, sizeBytes, pageBytes }) => ({
@@ -530,6 +542,7 @@ export class SourceMigration {
     this.#onPlea();
     this.attempt.end();
     await this.#leg.close(this.attempt.failure === null ? undefined : PATIENCE_MS);
+    await this.#ownThreads?.close(PATIENCE_MS);
   }
 
   /** In post-copy another leg may follow; before, the attempt ends with its leg. */

@@ -3,6 +3,7 @@ import type { LiveParameters } from "./live-parameters.ts";
 import type { ParameterOptions } from "./parameters.ts";
 import type { PostcopyRecovery } from "./postcopy-recovery.ts";
 import type { PostcopySwitch } from "./postcopy-switch.ts";
+import type { ReadyThreads } from "./ready-threads.ts";
 import { SourceMigration } from "./source-migration.ts";
 import type { Progress, Report } from "./statistics.ts";
 import { REAL_SURROUNDINGS, type Surroundings } from "./surroundings.ts";
@@ -39,6 +40,8 @@ export interface MigrateOutOptions extends ParameterOptions {
   readonly postcopySwitch?: PostcopySwitch;
   /** Lets a post-copy whose link broke go on. */
   readonly recovery?: PostcopyRecovery;
+  /** It takes of these what it needs, and starts what is wanting. */
+  readonly threads?: ReadyThreads;
 }
 
 /**

@@ -1,11 +1,13 @@
+import { availableParallelism } from "node:os";
 import type { Address } from "../channels/address.ts";
 import { type Connector, connector, type Listener, listen } from "../channels/connection.ts";
 import type { LaneSetup } from "../workers/protocol.ts";
 import { Lanes } from "./lanes.ts";
 import { ChannelPool } from "./pool.ts";
+import { ReadyThreads } from "./ready-threads.ts";
 
 /** A thread per channel, with the tasks of each done in order. See `ChannelPool`. */
-export type ThreadPool = Pick<ChannelPool, "run" | "close">;
+export type ThreadPool = Pick<ChannelPool, "begun" | "run" | "close">;
 
 /** A thread for each priority lane. See `Lanes`. */
 export type LaneThreads = Pick<Lanes, "start" | "serve" | "ended" | "close">;
@@ -18,7 +20,14 @@ export type LaneThreads = Pick<Lanes, "start" | "serve" | "ended" | "close">;
 export interface Surroundings {
   connector(address: Address): Connector;
   listen(address: Address): Promise<Listener>;
-  startThreads(options: { module: URL; setup: object; channels: number }): ThreadPool;
+  /** Starts up to `count` before it is known what for. */
+  readyThreads(side: "source" | "destination", count: number): ReadyThreads;
+  startThreads(options: {
+    module: URL;
+    setup: object;
+    channels: number;
+    ready?: ReadyThreads | undefined;
+  }): ThreadPool;
   /** None where post-copy cannot happen. */
   startLanes(setups: readonly LaneSetup[]): LaneThreads;
 }
@@ -26,6 +35,8 @@ export interface Surroundings {
 export const REAL_SURROUNDINGS: Surroundings = {
   connector,
   listen,
+  // More than there are processors would start no sooner than once they are needed.
+  readyThreads: (side, count) => new ReadyThreads(side, Math.min(count, availableParallelism())),
   startThreads: (options) => new ChannelPool(options),
   startLanes: (setups) => new Lanes(setups),
 };

@@ -2,8 +2,11 @@ import type { Worker } from "node:worker_threads";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { must } from "../base/assert.ts";
 import { KIB, MIB } from "../base/units.ts";
+import type { MigrateInOptions } from "../engine/destination.ts";
 import { type ParameterOptions, resolveParameters } from "../engine/parameters.ts";
+import { ReadyThreads } from "../engine/ready-threads.ts";
 import { Sender } from "../engine/sender.ts";
+import type { MigrateOutOptions } from "../engine/source.ts";
 import { REAL_SURROUNDINGS } from "../engine/surroundings.ts";
 import { stopWorkers } from "../workers/control.ts";
 import { SocketPairs, shut, threadDescriptorOf } from "./fixtures/wire-pair.ts";
@@ -44,20 +47,27 @@ beforeAll(async () => {
 });
 afterAll(() => pairs.close());
 
-/** The threads of both ends, told apart by when they start: the source's before the hosts agree. */
-class Ends {
-  source: Worker[] = [];
-  destination: Worker[] = [];
+/** The threads of both ends, told apart by being made here. */
+class Ends implements AsyncDisposable {
+  readonly #out = new ReadyThreads("source", CHANNELS);
+  readonly #in = new ReadyThreads("destination", CHANNELS);
 
-  constructor(relay: Relay, watch: ThreadWatch) {
-    relay.at({ channel: 0, frame: "agree", where: "before" }, () => {
-      this.source = [...watch.threads];
-      expect(this.source.length).toBe(CHANNELS);
-    });
-    relay.at({ channel: 0, frame: "accept", where: "before" }, () => {
-      this.destination = watch.threads.slice(CHANNELS);
-      expect(this.destination.length).toBe(CHANNELS);
-    });
+  /** Those of either end, each with a channel once the hosts have agreed. */
+  async of(side: "source" | "destination", watch: ThreadWatch): Promise<readonly Worker[]> {
+    const threads = await watch.all();
+    return side === "source" ? threads.slice(0, CHANNELS) : threads.slice(CHANNELS, 2 * CHANNELS);
+  }
+
+  get out(): MigrateOutOptions {
+    return { channels: CHANNELS, threads: this.#out };
+  }
+
+  get in(): MigrateInOptions {
+    return { threads: this.#in };
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await Promise.all([this.#out.close(), this.#in.close()]);
   }
 }
 
@@ -68,8 +78,9 @@ for (const [way, options] of Object.entries(WAYS)) {
       {
         using watch = new ThreadWatch();
         await using relay = await Relay.start();
-        const ends = new Ends(relay, watch);
-        const die = (): void => void must(ends[side][0], "threads run").terminate();
+        await using ends = new Ends();
+        const [victim] = await ends.of(side, watch);
+        const die = (): void => void must(victim, "threads run").terminate();
         if (side === "source") {
           relay.at({ channel: 1, frame: "pages", nth: 2, where: "after" }, die);
         } else {
@@ -84,9 +95,9 @@ for (const [way, options] of Object.entries(WAYS)) {
           }
         }
         const pace = side === "source" ? SLOWLY : {};
-        const out = { channels: CHANNELS, ...options, ...pace };
+        const out = { ...ends.out, ...options, ...pace };
         const { checksum = false } = options;
-        const outcome = await rig.fails({ relay, out, in: { checksum } });
+        const outcome = await rig.fails({ relay, out, in: { ...ends.in, checksum } });
         for (const { failure } of [outcome.source, outcome.destination]) {
           expect(failure).toMatchObject({
             code: "WORKER_DIED",
@@ -112,14 +123,19 @@ test(`a thread of the source that dies in a later round, with versions that were
   {
     using watch = new ThreadWatch();
     await using relay = await Relay.start();
-    const ends = new Ends(relay, watch);
+    await using ends = new Ends();
+    const threads = await ends.of("source", watch);
     // The first fence is from before the first round, the second one ends it.
     relay.at({ channel: 1, frame: "fence", nth: 2, where: "after" }, () => {
       relay.at({ channel: 1, frame: "pages", nth: 1, where: "after" }, () => {
-        for (const thread of ends.source) void thread.terminate();
+        for (const thread of threads) void thread.terminate();
       });
     });
-    const outcome = await rig.fails({ relay, out: { ...deltas, downtimeLimitMs: 1 } });
+    const outcome = await rig.fails({
+      relay,
+      out: { ...deltas, ...ends.out, downtimeLimitMs: 1 },
+      in: ends.in,
+    });
     expect(outcome.source.failure).toMatchObject({ code: "WORKER_DIED", at: "source" });
   }
   rig.source.onLook = () => rig.source.writePages(2);

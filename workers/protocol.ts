@@ -76,7 +76,7 @@ export interface FileIdentity {
   readonly inode: bigint;
 }
 
-/** Given to every thread of the source's pool when it starts. */
+/** What the threads of the source's pool are for. */
 export interface SendSetup {
   readonly control: Control;
   readonly blocks: readonly SendBlock[];
@@ -89,8 +89,12 @@ export interface SendSetup {
   readonly channels: number;
 }
 
-/** Tasks of a source's worker; the first is `open`, and the first after its channel was lost. */
+/**
+ * Tasks of a source's worker. `begin` is the first; it may have been there for long. `open` follows,
+ * and is the first again after its channel was lost.
+ */
 export type SendTask =
+  | { readonly kind: "begin"; readonly setup: SendSetup }
   | { readonly kind: "open"; readonly place: ChannelPlace }
   /** From now on the blocks are scanned: what is sent of them is what differs from what was sent. */
   | { readonly kind: "scan"; readonly tables: ReadonlyMap<number, ScanTables> }
@@ -156,9 +160,9 @@ export type LaneSetup =
       readonly lanes: number;
     };
 
-/** Tasks of a destination's worker: it is there, and it receives until END. */
+/** Tasks of a destination's worker: what it is for, and then it receives until END. */
 export type ReceiveTask =
-  | { readonly kind: "start" }
+  | { readonly kind: "begin"; readonly setup: ReceiveSetup }
   | { readonly kind: "receive"; readonly place: ChannelPlace };
 
 /** What a task did: pages that it moved, and chunks that it left, at the end of its list. */

@@ -1,4 +1,4 @@
-import { workerData } from "piscina";
+import { must } from "../base/assert.ts";
 import { loadChecksum } from "../channels/checksum.ts";
 import { CounterRow } from "./control.ts";
 import { PageReceiver } from "./page-receiver.ts";
@@ -6,15 +6,19 @@ import { booked } from "./page-sender.ts";
 import type { ReceiveSetup, ReceiveTask, TaskReport } from "./protocol.ts";
 import { reportOf } from "./report.ts";
 
-const setup = workerData as ReceiveSetup;
 const checksum = await loadChecksum();
+let setup: ReceiveSetup | null = null;
 
 /** The thread of one channel at the destination. Its task `receive` lasts until END. */
 export default function work(task: ReceiveTask): TaskReport {
-  if (task.kind === "start") return reportOf(() => 0);
-  const counters = new CounterRow(setup.control, task.place.channel - 1);
+  if (task.kind === "begin") {
+    setup = task.setup;
+    return { state: "done", pages: 0 };
+  }
+  const known = must(setup, "a thread knows what it is for");
+  const counters = new CounterRow(known.control, task.place.channel - 1);
   return reportOf(() => {
-    const receiver = new PageReceiver(setup, task.place, checksum);
+    const receiver = new PageReceiver(known, task.place, checksum);
     try {
       booked(counters, () => receiver.receive());
     } finally {

@@ -1,4 +1,3 @@
-import { workerData } from "piscina";
 import { must, unreachable } from "../base/assert.ts";
 import { loadChecksum } from "../channels/checksum.ts";
 import { CounterRow } from "./control.ts";
@@ -6,8 +5,8 @@ import { booked, PageSender } from "./page-sender.ts";
 import type { SendSetup, SendTask, TaskDone, TaskReport } from "./protocol.ts";
 import { reportOf } from "./report.ts";
 
-const setup = workerData as SendSetup;
-const checksum = setup.hasChecksum ? await loadChecksum() : null;
+const checksum = await loadChecksum();
+let setup: SendSetup | null = null;
 let sender: { readonly pages: PageSender; readonly counters: CounterRow } | null = null;
 
 /** When the task before is answered. */
@@ -26,13 +25,18 @@ export default function work(task: SendTask): Promise<TaskReport> {
 }
 
 function perform(task: SendTask): TaskReport {
+  if (task.kind === "begin") {
+    setup = task.setup;
+    return { state: "done", pages: 0 };
+  }
   if (task.kind === "open") {
+    const known = must(setup, "a thread knows what it is for");
     return reportOf(() => {
       // There was one before if its connection was lost. What it remembers was for that one.
       sender?.pages.close();
       sender = {
-        pages: new PageSender(setup, task.place, checksum),
-        counters: new CounterRow(setup.control, task.place.channel - 1),
+        pages: new PageSender(known, task.place, known.hasChecksum ? checksum : null),
+        counters: new CounterRow(known.control, task.place.channel - 1),
       };
       return 0;
     });
@@ -41,7 +45,10 @@ function perform(task: SendTask): TaskReport {
   return reportOf(() => booked(counters, () => move(pages, task)));
 }
 
-function move(sender: PageSender, task: Exclude<SendTask, { kind: "open" }>): number | TaskDone {
+function move(
+  sender: PageSender,
+  task: Exclude<SendTask, { kind: "begin" | "open" }>,
+): number | TaskDone {
   switch (task.kind) {
     case "send": {
       const pages = sender.send(task.block, task.chunks, task.round, task.part);

@@ -4,7 +4,7 @@
  * there, and `terminate` does not end it.
  */
 import { openSync } from "node:fs";
-import { workerData } from "piscina";
+import { must } from "../../base/assert.ts";
 import type { ReceiveTask, SendTask } from "../../workers/protocol.ts";
 
 export interface StuckSetup {
@@ -17,10 +17,16 @@ export interface StuckSetup {
   readonly words: Int32Array;
 }
 
-const { real, pipe, task: kind, words } = workerData.stuck as StuckSetup;
-const { default: work } = (await import(real)) as { default: (task: object) => unknown };
+let real: Promise<{ readonly default: (task: object) => unknown }> | null = null;
+let setup: StuckSetup | null = null;
 
-export default function stuck(task: SendTask | ReceiveTask): unknown {
+export default async function stuck(task: SendTask | ReceiveTask): Promise<unknown> {
+  if (task.kind === "begin") {
+    setup = (task.setup as unknown as { readonly stuck: StuckSetup }).stuck;
+    real = import(setup.real);
+  }
+  const { pipe, task: kind, words } = must(setup, "a thread begins with its setup");
+  const { default: work } = await must(real, "a thread begins with its setup");
   if (task.kind === kind && Atomics.load(words, 0) === 1) {
     Atomics.add(words, 1, 1);
     Atomics.notify(words, 1);

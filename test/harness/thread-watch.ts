@@ -12,6 +12,12 @@ export class ThreadWatch implements Disposable {
     process.on("worker", this.#see);
   }
 
+  /** All threads so far: Node tells of a thread a moment after it was made. */
+  async all(): Promise<readonly Worker[]> {
+    await new Promise((resolve) => setImmediate(resolve));
+    return [...this.threads];
+  }
+
   [Symbol.dispose](): void {
     process.off("worker", this.#see);
   }

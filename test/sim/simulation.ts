@@ -7,6 +7,7 @@ import { migrateIn } from "../../engine/destination.ts";
 import type { ParameterOptions } from "../../engine/parameters.ts";
 import { PostcopyRecovery } from "../../engine/postcopy-recovery.ts";
 import { PostcopySwitch } from "../../engine/postcopy-switch.ts";
+import { ReadyThreads } from "../../engine/ready-threads.ts";
 import { migrateOut } from "../../engine/source.ts";
 import type { Surroundings } from "../../engine/surroundings.ts";
 import type { ReceiveSetup, SendSetup } from "../../workers/protocol.ts";
@@ -175,11 +176,12 @@ class Simulation {
     return {
       connector: (address) => network.connector(side, address),
       listen: (address) => network.listen(side, address),
-      startThreads: ({ setup }) => {
+      readyThreads: (end) => new ReadyThreads(end, 0),
+      startThreads: ({ setup, channels }) => {
         const threads = new SimulatedThreads(
           this.#world,
           network,
-          setup as SendSetup | ReceiveSetup,
+          { setup: setup as SendSetup | ReceiveSetup, channels },
           this.#engine.threads,
         );
         this.#threads.push({ side, threads });

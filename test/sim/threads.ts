@@ -23,20 +23,33 @@ export class SimulatedThreads implements ThreadPool {
   readonly #world: World;
   readonly #network: Network;
   readonly #setup: SendSetup | ReceiveSetup;
+  readonly #channels: number;
   readonly #flaws: ThreadFlaws;
   readonly #tails = new Map<number, Promise<unknown>>();
   readonly #threads = new Map<number, SimulatedThread>();
 
-  constructor(world: World, network: Network, setup: SendSetup | ReceiveSetup, flaws: ThreadFlaws) {
+  constructor(
+    world: World,
+    network: Network,
+    { setup, channels }: { setup: SendSetup | ReceiveSetup; channels: number },
+    flaws: ThreadFlaws,
+  ) {
     this.#world = world;
     this.#network = network;
     this.#setup = setup;
+    this.#channels = channels;
     this.#flaws = flaws;
   }
 
   /** The thread is gone at once, with whatever it has taken. */
   kill(channel: number): void {
     this.#thread(channel).kill();
+  }
+
+  async begun(): Promise<void> {
+    const setup = this.#setup as ReceiveSetup;
+    const channels = Array.from({ length: this.#channels }, (_, index) => index + 1);
+    await Promise.all(channels.map((channel) => this.run(channel, { kind: "begin", setup })));
   }
 
   async run(channel: number, task: object): Promise<TaskDone | null> {
@@ -64,7 +77,7 @@ export class SimulatedThreads implements ThreadPool {
     const thread = this.#thread(channel);
     await thread.pause(HAND_OVER_MS);
     switch (task.kind) {
-      case "start":
+      case "begin":
         break;
       case "open":
         thread.open(this.#network.socketOf(task.place.readFd));

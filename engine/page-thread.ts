@@ -1,0 +1,70 @@
+import { Piscina } from "piscina";
+import { within } from "../base/clock.ts";
+import { MigrationError, reasonOf } from "../base/errors.ts";
+import type { TaskReport } from "../workers/protocol.ts";
+
+/** Threads look at the stop word every millisecond or so; what takes this long is stuck. */
+const THREAD_END_MS = 2000;
+
+/**
+ * One thread that moves pages, from when it is started until it is ended: Piscina's pool, of one. Its
+ * tasks are done in order. It knows nothing of a migration before its first task.
+ */
+export class PageThread {
+  readonly #piscina: Piscina;
+  /** Why it is gone. */
+  #death: unknown = null;
+  #ended: Promise<void> | null = null;
+
+  constructor(module: URL) {
+    this.#piscina = new Piscina({
+      filename: module.href,
+      minThreads: 1,
+      maxThreads: 1,
+      idleTimeout: Number.POSITIVE_INFINITY,
+      recordTiming: false,
+      // Also when it is busy: what is in flight is bounded by who dispatches. It lives by its
+      // descriptor and needs no event loop while idle: Piscina's default for `atomics` gives the
+      // shortest hand-over.
+      loadBalancer: (_task, [only]) => only ?? null,
+    });
+    this.#piscina.on("error", () => {}); // A dead thread shows as its task's rejection.
+  }
+
+  /** Returns how the task ended. Throws WORKER_DIED when the thread is gone. */
+  async run(channel: number, task: object): Promise<TaskReport> {
+    try {
+      if (this.#death !== null) throw this.#death;
+      return (await this.#piscina.run(task)) as TaskReport;
+    } catch (error) {
+      // Piscina starts another one in its place, which knows nothing of this one's migration.
+      this.#death ??= error;
+      const facts = { channel, reason: reasonOf(error) };
+      throw new MigrationError("WORKER_DIED", facts, { cause: error });
+    }
+  }
+
+  /** Settles when it has ended. */
+  end(): Promise<void> {
+    this.#ended ??= this.#piscina.destroy();
+    return this.#ended;
+  }
+}
+
+/**
+ * Ends threads. Descriptors may be closed after that, not before. A thread that hangs in the kernel (a
+ * file on a disk that does not answer) is left behind after `limitMs`: false. It ends when the kernel
+ * lets it go; another call waits for that.
+ */
+export async function endAll(
+  threads: readonly PageThread[],
+  limitMs = THREAD_END_MS,
+): Promise<boolean> {
+  const ended = Promise.all(threads.map((thread) => thread.end()));
+  try {
+    await within(limitMs, ended, () => new Error("a thread hangs"));
+    return true;
+  } catch {
+    return false;
+  }
+}
