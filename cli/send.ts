@@ -1,6 +1,7 @@
 import { MigrationError } from "../base/errors.ts";
 import type { SourceHost } from "../engine/host.ts";
-import type { ParameterOptions } from "../engine/parameters.ts";
+import { PARAMETERS, type ParameterOptions } from "../engine/parameters.ts";
+import { atOnce, ReadyThreads } from "../engine/ready-threads.ts";
 import { migrateOut } from "../engine/source.ts";
 import type { Report } from "../engine/statistics.ts";
 import { type FileGuestOptions, fileGuest } from "../hosts/file-guest.ts";
@@ -50,7 +51,8 @@ function isDirtyLog(value: unknown): value is "none" | "scan" {
   return value === "none" || value === "scan";
 }
 
-export async function send(argv: readonly string[]): Promise<number> {
+/** `ready` threads are the caller's; without them some are started while the guest is looked for. */
+export async function send(argv: readonly string[], ready?: ReadyThreads): Promise<number> {
   const { options, flags, positionals, problems: found } = parseFlags(SEND, argv);
   const output = chooseOutput({ json: flags.json, side: "source" });
   const [address = ""] = positionals;
@@ -60,6 +62,8 @@ export async function send(argv: readonly string[]): Promise<number> {
     const writer = parseWriterFlags(flags, guest, problems);
     checkUsage(problems);
     const record = beginRecord(flags.record, "source");
+    await using own = ready === undefined ? threadsFor(options) : null;
+    const threads = ready ?? own ?? undefined;
     await using host = await openSource(guest, { writer, options });
     for (const note of host.notes ?? []) output.note(note);
     const possible = withoutThrottle(host, options, output);
@@ -70,6 +74,7 @@ export async function send(argv: readonly string[]): Promise<number> {
       keepingRecord(record, () =>
         migrateOut(recorded, address, {
           ...possible,
+          ...(threads === undefined ? {} : { threads }),
           signal,
           postcopySwitch: postcopy.postcopySwitch,
           recovery: control.recovery,
@@ -85,6 +90,10 @@ export async function send(argv: readonly string[]): Promise<number> {
   } catch (error) {
     return tellFailure(output, error);
   }
+}
+
+function threadsFor({ channels = PARAMETERS.channels.default }: ParameterOptions): ReadyThreads {
+  return new ReadyThreads("source", atOnce(channels));
 }
 
 /** Notes how it ended. HANDOVER_UNKNOWN was noted before it could come to that. */

@@ -3,6 +3,9 @@ import { within } from "../base/clock.ts";
 import { MigrationError, reasonOf } from "../base/errors.ts";
 import type { TaskReport } from "../workers/protocol.ts";
 
+/** Threads start within half a second; on a machine that is busy with 64 of them, in several. */
+export const THREAD_START_MS = 30_000;
+
 /** Threads look at the stop word every millisecond or so; what takes this long is stuck. */
 const THREAD_END_MS = 2000;
 

@@ -1,5 +1,8 @@
+import { availableParallelism } from "node:os";
+import { within } from "../base/clock.ts";
+import { MigrationError } from "../base/errors.ts";
 import { siblingModule } from "../base/module.ts";
-import { endAll, PageThread } from "./page-thread.ts";
+import { endAll, PageThread, THREAD_START_MS } from "./page-thread.ts";
 
 /**
  * Threads for the next migration of this process, started ahead of it: a thread takes longer to
@@ -16,6 +19,16 @@ export class ReadyThreads implements AsyncDisposable {
     this.side = side;
     const module = pageModule(side);
     this.#threads = Array.from({ length: count }, () => new PageThread(module));
+  }
+
+  /** Returns when all of them have started; a migration need not wait for that. Throws WORKER_DIED. */
+  async started(): Promise<void> {
+    const started = this.#threads.map((thread) => thread.run(0, { kind: "ready" }));
+    const late = (): Error => {
+      const reason = `its thread did not start within ${THREAD_START_MS} ms`;
+      return new MigrationError("WORKER_DIED", { channel: 0, reason });
+    };
+    await within(THREAD_START_MS, Promise.all(started), late);
   }
 
   /** How many there are. */
@@ -37,6 +50,11 @@ export class ReadyThreads implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }
+}
+
+/** Of `count` threads, those that start sooner when they start now: a processor starts one at a time. */
+export function atOnce(count: number): number {
+  return Math.min(count, availableParallelism());
 }
 
 /** What the threads of one end run. */

@@ -9,13 +9,11 @@ import type { ChannelPlace, LaneSetup, ReceiveSetup, ReceiveTask } from "../work
 import { type Block, geometryOf } from "./block.ts";
 import { channelFigures, sumCounters } from "./figures.ts";
 import { isLoss } from "./loss.ts";
+import { THREAD_START_MS } from "./page-thread.ts";
 import type { Parameters } from "./parameters.ts";
 import { pageModule, type ReadyThreads } from "./ready-threads.ts";
 import type { ChannelFigures } from "./statistics.ts";
 import type { LaneThreads, Surroundings, ThreadPool } from "./surroundings.ts";
-
-/** Threads start within half a second; on a machine that is busy with 64 of them, in several. */
-const THREAD_START_MS = 30_000;
 
 /** The destination's pages: a thread per channel writes them into guest memory until END. */
 export class Receiver {

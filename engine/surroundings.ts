@@ -1,10 +1,9 @@
-import { availableParallelism } from "node:os";
 import type { Address } from "../channels/address.ts";
 import { type Connector, connector, type Listener, listen } from "../channels/connection.ts";
 import type { LaneSetup } from "../workers/protocol.ts";
 import { Lanes } from "./lanes.ts";
 import { ChannelPool } from "./pool.ts";
-import { ReadyThreads } from "./ready-threads.ts";
+import { atOnce, ReadyThreads } from "./ready-threads.ts";
 
 /** A thread per channel, with the tasks of each done in order. See `ChannelPool`. */
 export type ThreadPool = Pick<ChannelPool, "begun" | "run" | "close">;
@@ -35,8 +34,7 @@ export interface Surroundings {
 export const REAL_SURROUNDINGS: Surroundings = {
   connector,
   listen,
-  // More than there are processors would start no sooner than once they are needed.
-  readyThreads: (side, count) => new ReadyThreads(side, Math.min(count, availableParallelism())),
+  readyThreads: (side, count) => new ReadyThreads(side, atOnce(count)),
   startThreads: (options) => new ChannelPool(options),
   startLanes: (setups) => new Lanes(setups),
 };

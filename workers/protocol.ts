@@ -90,10 +90,11 @@ export interface SendSetup {
 }
 
 /**
- * Tasks of a source's worker. `begin` is the first; it may have been there for long. `open` follows,
- * and is the first again after its channel was lost.
+ * Tasks of a source's worker. `ready` is answered once it is. `begin` is the first of a migration;
+ * `open` follows, and is the first again after its channel was lost.
  */
 export type SendTask =
+  | { readonly kind: "ready" }
   | { readonly kind: "begin"; readonly setup: SendSetup }
   | { readonly kind: "open"; readonly place: ChannelPlace }
   /** From now on the blocks are scanned: what is sent of them is what differs from what was sent. */
@@ -160,8 +161,9 @@ export type LaneSetup =
       readonly lanes: number;
     };
 
-/** Tasks of a destination's worker: what it is for, and then it receives until END. */
+/** Tasks of a destination's worker: as at the source, and then it receives until END. */
 export type ReceiveTask =
+  | { readonly kind: "ready" }
   | { readonly kind: "begin"; readonly setup: ReceiveSetup }
   | { readonly kind: "receive"; readonly place: ChannelPlace };
 

@@ -7,13 +7,15 @@ import type { ReceiveSetup, ReceiveTask, TaskReport } from "./protocol.ts";
 import { reportOf } from "./report.ts";
 
 const checksum = await loadChecksum();
+const NOTHING_MOVED: TaskReport = { state: "done", pages: 0 };
 let setup: ReceiveSetup | null = null;
 
 /** The thread of one channel at the destination. Its task `receive` lasts until END. */
 export default function work(task: ReceiveTask): TaskReport {
+  if (task.kind === "ready") return NOTHING_MOVED;
   if (task.kind === "begin") {
     setup = task.setup;
-    return { state: "done", pages: 0 };
+    return NOTHING_MOVED;
   }
   const known = must(setup, "a thread knows what it is for");
   const counters = new CounterRow(known.control, task.place.channel - 1);

@@ -6,6 +6,7 @@ import type { SendSetup, SendTask, TaskDone, TaskReport } from "./protocol.ts";
 import { reportOf } from "./report.ts";
 
 const checksum = await loadChecksum();
+const NOTHING_MOVED: TaskReport = { state: "done", pages: 0 };
 let setup: SendSetup | null = null;
 let sender: { readonly pages: PageSender; readonly counters: CounterRow } | null = null;
 
@@ -25,9 +26,10 @@ export default function work(task: SendTask): Promise<TaskReport> {
 }
 
 function perform(task: SendTask): TaskReport {
+  if (task.kind === "ready") return NOTHING_MOVED;
   if (task.kind === "begin") {
     setup = task.setup;
-    return { state: "done", pages: 0 };
+    return NOTHING_MOVED;
   }
   if (task.kind === "open") {
     const known = must(setup, "a thread knows what it is for");
@@ -47,7 +49,7 @@ function perform(task: SendTask): TaskReport {
 
 function move(
   sender: PageSender,
-  task: Exclude<SendTask, { kind: "begin" | "open" }>,
+  task: Exclude<SendTask, { kind: "ready" | "begin" | "open" }>,
 ): number | TaskDone {
   switch (task.kind) {
     case "send": {

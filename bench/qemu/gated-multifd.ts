@@ -11,11 +11,18 @@ enableCompileCache();
 const cache = getCompileCacheDir();
 if (cache !== undefined) process.env["NODE_COMPILE_CACHE"] ??= cache;
 const { main } = await import("../../cli/main.ts");
+const { send } = await import("../../cli/send.ts");
+const { ReadyThreads } = await import("../../engine/ready-threads.ts");
 const [cpuPath = "", ...words] = process.argv.slice(2);
+const rs =
+  process.env["READY"] === undefined || words[0] !== "send"
+    ? undefined
+    : new ReadyThreads("source", 2);
+await rs?.started();
 process.stdout.write(`${JSON.stringify({ event: "loaded" })}\n`);
 readSync(0, new Uint8Array(1));
 process.on("exit", () => {
   const { user, system } = process.cpuUsage();
   writeFileSync(cpuPath, String((user + system) / 1000));
 });
-process.exit(await main(words));
+process.exit(rs === undefined ? await main(words) : await send(words.slice(1), rs));
