@@ -2,11 +2,11 @@ import { copyFileSync, readFileSync, rmSync } from "node:fs";
 import { assert } from "../../base/assert.ts";
 import { MEMORY_KINDS, type MemoryKind } from "./enclosure.ts";
 import { GUESTS, type GuestName } from "./guests.ts";
-import { moveWithMultifd, type OwnFigures } from "./multifd.ts";
+import { moveWithMultifd, type OwnFigures, type OwnMove, type SourceThreads } from "./multifd.ts";
 import type { Turns } from "./program.ts";
 import { moveWithQemu } from "./qemu.ts";
 import { expectSameMemory } from "./same-memory.ts";
-import type { Compression, Move, Sample } from "./sample.ts";
+import type { Compression, Sample } from "./sample.ts";
 import { warm } from "./warm.ts";
 
 export interface Plan extends Turns {
@@ -22,6 +22,7 @@ export interface Comparison {
   readonly guest: GuestName;
   readonly memory: MemoryKind;
   readonly compression: Compression;
+  readonly threads: SourceThreads;
   readonly sizeBytes: number;
   readonly qemu: readonly Sample[];
   readonly multifd: readonly Sample[];
@@ -58,9 +59,10 @@ interface Case extends Turns {
 }
 
 async function compare(given: Case): Promise<Comparison> {
-  const { guest, memory, compression, sizeBytes, sourcePath, channels, pairs, warmups } = given;
+  const { guest, memory, compression, sizeBytes, sourcePath, channels, pairs, warmups, threads } =
+    given;
   const destinationPath = `${MEMORY_KINDS[memory].folder}/destination.ram`;
-  const move: Move = { sourcePath, destinationPath, sizeBytes, channels, compression };
+  const move: OwnMove = { threads, sourcePath, destinationPath, sizeBytes, channels, compression };
   const found = { qemu: [] as Sample[], multifd: [] as Sample[], own: [] as OwnFigures[] };
   const folder = MEMORY_KINDS.small.folder;
   const isReady = (): void => warm(`${MEMORY_KINDS[memory].folder}/warm`, sizeBytes);
@@ -89,7 +91,7 @@ async function compare(given: Case): Promise<Comparison> {
       rmSync(destinationPath);
     }
   }
-  return { guest, memory, compression, sizeBytes, ...found };
+  return { guest, memory, compression, threads, sizeBytes, ...found };
 }
 
 /** Where the kernel gives none, the comparison would not be the one that it says it is. */

@@ -36,12 +36,12 @@ export interface LiveComparison {
 
 /** Compares inside an enclosure. QEMU has one move in each turn, and this engine one for each compression. */
 export async function compareLive(plan: LivePlan): Promise<LiveComparison[]> {
-  const { guest, compressions, pairs, warmups, channels } = plan;
+  const { guest, compressions, pairs, warmups, channels, threads } = plan;
   const { folder } = MEMORY_KINDS.small;
   await using image = await GuestImage.build(folder); // Gone with the enclosure, however that ends.
   const isReady = (): void => warm(`${folder}/warm`, Math.ceil(guest.memoryMib) * MIB);
   const move: LiveMove = {
-    ...{ ...guest, image, channels, folder, isReady },
+    ...{ ...guest, image, channels, threads, folder, isReady },
     downtimeLimitMs: DOWNTIME_LIMIT_MS,
   };
   const qemu: LiveSample[] = [];

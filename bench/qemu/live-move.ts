@@ -5,7 +5,7 @@ import type { GuestImage } from "../../test/real/guest/image.ts";
 import { type GuestWork, Qemu } from "../../test/real/guest/qemu.ts";
 import { cpuMsWithout, loopbackBytes } from "./meters.ts";
 import { MigratingEnd } from "./migrating-end.ts";
-import { type OwnFigures, runMultifd } from "./multifd.ts";
+import { type OwnFigures, readyOf, runMultifd, type SourceThreads } from "./multifd.ts";
 import { PauseWatch } from "./pause-watch.ts";
 import type { Sample } from "./sample.ts";
 
@@ -30,6 +30,7 @@ export interface LiveMove {
   readonly work: GuestWork;
   readonly channels: number;
   readonly downtimeLimitMs: number;
+  readonly threads: SourceThreads;
   /** Called when the guest works and both ends are ready, just before it moves. */
   readonly isReady: () => void;
   /** For small files. */
@@ -83,7 +84,7 @@ export async function moveLiveWithQemu(move: LiveMove): Promise<LiveSample> {
 }
 
 export async function moveLiveWithMultifd(move: LiveMove, way: LiveWay): Promise<LiveSample> {
-  const { channels, downtimeLimitMs, folder } = move;
+  const { channels, downtimeLimitMs, folder, threads } = move;
   return await moveLive(move, async (source, destination) => {
     const words = {
       receive: ["--qemu", destination.qmpPath],
@@ -94,6 +95,7 @@ export async function moveLiveWithMultifd(move: LiveMove, way: LiveWay): Promise
         // On a busy machine a goal is missed, which is told; a move that is given up tells nothing.
         ...["--non-convergence", "switch-over"],
       ],
+      readyThreads: readyOf(threads, channels),
     };
     const [ofSource, ofDestination] = [await CpuMeter.of(source), await CpuMeter.of(destination)];
     let before = { sourceMs: 0, destinationMs: 0 };

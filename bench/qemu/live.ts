@@ -7,14 +7,15 @@ import { COMMON_OPTIONS, chosen, type Request, runProgram, turnsOf } from "./pro
 
 const USAGE = `usage: node bench/qemu/live.ts [--pairs 5] [--warmups 1] [--channels 2]
          [--compression none,auto,auto-for-time] [--size 1GiB] [--used 384MiB]
-         [--working-set 64MiB] [--noise 25] [--json] [--smoke]
+         [--working-set 64MiB] [--noise 25] [--threads ready|started] [--json] [--smoke]
 
 Moves a guest, half of whose memory is in use, that rewrites its working set at 20 MiB/s, with
 QEMU's own live migration, multifd on, and with this engine, turn and turn about: each time one that
 was freshly booted, into a fresh QEMU and fresh memory. Throws unless our guest works on where it
 arrived, and tells medians and ratios. QEMU compresses nothing; of a hundred pages --noise would not
 shrink: with 25, zstd makes half of it, as of a booted Linux with a page cache (compare.ts).
-auto-for-time is auto with --auto-extra-time 0%. QEMU 7.2's own migration breaks an emulated
+The source's threads are ready when it begins, as a host that embeds the engine can keep them,
+or start then, as the command's do. auto-for-time is auto with --auto-extra-time 0%. QEMU 7.2's own migration breaks an emulated
 guest of most sizes, which is told; one of --size 1048568KiB survives.
 
 It needs QEMU, a kernel and a static busybox for the guest, a compiler, unshare, ip and mount, and

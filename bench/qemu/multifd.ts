@@ -22,11 +22,21 @@ export interface OwnFigures {
 export interface Words {
   readonly receive: readonly string[];
   readonly send: readonly string[];
+  /** At the source, before it begins. */
+  readonly readyThreads: number;
+}
+
+/** Whether the source's threads are there before it begins, as a host can keep them, or start with it. */
+export const SOURCE_THREADS = ["ready", "started"] as const;
+export type SourceThreads = (typeof SOURCE_THREADS)[number];
+
+export interface OwnMove extends Move {
+  readonly threads: SourceThreads;
 }
 
 /** Has two fresh processes move the memory, as anybody would run them. */
 export async function moveWithMultifd(
-  { sourcePath, destinationPath, channels, compression }: Move,
+  { sourcePath, destinationPath, channels, compression, threads }: OwnMove,
   folder: string,
   isReady: () => void,
 ): Promise<{ sample: Sample; own: OwnFigures }> {
@@ -37,7 +47,12 @@ export async function moveWithMultifd(
       ...["--channels", String(channels), "--compression", compression],
     ],
   };
-  return await runMultifd(words, folder, isReady);
+  return await runMultifd({ ...words, readyThreads: readyOf(threads, channels) }, folder, isReady);
+}
+
+/** A thread per channel. At the destination they start while it listens, in any case. */
+export function readyOf(threads: SourceThreads, channels: number): number {
+  return threads === "ready" ? channels : 0;
 }
 
 export async function runMultifd(
@@ -45,12 +60,13 @@ export async function runMultifd(
   folder: string,
   isReady: () => void,
 ): Promise<{ sample: Sample; own: OwnFigures }> {
-  await using receive = new End(`${folder}/receive.cpu`, [
+  await using receive = new End(`${folder}/receive.cpu`, 0, [
     ...["receive", "tcp:127.0.0.1:0", ...words.receive],
   ]);
   receive.go();
   const { address } = await receive.cli.waitFor("listening");
-  await using send = new End(`${folder}/send.cpu`, ["send", String(address), ...words.send]);
+  const sending = ["send", String(address), ...words.send];
+  await using send = new End(`${folder}/send.cpu`, words.readyThreads, sending);
   await send.cli.waitFor("loaded");
   isReady();
   const startCpuMs = [send.cpuMs(), receive.cpuMs()] as const;
@@ -77,10 +93,10 @@ class End implements AsyncDisposable {
   readonly cli: Cli;
   readonly #cpuPath: string;
 
-  constructor(cpuPath: string, words: readonly string[]) {
+  constructor(cpuPath: string, readyThreads: number, words: readonly string[]) {
     this.#cpuPath = cpuPath;
     const options = { program: PROGRAM, input: true, limitMs: LIMIT_MS };
-    this.cli = startCli([cpuPath, ...words, "--json"], options);
+    this.cli = startCli([cpuPath, String(readyThreads), ...words, "--json"], options);
   }
 
   go(): void {

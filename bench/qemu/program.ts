@@ -1,6 +1,8 @@
 import { execFileSync } from "node:child_process";
+import { must } from "../../base/assert.ts";
 import { currentCommit, describeMachine, type Machine } from "../machine.ts";
 import { furnish, isEnclosed, runEnclosed } from "./enclosure.ts";
+import { SOURCE_THREADS, type SourceThreads } from "./multifd.ts";
 
 /** Where and how figures were measured. */
 export interface Run {
@@ -77,25 +79,28 @@ export const COMMON_OPTIONS = {
   pairs: { type: "string", default: "5" },
   warmups: { type: "string", default: "1" },
   channels: { type: "string", default: "2" },
+  threads: { type: "string", default: "ready" },
   smoke: { type: "boolean", default: false },
   json: { type: "boolean", default: false },
   help: { type: "boolean", default: false },
 } as const;
 
-/** How often, and over how many channels. */
+/** How often, over how many channels, and with which threads of ours. */
 export interface Turns {
   readonly pairs: number;
   /** Pairs that are not counted: they warm up what both use, such as caches of the disk. */
   readonly warmups: number;
   readonly channels: number;
+  readonly threads: SourceThreads;
 }
 
 export function turnsOf(values: { [Name in keyof Turns]: string } & { smoke: boolean }): Turns {
   const channels = counted(values.channels, "channels");
-  if (values.smoke) return { pairs: 1, warmups: 0, channels };
+  const threads = must(chosen(values.threads, SOURCE_THREADS)[0], "one of them was chosen");
+  if (values.smoke) return { pairs: 1, warmups: 0, channels, threads };
   const pairs = counted(values.pairs, "pairs");
   const warmups = values.warmups === "0" ? 0 : counted(values.warmups, "warmups");
-  return { pairs, warmups, channels };
+  return { pairs, warmups, channels, threads };
 }
 
 function counted(text: string, what: string): number {
