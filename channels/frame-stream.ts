@@ -116,9 +116,9 @@ export class FrameStream {
     if (this.#interruption !== null) this.#fail(this.#interruption);
   }
 
-  /** Nobody took the place of the connection that was lost for `reason`. */
-  giveUp(reason: MigrationError): void {
-    if (this.#interruption === reason) this.#fail(reason);
+  /** Nobody took the place of the connection that was lost for `reason`; `told` may know more. */
+  giveUp(reason: MigrationError, told = reason): void {
+    if (this.#interruption === reason) this.#fail(told);
   }
 
   /** What ended it. */

@@ -1,6 +1,6 @@
 import { randomBytes } from "node:crypto";
 import { after, Deadline, within } from "../base/clock.ts";
-import { errnoOf, MigrationError } from "../base/errors.ts";
+import { errnoOf, MigrationError, reasonOf } from "../base/errors.ts";
 import { type Address, formatAddress } from "../channels/address.ts";
 import type { Checksum } from "../channels/checksum.ts";
 import type { Connector } from "../channels/connection.ts";
@@ -325,7 +325,10 @@ export class SourcePeer {
         await within(deadline.leftMs, this.#joinAgain(main), () => reason);
         return;
       } catch (error) {
-        if (isFinal(error)) break;
+        if (isFinal(error)) {
+          main.giveUp(reason, withVerdict(reason, error));
+          return;
+        }
       }
       const { promise, resolve } = Promise.withResolvers<void>();
       after(RETRY_MS, resolve);
@@ -346,6 +349,13 @@ export class SourcePeer {
       throw error;
     }
   }
+}
+
+/** A lost connection is told with what the destination said when it was joined again. */
+function withVerdict(loss: MigrationError, error: unknown): MigrationError {
+  if (!(error instanceof MigrationError) || error.at !== "destination") return loss;
+  const reason = `${reasonOf(loss)}; joined again, the destination said: ${error.message}`;
+  return new MigrationError("CHANNEL_LOST", { channel: 0, reason }, { cause: error });
 }
 
 /** Nobody is there any more who knows of this migration: no other try would change that. */

@@ -62,7 +62,11 @@ test(`who joins again with a HELLO that was spoilt is refused, and the guest sta
   // The source's own second HELLO.
   relay.at({ channel: 0, frame: "hello", nth: 2, where: "before" }, "flip a bit");
   const rig = new FaultRig(seed);
-  await rig.fails({ relay, out: BOTH.out, in: { reconnectTimeoutMs: 300 } });
+  const outcome = await rig.fails({ relay, out: BOTH.out, in: { reconnectTimeoutMs: 300 } });
+  expect(outcome.source.failure).toMatchObject({
+    code: "CHANNEL_LOST",
+    message: expect.stringMatching(/joined again, the destination said: .*(checksum|frame)/i),
+  });
   await rig.succeeds();
 });
 
