@@ -1,23 +1,17 @@
 import { workerData } from "node:worker_threads";
 import { nowMs } from "../base/clock.ts";
 import { type DescriptorOptions, readSome, writeAll } from "../channels/descriptor.ts";
+import type { PumpThread } from "./pump.ts";
 
 /** One thread of the pump: it moves bytes in or out of a descriptor and does nothing else. */
-export interface PumpTask {
+export interface PumpTask extends PumpThread {
   readonly direction: "in" | "out";
-  readonly fd: number;
-  readonly channel: number;
   readonly bytes: number;
   readonly pieceBytes: number;
   /** What it goes through, again and again: as many bytes of `memory`, from `memoryAt` on. */
   readonly memory: SharedArrayBuffer;
   readonly memoryAt: number;
   readonly memoryBytes: number;
-  readonly stop: Int32Array;
-  /** Word 0: how many threads are ready; word 1: 1 when all may begin. */
-  readonly start: Int32Array;
-  /** When this thread began, when it was done, and the processor's milliseconds in between. */
-  readonly times: Float64Array;
 }
 
 const LIMIT_MS = 30_000;

@@ -71,26 +71,40 @@ async function pump(
   assert(load.bytes % load.connections === 0, "every connection moves as much");
   assert(load.held.byteLength >= load.bytes, "an end holds as much as is moved");
   const share = load.bytes / load.connections;
+  const url = new URL("./pump-worker.ts", import.meta.url);
+  return await runThreads<PumpTask>(url, connections, (common, index) => {
+    const memory = load.isThroughMemory
+      ? { memory: load.held, memoryAt: index * share, memoryBytes: share }
+      : { memory: smallBuffer(load), memoryAt: 0, memoryBytes: load.pieceBytes };
+    return { ...common, direction, bytes: share, pieceBytes: load.pieceBytes, ...memory };
+  });
+}
+
+/** What every thread of a pump is told. */
+export interface PumpThread {
+  readonly fd: number;
+  readonly channel: number;
+  readonly stop: Int32Array;
+  /** Word 0: how many threads are ready; word 1: 1 when all may begin. */
+  readonly start: Int32Array;
+  /** When this thread began, when it was done, and the processor's milliseconds in between. */
+  readonly times: Float64Array;
+}
+
+/** A thread for each connection, which begin together once all are there. Closes the connections. */
+export async function runThreads<Task extends PumpThread>(
+  url: URL,
+  connections: readonly Connection[],
+  taskOf: (common: PumpThread, index: number) => Task,
+): Promise<PumpFigures> {
   const stop = new Int32Array(new SharedArrayBuffer(4));
   const start = new Int32Array(new SharedArrayBuffer(8));
   const times = connections.map(() => new Float64Array(new SharedArrayBuffer(24)));
   const workers = connections.map(({ reader }, index) => {
     stopReading(reader);
-    const memory = load.isThroughMemory
-      ? { memory: load.held, memoryAt: index * share, memoryBytes: share }
-      : { memory: smallBuffer(load), memoryAt: 0, memoryBytes: load.pieceBytes };
-    const task: PumpTask = {
-      direction,
-      fd: descriptorOf(reader),
-      channel: index + 1,
-      bytes: share,
-      pieceBytes: load.pieceBytes,
-      ...memory,
-      stop,
-      start,
-      times: times[index] as Float64Array,
-    };
-    return new Worker(new URL("./pump-worker.ts", import.meta.url), { workerData: task });
+    const fd = descriptorOf(reader);
+    const own = { fd, channel: index + 1, stop, start, times: times[index] as Float64Array };
+    return new Worker(url, { workerData: taskOf(own, index) });
   });
   for (let ready = 0; ready < workers.length; ready = Atomics.load(start, 0)) {
     const { async, value } = Atomics.waitAsync(start, 0, ready, LIMIT_MS);

@@ -1,6 +1,8 @@
 import { copyFileSync, readFileSync, rmSync } from "node:fs";
 import { assert } from "../../base/assert.ts";
+import type { PumpFigures } from "../pump.ts";
 import { MEMORY_KINDS, type MemoryKind } from "./enclosure.ts";
+import { pumpFile } from "./file-pump.ts";
 import { GUESTS, type GuestName } from "./guests.ts";
 import { moveWithMultifd, type OwnFigures, type OwnMove, type SourceThreads } from "./multifd.ts";
 import type { Turns } from "./program.ts";
@@ -27,6 +29,8 @@ export interface Comparison {
   readonly qemu: readonly Sample[];
   readonly multifd: readonly Sample[];
   readonly own: readonly OwnFigures[];
+  /** The same bytes moved by the same calls, and nothing else; see `pumpFile`. Without compression. */
+  readonly pump: readonly PumpFigures[];
 }
 
 /** Compares everything that is planned, inside an enclosure, and tells each result when it is there. */
@@ -63,7 +67,12 @@ async function compare(given: Case): Promise<Comparison> {
     given;
   const destinationPath = `${MEMORY_KINDS[memory].folder}/destination.ram`;
   const move: OwnMove = { threads, sourcePath, destinationPath, sizeBytes, channels, compression };
-  const found = { qemu: [] as Sample[], multifd: [] as Sample[], own: [] as OwnFigures[] };
+  const found = {
+    qemu: [] as Sample[],
+    multifd: [] as Sample[],
+    own: [] as OwnFigures[],
+    pump: [] as PumpFigures[],
+  };
   const folder = MEMORY_KINDS.small.folder;
   const isReady = (): void => warm(`${MEMORY_KINDS[memory].folder}/warm`, sizeBytes);
   const runs = {
@@ -90,6 +99,11 @@ async function compare(given: Case): Promise<Comparison> {
       expectSameMemory(sourcePath, destinationPath);
       rmSync(destinationPath);
     }
+    if (compression !== "none") continue;
+    const pumped = await pumpFile(move, isReady);
+    expectSameMemory(sourcePath, destinationPath);
+    rmSync(destinationPath);
+    if (pair >= 0) found.pump.push(pumped);
   }
   return { guest, memory, compression, threads, sizeBytes, ...found };
 }

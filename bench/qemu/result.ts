@@ -33,5 +33,20 @@ export function titleOf({ guest, memory, compression, sizeBytes }: Comparison): 
 export function formatComparison(found: Comparison): string {
   const startMs = median(found.own.map(({ startCpuMs }) => startCpuMs));
   const note = `  Not counted: both processes' start, ${startMs.toFixed(0)} ms of CPU.`;
-  return [titleOf(found), ...formatRows(rowsOf(FIGURES, found)), note, ""].join("\n");
+  return [titleOf(found), ...formatRows(rowsOf(FIGURES, found)), ...pumpNote(found), note, ""].join(
+    "\n",
+  );
+}
+
+/** How much of QEMU's cost is left when only the bytes are moved. */
+function pumpNote({ pump, qemu }: Comparison): string[] {
+  if (pump.length === 0) return [];
+  const ms = median(pump.map(({ elapsedMs }) => elapsedMs));
+  const cpuMs = median(pump.map((each) => each.cpuMs));
+  const ofTime = ms / median(qemu.map(({ totalMs }) => totalMs));
+  const ofCpu = cpuMs / SECOND_MS / median(qemu.map(cpuSecondsOf));
+  return [
+    `  A bare pump of the same bytes from file to file, by the calls that Node has: ${ms.toFixed(0)} ms,`,
+    `  ${(cpuMs / SECOND_MS).toFixed(2)} s of CPU: ${ofTime.toFixed(2)} and ${ofCpu.toFixed(2)} of QEMU's.`,
+  ];
 }
