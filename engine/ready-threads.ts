@@ -14,7 +14,7 @@ export class ReadyThreads implements AsyncDisposable {
   readonly #threads: PageThread[];
   readonly #ending: PageThread[] = [];
 
-  /** Starts `count` threads, each with some 15 MiB of memory, for migrations out or in. */
+  /** Starts `count` threads, each with some 25 MiB of memory, for migrations out or in. */
   constructor(side: "source" | "destination", count: number) {
     this.side = side;
     const module = pageModule(side);
