@@ -129,10 +129,8 @@ describe.skipIf(missing.length > 0 || quotas.isSkipped)(
     test("is gone after the link was lost", async () => {
       const { here } = journey;
       await using there = await journey.destination();
-      await using receive = startReceive(there);
-      await using send = startSend(here, await addressOf(receive), STUBBORN_FLAGS);
-      await untilThrottling(send);
-      await untilThrottled(here, send.exit);
+      await using commands = await Commands.begin(here, there);
+      const { receive, send } = commands;
       receive.kill("SIGKILL");
       expect((await send.exit).status).toBe(1);
       await expectFree(here);
@@ -142,10 +140,8 @@ describe.skipIf(missing.length > 0 || quotas.isSkipped)(
     test("stays where its engine was killed, until the next one looks at any guest", async () => {
       const { here } = journey;
       await using there = await journey.destination();
-      await using receive = startReceive(there);
-      await using send = startSend(here, await addressOf(receive), STUBBORN_FLAGS);
-      await untilThrottling(send);
-      await untilThrottled(here, send.exit);
+      await using commands = await Commands.begin(here, there);
+      const { send } = commands;
       send.kill("SIGKILL");
       expect((await send.exit).signal).toBe("SIGKILL");
       expect(await limitsOf(here)).toEqual([HALF, HALF]);
@@ -207,9 +203,32 @@ class Pair implements AsyncDisposable {
   }
 }
 
-/** Before, the engine only tries whether it could: then quotas come and go. */
-async function untilThrottling(send: Cli): Promise<void> {
-  await send.waitFor("progress", (event) => Number(event["throttlePercent"]) > 0);
+/** Both ends as commands, in processes of their own, which can be killed. */
+class Commands implements AsyncDisposable {
+  readonly receive: Cli;
+  readonly send: Cli;
+
+  private constructor(receive: Cli, send: Cli) {
+    this.receive = receive;
+    this.send = send;
+  }
+
+  /** Returns when the guest is throttled. */
+  static async begin(here: Qemu, there: Qemu): Promise<Commands> {
+    await using undo = new AsyncDisposableStack();
+    const receive = undo.use(startReceive(there));
+    const send = undo.use(startSend(here, await addressOf(receive), STUBBORN_FLAGS));
+    // Before, the engine only tries whether it could: then quotas come and go.
+    await send.waitFor("progress", (event) => Number(event["throttlePercent"]) > 0);
+    await untilThrottled(here, send.exit);
+    undo.move();
+    return new Commands(receive, send);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.send[Symbol.asyncDispose]();
+    await this.receive[Symbol.asyncDispose]();
+  }
 }
 
 /** Resolves when the kernel has stopped the guest for its quota; fails when the move ends before. */
