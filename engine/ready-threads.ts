@@ -2,6 +2,7 @@ import { availableParallelism } from "node:os";
 import { within } from "../base/clock.ts";
 import { MigrationError } from "../base/errors.ts";
 import { siblingModule } from "../base/module.ts";
+import { CHANNELS_MAX } from "../channels/frame.ts";
 import { endAll, PageThread, THREAD_START_MS } from "./page-thread.ts";
 
 /**
@@ -14,8 +15,17 @@ export class ReadyThreads implements AsyncDisposable {
   readonly #threads: PageThread[];
   readonly #ending: PageThread[] = [];
 
-  /** Starts `count` threads, each with some 25 MiB of memory, for migrations out or in. */
+  /**
+   * Starts `count` threads, each with some 25 MiB of memory, for migrations out or in. Throws
+   * RangeError for more than a migration can have, or what is no number of threads.
+   */
   constructor(side: "source" | "destination", count: number) {
+    if (!Number.isInteger(count) || count < 0 || count > CHANNELS_MAX) {
+      throw new RangeError(`Cannot make ${count} threads ready: 0 to ${CHANNELS_MAX} can be`);
+    }
+    if (side !== "source" && side !== "destination") {
+      throw new RangeError(`Cannot make threads ready for "${side}": a source or a destination`);
+    }
     this.side = side;
     const module = pageModule(side);
     this.#threads = Array.from({ length: count }, () => new PageThread(module));

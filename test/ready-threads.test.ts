@@ -57,3 +57,11 @@ test("threads that are ready for the other end are refused before anything is to
   });
   expect(threads.count).toBe(1);
 });
+
+test.for([-1, 1.5, Number.NaN, 65])("%s is no number of threads", (count) => {
+  expect(() => new ReadyThreads("source", count)).toThrow(RangeError);
+});
+
+test("threads are for one of two ends", () => {
+  expect(() => new ReadyThreads("target" as "source", 1)).toThrow(/"target"/);
+});
