@@ -111,6 +111,21 @@ test("what Node's zlib expands is what fflate has compressed, and the other way 
   expect(Buffer.compare(zstdDecompressSync(zstd.compress(content, 1)), content)).toBe(0);
 });
 
+test("a frame that just fills a piece of Node's is followed by an empty one, and ours fills none", () => {
+  const content = must(contents(new Prng(1), 100_000)["mixed"], "there is a mixture");
+  const params = { [constants.ZSTD_c_compressionLevel]: 1 };
+  const one = zstd.compress(content, 1);
+  const two = zstdCompressSync(content, { params, chunkSize: one.length });
+  expect(two.length).toBeGreaterThan(one.length);
+  expect(Buffer.compare(zstdDecompressSync(two), content)).toBe(0);
+  expect(zstd.expand(two, content.length)).toBe(null); // The wire allows one frame.
+  // The longest that comes of a payload is of noise.
+  for (const bytes of [1, 100, 4 * KIB, 512 * KIB, 1024 * KIB]) {
+    const noise = must(contents(new Prng(bytes), bytes)["noise"], "there is noise");
+    expect(zstd.expand(zstd.compress(noise, 1), noise.length)?.length).toBe(noise.length);
+  }
+});
+
 test("zstd grants no more window than a payload can need, whatever a frame asks for", () => {
   const content = contents(new Prng(1), 512 * KIB)["mixed"] ?? new Uint8Array(1);
   const params = { [constants.ZSTD_c_contentSizeFlag]: 0 };

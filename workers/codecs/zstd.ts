@@ -26,7 +26,8 @@ export const zstd: Codec = {
 
 /**
  * Room for whatever comes out, so that Node takes it in one piece. With its pieces of 16 KiB, memory
- * that does not shrink is compressed at 0.33 instead of 4.4 GB/s. Zstandard's own bound is less.
+ * that does not shrink is compressed at 0.33 instead of 4.4 GB/s, and a frame that just fills one is
+ * followed by an empty frame, which the wire does not allow. Zstandard's own bound is less.
  */
 function outputBytesMax(bytes: number): number {
   return bytes + Math.ceil(bytes / 128) + 1024;
