@@ -1,7 +1,6 @@
 import { workerData } from "node:worker_threads";
-import { nowMs } from "../base/clock.ts";
-import { type DescriptorOptions, readSome, writeAll } from "../channels/descriptor.ts";
-import type { PumpThread } from "./pump.ts";
+import { readSome, writeAll } from "../channels/descriptor.ts";
+import { type PumpThread, takePart } from "./pump-thread.ts";
 
 /** One thread of the pump: it moves bytes in or out of a descriptor and does nothing else. */
 export interface PumpTask extends PumpThread {
@@ -14,33 +13,23 @@ export interface PumpTask extends PumpThread {
   readonly memoryBytes: number;
 }
 
-const LIMIT_MS = 30_000;
-
 const task = workerData as PumpTask;
-const { direction, fd, channel, bytes, pieceBytes, stop, start, times } = task;
-const { memoryAt, memoryBytes } = task;
-const options: DescriptorOptions = { fd, channel, stop, limitMs: LIMIT_MS, isDeep: true };
-const memory = new Uint8Array(task.memory, memoryAt, memoryBytes);
+const { bytes, pieceBytes, memoryBytes } = task;
+const memory = new Uint8Array(task.memory, task.memoryAt, memoryBytes);
 const answer = new Uint8Array(1);
 
-Atomics.add(start, 0, 1);
-Atomics.notify(start, 0);
-Atomics.wait(start, 1, 0);
-times[0] = nowMs();
-const cpuBefore = process.threadCpuUsage();
-if (direction === "out") {
-  for (let at = 0; at < bytes; at += pieceBytes) writeAll(options, pieceAt(at));
-  readSome(options, answer, { least: 1, isIdle: false });
-} else {
+takePart(task, (options) => {
+  if (task.direction === "out") {
+    for (let at = 0; at < bytes; at += pieceBytes) writeAll(options, pieceAt(at));
+    readSome(options, answer, { least: 1, isIdle: false });
+    return;
+  }
   for (let at = 0; at < bytes; at += pieceBytes) {
     const target = pieceAt(at);
     readSome(options, target, { least: target.length, isIdle: false });
   }
   writeAll(options, answer);
-}
-const cpu = process.threadCpuUsage(cpuBefore);
-times[1] = nowMs();
-times[2] = (cpu.user + cpu.system) / 1000;
+});
 
 /** The piece that is moved after `at` bytes. */
 function pieceAt(at: number): Uint8Array {

@@ -9,6 +9,7 @@ import {
   listen,
   stopReading,
 } from "../channels/connection.ts";
+import type { PumpThread } from "./pump-thread.ts";
 import type { PumpTask } from "./pump-worker.ts";
 
 /** What a pump moves: `bytes` in all, shared by the connections, in writes of `pieceBytes`. */
@@ -78,17 +79,6 @@ async function pump(
       : { memory: smallBuffer(load), memoryAt: 0, memoryBytes: load.pieceBytes };
     return { ...common, direction, bytes: share, pieceBytes: load.pieceBytes, ...memory };
   });
-}
-
-/** What every thread of a pump is told. */
-export interface PumpThread {
-  readonly fd: number;
-  readonly channel: number;
-  readonly stop: Int32Array;
-  /** Word 0: how many threads are ready; word 1: 1 when all may begin. */
-  readonly start: Int32Array;
-  /** When this thread began, when it was done, and the processor's milliseconds in between. */
-  readonly times: Float64Array;
 }
 
 /** A thread for each connection, which begin together once all are there. Closes the connections. */

@@ -16,7 +16,7 @@ export class ReadyThreads implements AsyncDisposable {
   readonly #ending: PageThread[] = [];
 
   /**
-   * Starts `count` threads, each with some 25 MiB of memory, for migrations out or in. Throws
+   * Starts `count` threads, each with the memory of a channel's, for migrations out or in. Throws
    * RangeError for more than a migration can have, or what is no number of threads.
    */
   constructor(side: "source" | "destination", count: number) {

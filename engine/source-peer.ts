@@ -1,6 +1,6 @@
 import { randomBytes } from "node:crypto";
 import { after, Deadline, within } from "../base/clock.ts";
-import { errnoOf, MigrationError, reasonOf } from "../base/errors.ts";
+import { errnoOf, MigrationError } from "../base/errors.ts";
 import { type Address, formatAddress } from "../channels/address.ts";
 import type { Checksum } from "../channels/checksum.ts";
 import type { Connector } from "../channels/connection.ts";
@@ -354,7 +354,8 @@ export class SourcePeer {
 /** A lost connection is told with what the destination said when it was joined again. */
 function withVerdict(loss: MigrationError, error: unknown): MigrationError {
   if (!(error instanceof MigrationError) || error.at !== "destination") return loss;
-  const reason = `${reasonOf(loss)}; joined again, the destination said: ${error.message}`;
+  const { reason: lost = loss.message } = loss.facts as { readonly reason?: string };
+  const reason = `${lost}; joined again, the destination said: ${error.message}`;
   return new MigrationError("CHANNEL_LOST", { channel: 0, reason }, { cause: error });
 }
 

@@ -1,8 +1,7 @@
 import { closeSync, openSync, readSync, writeSync } from "node:fs";
 import { workerData } from "node:worker_threads";
-import { nowMs } from "../../base/clock.ts";
-import { type DescriptorOptions, readSome, writeAll } from "../../channels/descriptor.ts";
-import type { PumpThread } from "../pump.ts";
+import { readSome, writeAll } from "../../channels/descriptor.ts";
+import { type PumpThread, takePart } from "../pump-thread.ts";
 
 /** One thread of a pump from file to file: it reads and sends, or receives and writes. */
 export interface FilePumpTask extends PumpThread {
@@ -14,33 +13,24 @@ export interface FilePumpTask extends PumpThread {
   readonly pieceBytes: number;
 }
 
-const LIMIT_MS = 30_000;
-
 const task = workerData as FilePumpTask;
-const { direction, path, pieces, fd, channel, stop, start, times } = task;
-const options: DescriptorOptions = { fd, channel, stop, limitMs: LIMIT_MS, isDeep: true };
+const { direction, pieces } = task;
 const buffer = new Uint8Array(task.pieceBytes);
-const file = openSync(path, direction === "out" ? "r" : "r+");
+const file = openSync(task.path, direction === "out" ? "r" : "r+");
 
-Atomics.add(start, 0, 1);
-Atomics.notify(start, 0);
-Atomics.wait(start, 1, 0);
-times[0] = nowMs();
-const cpuBefore = process.threadCpuUsage();
-for (let index = 0; index < pieces.length; index += 2) {
-  const at = pieces[index] as number;
-  const piece = buffer.subarray(0, pieces[index + 1]);
-  if (direction === "out") {
-    readSync(file, piece, 0, piece.length, at);
-    writeAll(options, piece);
-  } else {
-    readSome(options, piece, { least: piece.length, isIdle: false });
-    writeSync(file, piece, 0, piece.length, at);
+takePart(task, (options) => {
+  for (let index = 0; index < pieces.length; index += 2) {
+    const at = pieces[index] as number;
+    const piece = buffer.subarray(0, pieces[index + 1]);
+    if (direction === "out") {
+      readSync(file, piece, 0, piece.length, at);
+      writeAll(options, piece);
+    } else {
+      readSome(options, piece, { least: piece.length, isIdle: false });
+      writeSync(file, piece, 0, piece.length, at);
+    }
   }
-}
-if (direction === "out") readSome(options, buffer, { least: 1, isIdle: false });
-else writeAll(options, buffer.subarray(0, 1));
-const cpu = process.threadCpuUsage(cpuBefore);
-times[1] = nowMs();
-times[2] = (cpu.user + cpu.system) / 1000;
+  if (direction === "out") readSome(options, buffer, { least: 1, isIdle: false });
+  else writeAll(options, buffer.subarray(0, 1));
+});
 closeSync(file);

@@ -3,7 +3,7 @@ import { inflateRawSync } from "node:zlib";
 import type { Codec } from "./codec.ts";
 import { boundedTo, type Expansion, expandedOrNull } from "./expanded.ts";
 
-/** Loaded when it is needed: threads that do not need it start sooner by a sixth. */
+/** Loaded when it is needed: threads that do not need it start sooner. */
 const load = createRequire(import.meta.url);
 
 /**
