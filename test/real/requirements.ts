@@ -1,4 +1,5 @@
 import { existsSync, statfsSync } from "node:fs";
+import { freemem } from "node:os";
 import { formatBytes } from "../../base/units.ts";
 
 /** Guest memory lives where a hypervisor puts it, not on a disk. */
@@ -34,6 +35,13 @@ export function missingRoom(wantedBytes: number): string[] {
   return [
     `${formatBytes(wantedBytes)} of room in ${MEMORY_FOLDER} (${formatBytes(freeBytes)} free)`,
   ];
+}
+
+/** Empty when a process can have so much memory of its own. */
+export function missingMemory(wantedBytes: number): string[] {
+  const freeBytes = freemem();
+  if (freeBytes >= wantedBytes) return [];
+  return [`${formatBytes(wantedBytes)} of memory (${formatBytes(freeBytes)} free)`];
 }
 
 /** Where nobody reads the output, what is not tested must fail. */
