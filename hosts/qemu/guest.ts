@@ -1,23 +1,32 @@
 import { readFileSync } from "node:fs";
 import { MigrationError } from "../../base/errors.ts";
 import type { Block } from "../../engine/block.ts";
-import { ask, askList, property } from "./answer.ts";
+import { askList, property } from "./answer.ts";
 import { type Backend, findBackends } from "./backend.ts";
 import { missingOf, readCapabilities } from "./capabilities.ts";
 import type { GuestDescription } from "./description.ts";
 import { processOfThread, type QemuProcess } from "./process.ts";
 import { isObject, type Qmp } from "./qmp.ts";
-import { findRam } from "./ram.ts";
+import { findRam, GUEST_PAGE_BYTES } from "./ram.ts";
+import { type RamRow, ramTableOf } from "./ram-table.ts";
 
 /** What a QEMU runs, and how it can be moved. */
 export interface Guest {
   readonly blocks: readonly Block[];
   readonly description: GuestDescription;
+  /** The backends in pages larger than the guest's, as those in hugetlbfs are. */
+  readonly huge: readonly HugeBackend[];
   /** Of the virtual processors. */
   readonly threadIds: readonly number[];
   /** QEMU's process; undefined where this user cannot see it. */
   readonly process: QemuProcess | undefined;
   readonly problems: readonly string[];
+}
+
+export interface HugeBackend {
+  readonly id: string;
+  /** Of its file. */
+  readonly pageBytes: number;
 }
 
 export interface GuestQuery {
@@ -34,6 +43,7 @@ export async function inspect(qmp: Qmp, { access, needs }: GuestQuery): Promise<
   const owner = processOfThread(threadIds[0] ?? 0);
   const backends = await findBackends(qmp);
   const ram = findRam(backends, { pid: owner?.pid, access });
+  const table = await ramTableOf(qmp);
   return {
     blocks: ram.blocks,
     description: {
@@ -41,10 +51,11 @@ export async function inspect(qmp: Qmp, { access, needs }: GuestQuery): Promise<
       version: await versionOf(qmp),
       cpus: cpus.length,
       backends: backends.map(({ id, sizeBytes, address }) => ({ id, sizeBytes, address })),
-      ownBlocks: await ownBlocksOf(qmp, backends),
+      ownBlocks: ownBlocksOf(table, backends),
       kernel: kernelId(),
       files: Object.fromEntries(ram.files),
     },
+    huge: hugeBackends(table, backends),
     threadIds,
     process: owner,
     problems: [
@@ -79,20 +90,27 @@ const OWN_BLOCKS_MAX = 64;
 
 /**
  * The blocks that QEMU moves itself: ROMs, video memory. A destination that lacks one would fail
- * when it loads them, which is late. Only a table for people names them; it may be missing.
+ * when it loads them, which is late.
  */
-async function ownBlocksOf(qmp: Qmp, backends: readonly Backend[]): Promise<readonly string[]> {
-  try {
-    const table = (await ask(qmp, "x-query-ramblock")).text("human-readable-text");
-    const names = table.split("\n").flatMap((line) => {
-      return /^\s*(\S.*?)\s+\d+ [KMGT]?i?B\s+0x/.exec(line)?.[1] ?? [];
-    });
-    const ids = new Set(backends.flatMap(({ id }) => [id, `/objects/${id}`]));
-    return names.filter((name) => !ids.has(name)).slice(0, OWN_BLOCKS_MAX);
-  } catch (error) {
-    if (error instanceof MigrationError && error.code === "HYPERVISOR_REFUSED") return [];
-    throw error;
-  }
+function ownBlocksOf(table: readonly RamRow[], backends: readonly Backend[]): readonly string[] {
+  const ids = new Set(backends.flatMap(({ id }) => namesOf(id)));
+  const names = table.map(({ name }) => name);
+  return names.filter((name) => !ids.has(name)).slice(0, OWN_BLOCKS_MAX);
+}
+
+/** What lies in larger pages than the guest's. */
+function hugeBackends(table: readonly RamRow[], backends: readonly Backend[]): HugeBackend[] {
+  return backends.flatMap(({ id }) => {
+    const row = table.find(({ name }) => namesOf(id).includes(name));
+    return row === undefined || row.pageBytes <= GUEST_PAGE_BYTES
+      ? []
+      : [{ id, pageBytes: row.pageBytes }];
+  });
+}
+
+/** What a backend's block of memory is called, by old machines and by others. */
+function namesOf(id: string): readonly string[] {
+  return [id, `/objects/${id}`];
 }
 
 /** The same for all QEMUs that could have the very same file, and for no others. */

@@ -5,8 +5,11 @@ import type { Block } from "../../engine/block.ts";
 import type { Backend } from "./backend.ts";
 import { mapsShared, pathOfProcess } from "./process.ts";
 
-/** The guest's page, by which it writes; that of the file may be larger. */
-const PAGE_BYTES = 4 * KIB;
+/**
+ * The guest's page, by which it writes and its memory travels; that of the file may be larger, and
+ * another one at the destination.
+ */
+export const GUEST_PAGE_BYTES = 4 * KIB;
 
 /** `f_type` of hugetlbfs, whose files nobody can write by system calls. */
 const HUGETLBFS = 0x958458f6;
@@ -43,7 +46,7 @@ export function findRam(backends: readonly Backend[], query: RamQuery): Ram {
     }
     const { id: name, sizeBytes, offset } = backend;
     const place = { kind: "file", path: found.path, offset } as const;
-    blocks.push({ name, sizeBytes, pageBytes: PAGE_BYTES, place, pristine: false });
+    blocks.push({ name, sizeBytes, pageBytes: GUEST_PAGE_BYTES, place, pristine: false });
     files.set(name, found.identity);
   }
   return { blocks, files, problems };

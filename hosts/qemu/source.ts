@@ -1,4 +1,5 @@
 import { reasonOf } from "../../base/errors.ts";
+import { formatBytes } from "../../base/units.ts";
 import type { Block } from "../../engine/block.ts";
 import type { ScanLog } from "../../engine/dirty-log.ts";
 import type { DeviceSection, DeviceTerms, SourceHost } from "../../engine/host.ts";
@@ -7,10 +8,11 @@ import { ask } from "./answer.ts";
 import { MigrationSettings, SOURCE_NEEDS } from "./capabilities.ts";
 import { type CpuQuotaOpening, openCpuQuota } from "./cpu-quota.ts";
 import { encodeDescription } from "./description.ts";
-import { type Guest, inspect, refuse } from "./guest.ts";
+import { type Guest, type HugeBackend, inspect, refuse } from "./guest.ts";
 import { migrationUnderWay } from "./migration-status.ts";
 import { Outgoing } from "./outgoing.ts";
 import { Qmp } from "./qmp.ts";
+import { GUEST_PAGE_BYTES } from "./ram.ts";
 import { announce, encodeRunState, runOn, standStill } from "./run-state.ts";
 import { liftStaleQuotas } from "./stale-quotas.ts";
 
@@ -47,7 +49,7 @@ export class QemuSource implements SourceHost {
   readonly throttle?: (percent: number) => Promise<void>;
   /** Why there is no `throttle`, where it was wanted. */
   readonly notThrottled?: string;
-  /** What was found and mended when this was opened, in sentences. */
+  /** What was found, and what was mended, when this was opened, in sentences. */
   readonly notes: readonly string[];
   readonly #qmp: Qmp;
   readonly #guest: Guest;
@@ -82,7 +84,7 @@ export class QemuSource implements SourceHost {
     this.#settings = new MigrationSettings(qmp, SOURCE_NEEDS);
     this.blocks = guest.blocks;
     this.description = encodeDescription(guest.description);
-    this.notes = notes;
+    this.notes = [...notes, ...guest.huge.map(noteOfHuge)];
     if (quota?.kind === "quota") this.throttle = (percent) => quota.quota.set(percent);
     if (quota?.kind === "unavailable") this.notThrottled = quota.reason;
   }
@@ -172,6 +174,12 @@ export class QemuSource implements SourceHost {
 interface Opening {
   readonly quota: CpuQuotaOpening | null;
   readonly notes: readonly string[];
+}
+
+/** What its user may want to know: huge pages are faster, and need not be there where it arrives. */
+function noteOfHuge({ id, pageBytes }: HugeBackend): string {
+  const [pages, travelling] = [formatBytes(pageBytes), formatBytes(GUEST_PAGE_BYTES)];
+  return `RAM backend "${id}" lies in pages of ${pages} and leaves in those of ${travelling}`;
 }
 
 /** What an engine that was killed has left on any guest; it is not worth failing for. */

@@ -29,6 +29,12 @@ interface Fault {
 
 const FAULTS: readonly Fault[] = [
   { name: "is cancelled", befall: ({ send }) => send.kill("SIGINT"), codes: ["CANCELLED"] },
+  {
+    name: "is cancelled at the destination",
+    befall: ({ receive }) => receive.kill("SIGINT"),
+    // Before it was introduced, and where its word comes behind a frame that is held back.
+    codes: ["CANCELLED", "CHANNEL_LOST"],
+  },
   { name: "loses its link", befall: ({ relay }) => relay.cut(), codes: ["CHANNEL_LOST"] },
   {
     name: "loses the engine at the destination",

@@ -24,6 +24,11 @@ const RUNNING: Stop = {
   guest: "postmigrate",
 };
 
+const AFTER_READY = [
+  { name: "before COMMIT arrives", stop: GIVEN },
+  { name: "when it runs there", stop: RUNNING },
+];
+
 const { missing, isSkipped, because } = decideReadiness("a real guest between two QEMUs", [
   ...missingPrograms(),
   ...missingCompiler(),
@@ -71,8 +76,8 @@ describe.skipIf(missing.length > 0)(`a real guest between two QEMUs${because}`, 
       await expectWentTo(scene);
     });
 
-    test("is there when somebody cancels too late", async () => {
-      await using scene = await Scene.begin(journey, RUNNING);
+    test.for(AFTER_READY)("is there when somebody cancels $name", async ({ stop }) => {
+      await using scene = await Scene.begin(journey, stop);
       scene.send.kill("SIGINT");
       scene.relay.release();
       for (const end of [scene.send, scene.receive]) expectCompleted(await end.exit);
@@ -97,23 +102,32 @@ describe.skipIf(missing.length > 0)(`a real guest between two QEMUs${because}`, 
       await expectWentTo(scene);
     });
 
-    test("stays there when the QEMU at the source is killed", async () => {
-      await using scene = await Scene.begin(journey, RUNNING);
-      scene.source.kill("SIGKILL");
-      scene.relay.release();
-      for (const end of [scene.send, scene.receive]) expectCompleted(await end.exit);
-      await expectWentTo(scene);
-    });
+    test.for(AFTER_READY)(
+      "is there when the QEMU at the source is killed $name",
+      async ({ stop }) => {
+        await using scene = await Scene.begin(journey, stop);
+        scene.source.kill("SIGKILL");
+        scene.relay.release();
+        for (const end of [scene.send, scene.receive]) expectCompleted(await end.exit);
+        await expectWentTo(scene);
+      },
+    );
 
-    test("runs nowhere when COMMIT is lost, until somebody decides", async () => {
-      await using scene = await Scene.begin(journey, GIVEN);
-      scene.relay.cut();
-      expect(failureOf(await scene.send.exit)).toMatchObject({ code: "HANDOVER_UNKNOWN" });
-      await scene.expectNothingArrived();
-      await scene.expectStill(scene.source);
-      await scene.source.monitor.execute("cont");
-      await journey.expectRunsOn({ beats: 2, sweeps: 1 });
-    });
+    test.for(["link", "receive", "send"] as const)(
+      "runs nowhere when COMMIT is lost with the %s, until somebody decides",
+      async (lost) => {
+        await using scene = await Scene.begin(journey, GIVEN);
+        if (lost === "link") scene.relay.cut();
+        else scene[lost].kill("SIGKILL");
+        const left = await scene.send.exit;
+        if (lost === "send") expect(left.signal).toBe("SIGKILL");
+        else expect(failureOf(left)).toMatchObject({ code: "HANDOVER_UNKNOWN" });
+        await scene.expectNothingArrived();
+        await scene.expectStill(scene.source);
+        await scene.source.monitor.execute("cont");
+        await journey.expectRunsOn({ beats: 2, sweeps: 1 });
+      },
+    );
 
     test("runs nowhere when the QEMU at the destination ends before COMMIT comes", async () => {
       await using scene = await Scene.begin(journey, GIVEN);
@@ -126,6 +140,17 @@ describe.skipIf(missing.length > 0)(`a real guest between two QEMUs${because}`, 
       await scene.source.monitor.execute("cont");
       await journey.expectRunsOn({ beats: 2, sweeps: 1 });
     });
+  });
+
+  test("does not come to life again when the QEMU that runs it is killed", async () => {
+    await using journey = await Journey.begin({ image, work: SMALL_WORK });
+    await using scene = await Scene.begin(journey, RUNNING);
+    scene.destination.kill("SIGKILL");
+    await scene.destination.ended;
+    scene.relay.release();
+    // It ran there, of which the source has heard: it went the way of all that runs.
+    expectCompleted(await scene.send.exit);
+    expect(await scene.source.status()).toBe("postmigrate");
   });
 
   describe("whose QEMU is killed at the source", () => {

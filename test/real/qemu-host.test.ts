@@ -1,17 +1,25 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { MIB } from "../../base/units.ts";
+import { PauseWatch } from "../../bench/qemu/pause-watch.ts";
 import { migrateIn } from "../../engine/destination.ts";
 import { migrateOut, type SourcePhase } from "../../engine/source.ts";
 import type { Report } from "../../engine/statistics.ts";
 import { QemuDestination, QemuSource } from "../../hosts/qemu.ts";
 import { failureOf } from "../fixtures/cli-outcome.ts";
 import { runCli } from "../run-cli.ts";
+import { HugePages } from "./guest/huge-pages.ts";
 import { GuestImage } from "./guest/image.ts";
 import { addressOf, expectCompleted, Journey, startReceive, startSend } from "./guest/journey.ts";
 import { IDLE, Qemu, type QemuRequest } from "./guest/qemu.ts";
 import { missingCompiler, missingPrograms } from "./programs.ts";
 import { surveyRam } from "./ram-file.ts";
 import { decideReadiness, MEMORY_FOLDER, missingRoom } from "./requirements.ts";
+
+/** By so much two readers of one event may differ about when it was. */
+const CLOCKS_MS = 5;
+
+/** Of 2 MiB each, for a guest of the usual size. */
+const HUGE_PAGES = 96;
 
 /** A file without a name, as QEMU makes one in a folder: it must go with QEMU. */
 const PRIVATE_PART = [
@@ -26,8 +34,14 @@ const { missing, isSkipped, because } = decideReadiness("the host for a real QEM
   ...missingRoom(768 * MIB),
 ]);
 
+const huge = decideReadiness("a real QEMU's RAM in huge pages", HugePages.missing(2 * HUGE_PAGES));
+
 test.skipIf(isSkipped)(`this machine can try the host for QEMU${because}`, () => {
   expect(missing).toEqual([]);
+});
+
+test.skipIf(huge.isSkipped)(`this machine can have huge pages${huge.because}`, () => {
+  expect(huge.missing).toEqual([]);
 });
 
 describe.skipIf(missing.length > 0)(`a real QEMU${because}`, () => {
@@ -44,12 +58,14 @@ describe.skipIf(missing.length > 0)(`a real QEMU${because}`, () => {
     await image?.[Symbol.asyncDispose]();
   });
 
-  /** Runs both ends as commands; the destination's QEMU is this. */
+  /** Runs both ends as commands; the destination's QEMU is this, and is as it was afterwards. */
   async function attempt(there: Qemu): Promise<{ sent: object; received: object }> {
+    const untouched = await traitsOf(there);
     await using receive = startReceive(there);
     await using send = startSend(journey.here, await addressOf(receive));
     const [sent, received] = [failureOf(await send.exit), failureOf(await receive.exit)];
     expect(await journey.here.status()).toBe("running");
+    expect(await traitsOf(there)).toEqual(untouched);
     return { sent, received };
   }
 
@@ -120,6 +136,11 @@ describe.skipIf(missing.length > 0)(`a real QEMU${because}`, () => {
         },
         /"more" \(memory-backend-ram\) has no file/,
       ],
+      [
+        "RAM in no file at all",
+        { nodes: 0 },
+        /"pc.ram" \(memory-backend-ram\) has no file: make it a memory-backend-file/,
+      ],
       ["RAM that is private", { isPrivate: true }, /"ram0" is private to QEMU: add share=on/],
       [
         "RAM of which a part is private",
@@ -148,6 +169,28 @@ describe.skipIf(missing.length > 0)(`a real QEMU${because}`, () => {
         message: expect.stringMatching(/is another client connected/),
       });
       await first.close();
+    });
+  });
+
+  describe.skipIf(huge.missing.length > 0)(`whose RAM lies in huge pages${huge.because}`, () => {
+    test("leaves them, which is told, and is refused where it would arrive in others", async () => {
+      using pages = HugePages.reserve(2 * HUGE_PAGES);
+      const inHuge = { image, work: IDLE, ramFolder: pages.folder };
+      await using huge = await Journey.begin(inHuge);
+      await using there = await huge.destination();
+      const refused = await runCli([
+        ...["receive", "tcp:127.0.0.1:0", "--qemu", there.qmpPath, "--json"],
+      ]);
+      expect(failureOf(refused)).toMatchObject({
+        code: "GUEST_UNSUITABLE",
+        message: expect.stringMatching(/"ram0" lies in hugetlbfs, .*: use a file in \/dev\/shm/),
+      });
+      const { source } = await huge.move({ destination: { ramFolder: null } });
+      expect(source.events).toContainEqual({
+        event: "note",
+        text: 'RAM backend "ram0" lies in pages of 2.00 MiB and leaves in those of 4.00 KiB',
+      });
+      await huge.expectRunsOn({ beats: 2, sweeps: 1 });
     });
   });
 
@@ -195,11 +238,17 @@ describe.skipIf(missing.length > 0)(`a real QEMU${because}`, () => {
       expect(await journey.here.status()).toBe("running");
       await journey.expectRunsOn({ beats: 1 });
 
-      const fresh = await journey.destination();
+      await using undo = new AsyncDisposableStack();
+      const fresh = undo.use(await journey.destination());
       const second = await QemuDestination.open(fresh.qmpPath);
+      using watch = new PauseWatch(journey.here.monitor, fresh.monitor);
       const report = await migrate(source, second, {});
       expectPlausible(report);
+      // Of the same two events, which QEMU itself gives their time; each reader has clocks to compare.
+      const differenceMs = (report.hypervisor?.downtimeMs ?? 0) - (await watch.pauseMs());
+      expect(Math.abs(differenceMs)).toBeLessThan(CLOCKS_MS);
       await Promise.all([source.close(), second.close()]);
+      undo.move();
       await journey.goOnAt(fresh);
       await journey.expectRunsOn({ beats: 2 });
     },
@@ -225,18 +274,26 @@ describe.skipIf(missing.length > 0)(`a real QEMU${because}`, () => {
     await Promise.all([source.close(), destination.close()]);
     expect(await journey.here.status()).toBe("paused");
 
-    const there = await journey.destination();
+    await using undo = new AsyncDisposableStack();
+    const there = undo.use(await journey.destination());
     await using receive = startReceive(there);
     await using send = startSend(journey.here, await addressOf(receive));
     for (const exit of [await send.exit, await receive.exit]) expectCompleted(exit);
     const [sent = "", arrived = ""] = [journey.here.ramPaths[0], there.ramPaths[0]];
     const { sha256, nonzeroBytes } = await surveyRam(sent);
     expect(await surveyRam(arrived)).toMatchObject({ sha256, nonzeroBytes });
+    undo.move();
     await journey.goOnAt(there, "paused");
     await there.monitor.execute("cont");
     await journey.expectRunsOn({ beats: 2, sweeps: 1 });
   });
 });
+
+/** The same, and its RAM. */
+async function traitsOf(qemu: Qemu): Promise<unknown[]> {
+  const ram = await Promise.all(qemu.ramPaths.map(surveyRam));
+  return [...(await settingsOf(qemu)), ...ram];
+}
 
 /** What an engine would have touched. */
 async function settingsOf({ monitor }: Qemu): Promise<unknown[]> {

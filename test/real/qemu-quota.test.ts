@@ -9,6 +9,7 @@ import { LiveParameters } from "../../engine/live-parameters.ts";
 import { type MigrateOutOptions, migrateOut, type SourcePhase } from "../../engine/source.ts";
 import { parseGroupName } from "../../hosts/qemu/quota-group.ts";
 import { QemuDestination, QemuSource } from "../../hosts/qemu.ts";
+import { HoldingRelay } from "../fixtures/cli-relay.ts";
 import {
   decideQuotaReadiness,
   limitIn,
@@ -126,13 +127,16 @@ describe.skipIf(missing.length > 0 || quotas.isSkipped)(
       await journey.expectRunsOn({ beats: 2 });
     });
 
-    test("is gone after the link was lost", async () => {
+    test.for<[what: string, befall: (commands: Commands) => void]>([
+      ["the link was cut", ({ relay }) => relay.cut()],
+      ["the engine at the destination was killed", ({ receive }) => receive.kill("SIGKILL")],
+      ["somebody has cancelled", ({ send }) => send.kill("SIGINT")],
+    ])("is gone after %s", async ([, befall]) => {
       const { here } = journey;
       await using there = await journey.destination();
       await using commands = await Commands.begin(here, there);
-      const { receive, send } = commands;
-      receive.kill("SIGKILL");
-      expect((await send.exit).status).toBe(1);
+      befall(commands);
+      expect((await commands.send.exit).status).toBe(1);
       await expectFree(here);
       await journey.expectRunsOn({ beats: 2 });
     });
@@ -206,10 +210,12 @@ class Pair implements AsyncDisposable {
 /** Both ends as commands, in processes of their own, which can be killed. */
 class Commands implements AsyncDisposable {
   readonly receive: Cli;
+  readonly relay: HoldingRelay;
   readonly send: Cli;
 
-  private constructor(receive: Cli, send: Cli) {
+  private constructor({ receive, relay, send }: Pick<Commands, "receive" | "relay" | "send">) {
     this.receive = receive;
+    this.relay = relay;
     this.send = send;
   }
 
@@ -217,17 +223,19 @@ class Commands implements AsyncDisposable {
   static async begin(here: Qemu, there: Qemu): Promise<Commands> {
     await using undo = new AsyncDisposableStack();
     const receive = undo.use(startReceive(there));
-    const send = undo.use(startSend(here, await addressOf(receive), STUBBORN_FLAGS));
+    const target = await addressOf(receive);
+    const holding = { target, hold: null, whenSenderGoes: "drop" } as const;
+    const relay = undo.use(await HoldingRelay.start(holding));
+    const send = undo.use(startSend(here, relay.address, STUBBORN_FLAGS));
     // Before, the engine only tries whether it could: then quotas come and go.
     await send.waitFor("progress", (event) => Number(event["throttlePercent"]) > 0);
     await untilThrottled(here, send.exit);
     undo.move();
-    return new Commands(receive, send);
+    return new Commands({ receive, relay, send });
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.send[Symbol.asyncDispose]();
-    await this.receive[Symbol.asyncDispose]();
+    for (const each of [this.send, this.relay, this.receive]) await each[Symbol.asyncDispose]();
   }
 }
 

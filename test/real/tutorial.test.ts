@@ -1,9 +1,10 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { readFileSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { setImmediate as turn } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { assert } from "../../base/assert.ts";
@@ -66,6 +67,14 @@ describe.skipIf(missing.length > 0)(`docs/qemu.md, word for word${because}`, () 
       else await terminalOf(terminal).see(lines);
     });
   }
+
+  test("leaves nothing behind when all was typed", async () => {
+    const isThere = (name: string) => existsSync(join(MEMORY_FOLDER, `${user}.${name}`));
+    const deadline = new Deadline(SEE_LIMIT_MS);
+    while (["source", "destination"].some(isThere) && !deadline.passed) await turn();
+    expect(["source", "destination"].filter(isThere)).toEqual([]);
+    expect(existsSync(join(home, "tutorial"))).toBe(false);
+  });
 
   test("goes on counting at the destination where the source stopped", () => {
     const beats = (name: string): number[] => {

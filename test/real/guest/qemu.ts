@@ -2,7 +2,7 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { rmSync } from "node:fs";
 import { mkdtemp, rm } from "node:fs/promises";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { setTimeout as pause } from "node:timers/promises";
 import { assert, must } from "../../../base/assert.ts";
 import { Deadline } from "../../../base/clock.ts";
@@ -35,8 +35,8 @@ export interface GuestWork {
 export interface QemuRequest {
   readonly image: GuestImage;
   readonly memoryMib?: number;
-  /** NUMA nodes, each with a backend and a file of its own. */
-  readonly nodes?: 1 | 2;
+  /** NUMA nodes, each with a backend and a file of its own; 0: RAM as QEMU has it by itself. */
+  readonly nodes?: 0 | 1 | 2;
   readonly work?: GuestWork;
   /** Waits for a guest instead of booting one. */
   readonly isIncoming?: boolean;
@@ -44,6 +44,8 @@ export interface QemuRequest {
   readonly isStopped?: boolean;
   /** Its RAM is in the files, but not shared: nobody else sees what the guest writes. */
   readonly isPrivate?: boolean;
+  /** Where the files of its RAM are; null: with its sockets, in memory. */
+  readonly ramFolder?: string | null;
   /** More words for QEMU's command line. */
   readonly args?: readonly string[];
 }
@@ -168,7 +170,9 @@ export class Qemu implements AsyncDisposable {
     this.#monitor?.close();
     this.kill();
     await this.ended;
-    await rm(this.#folder, { recursive: true, force: true });
+    for (const path of [this.#folder, ...this.ramPaths]) {
+      await rm(path, { recursive: true, force: true });
+    }
   }
 
   /** One after the other, each with its own limit: a slow machine is no failure, a standstill is. */
@@ -184,7 +188,9 @@ export class Qemu implements AsyncDisposable {
   async #watchEnd(): Promise<number | null> {
     const kill = () => {
       this.kill();
-      rmSync(this.#folder, { recursive: true, force: true });
+      for (const path of [this.#folder, ...this.ramPaths]) {
+        rmSync(path, { recursive: true, force: true });
+      }
     };
     process.once("exit", kill);
     this.#process.once("error", (error) => {
@@ -235,6 +241,8 @@ function argumentsOf(folder: string, request: QemuRequest): string[] {
 function memoryArguments(folder: string, request: QemuRequest): string[] {
   const paths = ramPathsIn(folder, request);
   const totalMib = request.memoryMib ?? MEMORY_MIB;
+  const amount = ["-m", `${totalMib * 1024}K`];
+  if (paths.length === 0) return amount;
   const bytes = (totalMib * MIB) / paths.length;
   const share = request.isPrivate === true ? "off" : "on";
   const backends = paths.flatMap((path, index) => [
@@ -245,7 +253,7 @@ function memoryArguments(folder: string, request: QemuRequest): string[] {
     paths.length === 1
       ? ["-machine", "pc,memory-backend=ram0"]
       : ["-machine", "pc", ...paths.flatMap((_, node) => ["-numa", nodeArgument(node)])];
-  return ["-m", `${totalMib * 1024}K`, ...backends, ...uses];
+  return [...amount, ...backends, ...uses];
 }
 
 /** The one processor belongs to the first node. */
@@ -253,8 +261,10 @@ function nodeArgument(node: number): string {
   return `node,nodeid=${node},${node === 0 ? "cpus=0," : ""}memdev=ram${node}`;
 }
 
-function ramPathsIn(folder: string, { nodes = 1 }: QemuRequest): string[] {
-  return Array.from({ length: nodes }, (_, index) => join(folder, `ram${index}`));
+function ramPathsIn(folder: string, { nodes = 1, ramFolder }: QemuRequest): string[] {
+  const place =
+    ramFolder == null ? join(folder, "ram") : join(ramFolder, `${basename(folder)}-ram`);
+  return Array.from({ length: nodes }, (_, index) => `${place}${index}`);
 }
 
 function commandLine({ sizeMib, rateMib, usedMib, noisePercent, beatMs }: GuestWork): string {
