@@ -45,6 +45,7 @@ export async function receive(argv: readonly string[]): Promise<number> {
     checkUsage(problems);
     const record = beginRecord(flags.record, "destination");
     await using host = await openDestination(guest);
+    for (const note of host.notes ?? []) output.note(note);
     await using control = await controlled(flags.control, output);
     const recorded = record === undefined ? host : recordedDestination(host, record);
     return await runMigration(output, (signal) =>
@@ -82,7 +83,9 @@ async function keepingRecord(
   }
 }
 
-type OpenDestination = DestinationHost & AsyncDisposable;
+interface OpenDestination extends DestinationHost, AsyncDisposable {
+  readonly notes?: readonly string[];
+}
 
 async function openDestination(guest: GuestChoice): Promise<OpenDestination> {
   if (guest.kind === "qemu") return await QemuDestination.open(guest.path);

@@ -11,6 +11,7 @@ import type { CpuCgroup } from "../hosts/qemu/cgroups.ts";
 import { type CpuQuota, openCpuQuota } from "../hosts/qemu/cpu-quota.ts";
 import { limitGroup, moveThread, parseGroupName, removeGroup } from "../hosts/qemu/quota-group.ts";
 import { liftStaleQuotas } from "../hosts/qemu/stale-quotas.ts";
+import { QemuDestination, QemuSource } from "../hosts/qemu.ts";
 import {
   cgroupOf,
   decideQuotaReadiness,
@@ -20,6 +21,8 @@ import {
   throttledPeriodsIn,
   whereIs,
 } from "./fixtures/quota-cgroups.ts";
+import { FakeQemu } from "./harness/fake-qemu.ts";
+import { startCli } from "./run-cli.ts";
 
 const LIMIT_MS = 20_000;
 
@@ -82,6 +85,16 @@ async function startEngine(guest: Child, through?: readonly string[]): Promise<C
   const program = fileURLToPath(new URL("fixtures/quota-engine.ts", import.meta.url));
   return await Child.start([program, `${guest.id}`], through);
 }
+
+/** One that throttles the guest and is killed, as by SIGKILL, which leaves it throttled. */
+async function startAndKillEngine(guest: Child): Promise<void> {
+  await using engine = await startEngine(guest);
+  expect(engine.said).toBe("throttled");
+}
+
+/** Whoever else opens a QEMU on this machine, such as another test, may lift the quota first. */
+const OTHERS_MAY_LIFT = { retry: 5 };
+const LIFTED = /^lifted the quota that a killed migration had left on \d+ threads$/;
 
 /** What most containers are given: cgroups that can be looked at. */
 function whereCgroupsAreReadOnly(folder: string): string[] {
@@ -238,19 +251,23 @@ describe.skipIf(isSkipped)(`a quota by cgroups${because}`, () => {
     await liftStaleQuotas();
   });
 
-  test("of an engine that was killed is found and lifted, one of an engine that lives is not", async () => {
-    await using engine = await startEngine(guest);
-    const folder = whereIs(guest.id, guest.id);
-    expect(dirname(folder)).toBe(home);
-    expect((await liftStaleQuotas()).threadIds).not.toContain(guest.id);
-    expect(whereIs(guest.id, guest.id)).toBe(folder);
-    await engine.kill();
-    expect(whereIs(guest.id, guest.id)).toBe(folder);
-    const lifted = await liftStaleQuotas();
-    expect(lifted.threadIds).toContain(guest.id);
-    expect(lifted.problems).toEqual([]);
-    expect(whereIs(guest.id, guest.id)).toBe(home);
-  });
+  test(
+    "of an engine that was killed is found and lifted, one of an engine that lives is not",
+    OTHERS_MAY_LIFT,
+    async () => {
+      await using engine = await startEngine(guest);
+      const folder = whereIs(guest.id, guest.id);
+      expect(dirname(folder)).toBe(home);
+      expect((await liftStaleQuotas()).threadIds).not.toContain(guest.id);
+      expect(whereIs(guest.id, guest.id)).toBe(folder);
+      await engine.kill();
+      expect(whereIs(guest.id, guest.id)).toBe(folder);
+      const lifted = await liftStaleQuotas();
+      expect(lifted.threadIds).toContain(guest.id);
+      expect(lifted.problems).toEqual([]);
+      expect(whereIs(guest.id, guest.id)).toBe(home);
+    },
+  );
 
   test("of an engine that was killed does not keep the next from throttling", async () => {
     await using engine = await startEngine(guest);
@@ -261,6 +278,54 @@ describe.skipIf(isSkipped)(`a quota by cgroups${because}`, () => {
     expect(limitIn(whereIs(guest.id, guest.id))).toEqual([1_000, 10_000]);
     await quota.lift();
   });
+
+  test("of an engine that was killed is lifted at a source whose guest is still being migrated", async () => {
+    await startAndKillEngine(guest);
+    await using fake = await FakeQemu.start();
+    fake.migration = "active";
+    await expect(QemuSource.open(fake.path)).rejects.toMatchObject({ code: "GUEST_UNSUITABLE" });
+    expect(whereIs(guest.id, guest.id)).toBe(home);
+  });
+
+  test("of an engine that was killed is lifted at a destination that is not waiting", async () => {
+    await startAndKillEngine(guest);
+    await using fake = await FakeQemu.start();
+    const opened = QemuDestination.open(fake.path);
+    await expect(opened).rejects.toMatchObject({ code: "GUEST_UNSUITABLE" });
+    expect(whereIs(guest.id, guest.id)).toBe(home);
+  });
+
+  test(
+    "of an engine that was killed is lifted at either end, which notes it",
+    OTHERS_MAY_LIFT,
+    async () => {
+      await using from = await FakeQemu.start();
+      await using to = await FakeQemu.start({ runState: "inmigrate" });
+      await startAndKillEngine(guest);
+      await using source = await QemuSource.open(from.path);
+      expect(source.notes).toEqual([expect.stringMatching(LIFTED)]);
+      expect(whereIs(guest.id, guest.id)).toBe(home);
+      await startAndKillEngine(guest);
+      await using destination = await QemuDestination.open(to.path);
+      expect(destination.notes).toEqual([expect.stringMatching(LIFTED)]);
+      expect(whereIs(guest.id, guest.id)).toBe(home);
+    },
+  );
+
+  test.for([
+    ["send", "running"],
+    ["receive", "inmigrate"],
+  ] as const)(
+    "of an engine that was killed is lifted by %s, which says so",
+    OTHERS_MAY_LIFT,
+    async ([command, runState]) => {
+      await using fake = await FakeQemu.start({ runState });
+      await startAndKillEngine(guest);
+      await using cli = startCli([command, "tcp:127.0.0.1:0", "--qemu", fake.path, "--json"]);
+      const { value: first } = await cli.events().next();
+      expect(first).toEqual({ event: "note", text: expect.stringMatching(LIFTED) });
+    },
+  );
 
   test.for([-1, 100, 0.5, Number.NaN])("cannot take %s percent", async (percent) => {
     const quota = await opened(guest, [guest.id]);

@@ -9,12 +9,15 @@ import { Incoming } from "./incoming.ts";
 import { Qmp } from "./qmp.ts";
 import { announce, decodeRunState, runOn } from "./run-state.ts";
 import { DEVICES_SECTION, RUN_STATE_SECTION } from "./source.ts";
+import { liftLeftQuotas } from "./stale-quotas.ts";
 
 /**
  * An unmodified QEMU that was started with `-incoming defer` and RAM in shared files. The engine
  * fills the RAM through the files; QEMU loads its devices from a local socket.
  */
 export class QemuDestination implements DestinationHost {
+  /** What was found and mended when this was opened, in sentences. */
+  readonly notes: readonly string[];
   readonly #qmp: Qmp;
   readonly #guest: Guest;
   readonly #settings: MigrationSettings;
@@ -26,25 +29,28 @@ export class QemuDestination implements DestinationHost {
   #afterwards: Promise<void> = Promise.resolve();
 
   /**
-   * Connects to QEMU's QMP socket and looks at what waits there, without touching anything. Throws
-   * HYPERVISOR_UNREACHABLE, or GUEST_UNSUITABLE with everything that is in the way.
+   * Connects to QEMU's QMP socket and looks at what waits there. Touches nothing of it, but lifts
+   * what an engine that was killed has left on any guest. Throws HYPERVISOR_UNREACHABLE, or
+   * GUEST_UNSUITABLE with everything that is in the way.
    */
   static async open(path: string): Promise<QemuDestination> {
+    const notes = await liftLeftQuotas();
     const qmp = await Qmp.connect(path);
     try {
       const guest = await inspect(qmp, { access: "write", needs: DESTINATION_NEEDS });
       refuse([...(await obstacles(qmp)), ...guest.problems]);
-      return new QemuDestination(qmp, guest);
+      return new QemuDestination(qmp, guest, notes);
     } catch (error) {
       qmp.close();
       throw error;
     }
   }
 
-  private constructor(qmp: Qmp, guest: Guest) {
+  private constructor(qmp: Qmp, guest: Guest, notes: readonly string[]) {
     this.#qmp = qmp;
     this.#guest = guest;
     this.#settings = new MigrationSettings(qmp, DESTINATION_NEEDS);
+    this.notes = notes;
   }
 
   async prepare(

@@ -1,4 +1,3 @@
-import { reasonOf } from "../../base/errors.ts";
 import { formatBytes } from "../../base/units.ts";
 import type { Block } from "../../engine/block.ts";
 import type { ScanLog } from "../../engine/dirty-log.ts";
@@ -14,7 +13,7 @@ import { Outgoing } from "./outgoing.ts";
 import { Qmp } from "./qmp.ts";
 import { GUEST_PAGE_BYTES } from "./ram.ts";
 import { announce, encodeRunState, runOn, standStill } from "./run-state.ts";
-import { liftStaleQuotas } from "./stale-quotas.ts";
+import { liftLeftQuotas } from "./stale-quotas.ts";
 
 /** Some 200 to 320 KiB without a display, as measured with 7.2. */
 const DEVICE_BYTES_USUAL = 300_000;
@@ -61,15 +60,16 @@ export class QemuSource implements SourceHost {
   #outgoing: Outgoing | null = null;
 
   /**
-   * Connects to QEMU's QMP socket and looks at the guest, without touching anything. Throws
+   * Connects to QEMU's QMP socket and looks at the guest. Touches nothing of it, but lifts what an
+   * engine that was killed has left on any guest, also where this one cannot leave. Throws
    * HYPERVISOR_UNREACHABLE, or GUEST_UNSUITABLE with everything that is in the way.
    */
   static async open(path: string, options: QemuSourceOptions = {}): Promise<QemuSource> {
+    const notes = await liftLeftQuotas();
     const qmp = await Qmp.connect(path);
     try {
       const guest = await inspect(qmp, { access: "read", needs: SOURCE_NEEDS });
       refuse([...(await obstacles(qmp)), ...guest.problems]);
-      const notes = await liftLeftQuotas();
       const quota = options.throttle === true ? await quotaOf(guest) : null;
       return new QemuSource(qmp, guest, { quota, notes });
     } catch (error) {
@@ -180,17 +180,6 @@ interface Opening {
 function noteOfHuge({ id, pageBytes }: HugeBackend): string {
   const [pages, travelling] = [formatBytes(pageBytes), formatBytes(GUEST_PAGE_BYTES)];
   return `RAM backend "${id}" lies in pages of ${pages} and leaves in those of ${travelling}`;
-}
-
-/** What an engine that was killed has left on any guest; it is not worth failing for. */
-async function liftLeftQuotas(): Promise<readonly string[]> {
-  try {
-    const { threadIds, problems } = await liftStaleQuotas();
-    const lifted = `lifted the quota that a killed migration had left on ${threadIds.length} threads`;
-    return threadIds.length === 0 ? problems : [lifted, ...problems];
-  } catch (error) {
-    return [`cannot look for quotas of a killed migration: ${reasonOf(error)}`];
-  }
 }
 
 async function quotaOf({ process, threadIds }: Guest): Promise<CpuQuotaOpening> {

@@ -17,6 +17,20 @@ export interface LiftedQuotas {
 const LIMIT_MS = 20_000;
 
 /**
+ * Lifts what engines that were killed have left on any guest, and says so in sentences. It is not
+ * worth failing for.
+ */
+export async function liftLeftQuotas(): Promise<readonly string[]> {
+  try {
+    const { threadIds, problems } = await liftStaleQuotas();
+    const lifted = `lifted the quota that a killed migration had left on ${threadIds.length} threads`;
+    return threadIds.length === 0 ? problems : [lifted, ...problems];
+  } catch (error) {
+    return [`cannot look for quotas of a killed migration: ${reasonOf(error)}`];
+  }
+}
+
+/**
  * Lifts the quotas that engines have left which were killed while they throttled. Those of engines
  * that live stay.
  */
