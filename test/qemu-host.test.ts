@@ -5,7 +5,7 @@ import type { MigrationError } from "../base/errors.ts";
 import { asMigrationError } from "../base/errors.ts";
 import { type MigrateInOptions, migrateIn } from "../engine/destination.ts";
 import { type MigrateOutOptions, migrateOut } from "../engine/source.ts";
-import type { Progress, Report } from "../engine/statistics.ts";
+import type { HypervisorFigures, Progress, Report } from "../engine/statistics.ts";
 import { QemuDestination, QemuSource } from "../hosts/qemu.ts";
 import { FakeQemu, type FakeQemuOptions } from "./harness/fake-qemu.ts";
 import { LeakCheck } from "./harness/leaks.ts";
@@ -149,6 +149,57 @@ test("both ends tell the hypervisors' downtime, in parts that add up", async () 
   // QEMU stops the guest after it was asked to; events tell the time in milliseconds here.
   expect(wholeMs).toBeLessThan(downtimeMs + 2);
   expect(ends.destination.report.hypervisor).toEqual(hypervisor);
+});
+
+const LINGER_MS = 300;
+/** Of that what surely shows: timers and events are of milliseconds. */
+const LINGERED_MS = 290;
+
+const later = (step: () => void): void => void setTimeout(step, LINGER_MS);
+
+function block(ms: number): void {
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ms);
+}
+
+test.for<[keyof HypervisorFigures, what: string, (at: Pair) => void, out?: MigrateOutOptions]>([
+  [
+    "stopMs",
+    "QEMU lingers when it has stopped the guest",
+    ({ from }) => {
+      from.staysIn = "active";
+      void from.staying.then(() => later(() => from.goOn()));
+    },
+  ],
+  [
+    "pagesMs",
+    "the source lingers before it sends the rest",
+    () => {},
+    { onPhase: (phase) => phase === "rest" && block(LINGER_MS) },
+  ],
+  [
+    "saveMs",
+    "QEMU lingers while it saves its devices",
+    ({ from }) => {
+      from.staysIn = "device";
+      void from.staying.then(() => later(() => from.goOn()));
+    },
+  ],
+  [
+    "loadMs",
+    "the destination's QEMU lingers before it loads them",
+    ({ to }) => to.on.set("migrate-incoming", (asked) => later(() => to.obey(asked))),
+  ],
+  [
+    "resumeMs",
+    "the destination's QEMU lingers before it runs the guest",
+    ({ to }) => to.on.set("cont", (asked) => later(() => to.obey(asked))),
+  ],
+])("the downtime's %s shows that %s", async ([part, , make, out = {}]) => {
+  await using at = await pair();
+  make(at);
+  const { source } = await move(at.source, at.destination, { out });
+  if (!("report" in source)) throw source.failure;
+  expect(source.report.hypervisor?.[part]).toBeGreaterThan(LINGERED_MS);
 });
 
 test("progress rises while QEMU saves its devices, piece by piece", async () => {

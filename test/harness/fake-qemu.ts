@@ -108,6 +108,14 @@ export class FakeQemu implements AsyncDisposable {
     this.qmp.hangUp();
   }
 
+  /** Leaves the state that it stays in. */
+  goOn(): void {
+    const stayed = this.staysIn;
+    this.staysIn = null;
+    if (stayed === "active") this.#become("pre-switchover");
+    if (stayed === "device") this.#saveRest();
+  }
+
   /** Writes a part of its devices, before the rest. */
   savePart(part: Buffer): void {
     this.#stream?.write(part);
@@ -268,10 +276,11 @@ export class FakeQemu implements AsyncDisposable {
 
   #saveDevices(): void {
     this.#become("device");
-    if (this.staysIn === "device") {
-      this.#stays.resolve();
-      return;
-    }
+    if (this.staysIn === "device") this.#stays.resolve();
+    else this.#saveRest();
+  }
+
+  #saveRest(): void {
     this.#stream?.end(this.devices, () => {
       if (this.migration !== "device") return;
       this.runState = "postmigrate";
