@@ -66,7 +66,7 @@ async function pair(
   }
   for (const { id, sizeBytes } of to.backends) {
     // It is not pristine: QEMU copied ROMs there.
-    writeFileSync(to.ramPath(id), Buffer.alloc(sizeBytes, "ROM"));
+    writeFileSync(to.ramPath(id), romOf(sizeBytes));
   }
   const source = await QemuSource.open(from.path);
   const destination = await QemuDestination.open(to.path);
@@ -84,6 +84,11 @@ async function pair(
   };
 }
 
+/** What the destination's memory holds before anything came. */
+function romOf(sizeBytes: number): Buffer {
+  return Buffer.alloc(sizeBytes, "ROM");
+}
+
 interface Pair extends AsyncDisposable {
   readonly from: FakeQemu;
   readonly to: FakeQemu;
@@ -95,6 +100,12 @@ interface Pair extends AsyncDisposable {
 function expectUnharmed({ from }: Pair, runState: "running" | "paused" = "running"): void {
   expect(from.runState).toBe(runState);
   expect(from.enabled).toEqual([]);
+}
+
+/** Commands that a QEMU got which do more than look. */
+function touchesOf(fake: FakeQemu): string[] {
+  const isLook = /^(qmp_capabilities|query-.*|qom-.*|x-query-.*)$/;
+  return fake.qmp.commands.filter((command) => !isLook.test(command));
 }
 
 /** A fresh destination takes it in. */
@@ -502,8 +513,7 @@ describe("a source refuses, before it touches anything,", () => {
     const opened = QemuSource.open(fake.path);
     await expect(opened).rejects.toMatchObject({ code: "GUEST_UNSUITABLE" });
     await expect(opened).rejects.toThrow(problem);
-    const isLook = /^(qmp_capabilities|query-.*|qom-.*|x-query-.*)$/;
-    expect(fake.qmp.commands.filter((command) => !isLook.test(command))).toEqual([]);
+    expect(touchesOf(fake)).toEqual([]);
   });
 });
 
@@ -544,6 +554,10 @@ describe("a destination refuses, before anything is touched,", () => {
     expectUnharmed(at);
     expect(at.from.qmp.commands).not.toContain("migrate");
     expect(at.to.runState).toBe("inmigrate");
+    expect(touchesOf(at.to)).toEqual([]);
+    for (const { id, sizeBytes } of at.to.backends) {
+      expect(readFileSync(at.to.ramPath(id)).equals(romOf(sizeBytes))).toBe(true);
+    }
     await expectRetry(at);
   });
 
@@ -556,13 +570,46 @@ describe("a destination refuses, before anything is touched,", () => {
     const failure = failureOf((await move(source, destination)).source);
     expect(failure.code).toBe("GUEST_MISMATCH");
     expect(failure.message).toMatch(/in the source's own file/);
+    expect(touchesOf(to)).toEqual([]);
+    expect(readFileSync(from.ramPath("ram")).every((byte) => byte === 0)).toBe(true);
     await Promise.all([source.close(), destination.close()]);
   });
 
-  test("to be one that runs", async () => {
-    await using fake = await FakeQemu.start();
-    await expect(QemuDestination.open(fake.path)).rejects.toThrow(
-      /start it afresh, with -incoming/,
-    );
+  test.for<[what: string, FakeQemuOptions, (fake: FakeQemu) => void, problem: RegExp]>([
+    [
+      "a QEMU that runs a guest",
+      { runState: "running" },
+      () => {},
+      /\(it is running\): start it afresh, with -incoming defer/,
+    ],
+    [
+      "a QEMU that was used up by a load",
+      { runState: "paused" },
+      (fake) => {
+        fake.migration = "failed";
+      },
+      /\(it is paused\): start it afresh/,
+    ],
+    [
+      "a QEMU that waits for somebody else's guest",
+      {},
+      (fake) => {
+        fake.migration = "setup";
+      },
+      /\(its migration is in state setup\): start it afresh/,
+    ],
+    [
+      "a QEMU that is too old",
+      { capabilities: ["events", "x-ignore-shared"] },
+      () => {},
+      /lacks migration capability "late-block-activate"/,
+    ],
+  ])("%s", async ([, options, make, problem]) => {
+    await using fake = await FakeQemu.start({ runState: "inmigrate", ...options });
+    make(fake);
+    const opened = QemuDestination.open(fake.path);
+    await expect(opened).rejects.toMatchObject({ code: "GUEST_UNSUITABLE" });
+    await expect(opened).rejects.toThrow(problem);
+    expect(touchesOf(fake)).toEqual([]);
   });
 });
