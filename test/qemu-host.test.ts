@@ -1,7 +1,7 @@
 import { readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { describe, expect, test } from "vitest";
-import type { MigrationError } from "../base/errors.ts";
+import type { MigrationError, Origin } from "../base/errors.ts";
 import { asMigrationError } from "../base/errors.ts";
 import { type MigrateInOptions, migrateIn } from "../engine/destination.ts";
 import { type MigrateOutOptions, migrateOut } from "../engine/source.ts";
@@ -611,5 +611,34 @@ describe("a destination refuses, before anything is touched,", () => {
     await expect(opened).rejects.toMatchObject({ code: "GUEST_UNSUITABLE" });
     await expect(opened).rejects.toThrow(problem);
     expect(touchesOf(fake)).toEqual([]);
+  });
+});
+
+describe("what has changed since a QEMU was opened", () => {
+  test.for<[what: string, (at: Pair) => void, at: Origin, problem: RegExp]>([
+    [
+      "a guest that is being migrated by now",
+      ({ from }) => {
+        from.migration = "active";
+      },
+      "source",
+      /being migrated already \(active\)/,
+    ],
+    [
+      "a QEMU that runs a guest by now",
+      ({ to }) => {
+        to.runState = "running";
+      },
+      "destination",
+      /\(it is running\)/,
+    ],
+  ])("is seen when the migration begins: %s", async ([, make, side, problem]) => {
+    await using at = await pair();
+    make(at);
+    const { source } = await move(at.source, at.destination);
+    const failure = failureOf(source);
+    expect(failure).toMatchObject({ code: "GUEST_UNSUITABLE", at: side });
+    expect(failure.message).toMatch(problem);
+    expect([touchesOf(at.from), touchesOf(at.to)]).toEqual([[], []]);
   });
 });
