@@ -6,6 +6,7 @@ import { asMigrationError } from "../base/errors.ts";
 import { type MigrateInOptions, migrateIn } from "../engine/destination.ts";
 import { type MigrateOutOptions, migrateOut } from "../engine/source.ts";
 import type { HypervisorFigures, Progress, Report } from "../engine/statistics.ts";
+import { encodeRunState } from "../hosts/qemu/run-state.ts";
 import { QemuDestination, QemuSource } from "../hosts/qemu.ts";
 import { FakeQemu, type FakeQemuOptions } from "./harness/fake-qemu.ts";
 import { LeakCheck } from "./harness/leaks.ts";
@@ -233,6 +234,30 @@ test("progress rises while QEMU saves its devices, piece by piece", async () => 
   expect(source).toHaveProperty("report");
   expect(told).toEqual([early, early + 1000, early + 2000]);
   expect(at.to.loaded).toEqual(Buffer.concat([at.from.early, part, part, at.from.devices]));
+});
+
+test("the destination's progress tells the devices that came, before QEMU has loaded them", async () => {
+  await using at = await pair();
+  const runState = encodeRunState({ hasRun: true });
+  let goOn: (() => void) | null = null;
+  at.from.on.set("migrate-continue", (asked) => {
+    goOn = () => at.from.obey(asked);
+  });
+  at.to.on.set("migrate-incoming", (asked) => {
+    at.to.on.clear();
+    goOn = () => at.to.obey(asked);
+  });
+  const told: number[] = [];
+  const onProgress = ({ deviceBytes }: Progress): void => {
+    if (goOn === null) return;
+    told.push(deviceBytes);
+    goOn();
+    goOn = null;
+  };
+  const { destination } = await move(at.source, at.destination, { in: { onProgress } });
+  expect(destination).toHaveProperty("report");
+  const deviceBytes = at.from.early.length + at.from.devices.length;
+  expect(told).toEqual([0, deviceBytes + runState.length]);
 });
 
 test("capabilities and TLS that are in the way are off meanwhile, and as before afterwards", async () => {
