@@ -2,12 +2,17 @@ import { closeSync, mkdtempSync, openSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from "vitest";
-import { KIB } from "../base/units.ts";
+import { KIB, MIB } from "../base/units.ts";
 import { geometryOf } from "../engine/block.ts";
 import { ScannedBlock } from "../engine/scanned-block.ts";
+import { createControl } from "../workers/control.ts";
 import { popcount } from "../workers/dirty-words.ts";
+import { PageScanner } from "../workers/page-scanner.ts";
 import { PageSender } from "../workers/page-sender.ts";
+import { Piece } from "../workers/piece.ts";
 import type { ScanPart, ScanTables, SendBlock } from "../workers/protocol.ts";
+import { openRam } from "../workers/ram.ts";
+import { PIECE_BYTES, Workbench } from "../workers/workbench.ts";
 import { fileMemory, type GuardedMemory, sharedMemory } from "./fixtures/wire-memory.ts";
 import { SocketPairs } from "./fixtures/wire-pair.ts";
 import * as pipeline from "./fixtures/wire-pipeline.ts";
@@ -179,6 +184,32 @@ test("pages that nobody maps and that were zero are left out, until all the rest
   expect(world.send("rest")).toBe(1);
   expect(world.send("all")).toBe(0);
   world.close();
+});
+
+test(`a piece is sent as soon as it is full, before anything behind it is read (SEED=${seed})`, () => {
+  const [sizeBytes, pageBytes] = [4 * MIB, 4 * KIB];
+  const pages = sizeBytes / pageBytes;
+  const source = memoryOf("file", "source", sizeBytes);
+  const content = new Uint8Array(sizeBytes);
+  new Prng(seed).bytes(content);
+  source.write(content);
+  const block = pipeline.sendBlockOf({ name: "ram", sizeBytes, pageBytes, source });
+  const counters = pipeline.countersOf(createControl(1));
+  const bench = new Workbench();
+  const piece = new Piece(bench);
+  const scannedBytes: number[] = [];
+  const flush = (): void => {
+    scannedBytes.push(counters.read("scannedBytes"));
+    piece.pages = 0;
+  };
+  const taken = { first: 0, words: new Int32Array(pages / 32) };
+  const ram = openRam(block, "read");
+  const terms = { tables: tablesOf(block), part: "all", flush } as const;
+  const found = new PageScanner(bench, piece, counters).stage(taken, { ...block, ram }, terms);
+  expect(found).toBe(pages);
+  expect(piece.pages).toBe(PIECE_BYTES / pageBytes);
+  const pieces = Array.from({ length: sizeBytes / PIECE_BYTES }, (_, index) => index + 1);
+  expect(scannedBytes).toEqual(pieces.slice(0, -1).map((count) => count * PIECE_BYTES));
 });
 
 /** A sender whose channel is a file, over memory in a file. */

@@ -100,6 +100,32 @@ test(`a block may be scanned and have a log, beside others that have either (SEE
   expect(difference(source.blocks, destination.blocks ?? [])).toBe(null);
 });
 
+test(`every channel scans, and together they read all memory once a round (SEED=${seed})`, async () => {
+  const source = new RecordingSource({ seed, dirtyLog: "scan" });
+  source.onLook = () => source.writePages(400);
+  const destination = new RecordingDestination();
+  const chunkBytes = 128 * KIB;
+  const outcome = await migratePair({
+    source,
+    destination,
+    out: {
+      channels: 3,
+      chunkBytes,
+      downtimeLimitMs: 1,
+      maxRounds: 6,
+      nonConvergence: "switch-over",
+    },
+    in: { chunkBytes },
+  });
+  expect(outcome.source.failure).toBe(null);
+  const { channels, guestBytes, rounds } = must(outcome.source.report, "it moved");
+  const bulk = channels.filter(({ lane }) => lane === "bulk");
+  expect(bulk).toHaveLength(3);
+  for (const { scan } of bulk) expect(scan.readBytes).toBeGreaterThan(0);
+  const readBytes = bulk.reduce((sum, { scan }) => sum + scan.readBytes, 0);
+  expect(readBytes).toBe(rounds.length * guestBytes);
+});
+
 for (const [name, point] of [
   ["the first pages", { channel: 1, frame: "pages", nth: 3 }],
   ["the first scan", { channel: 1, frame: "fence", nth: 3 }],
