@@ -1,17 +1,12 @@
-import { type ChildProcess, spawn } from "node:child_process";
-import { once } from "node:events";
 import { mkdirSync, readdirSync, rmdirSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { setImmediate as turn } from "node:timers/promises";
-import { fileURLToPath } from "node:url";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
-import { must } from "../base/assert.ts";
-import { Deadline, within } from "../base/clock.ts";
+import { Deadline } from "../base/clock.ts";
 import type { CpuCgroup } from "../hosts/qemu/cgroups.ts";
 import { type CpuQuota, openCpuQuota } from "../hosts/qemu/cpu-quota.ts";
 import { limitGroup, moveThread, parseGroupName, removeGroup } from "../hosts/qemu/quota-group.ts";
 import { liftStaleQuotas } from "../hosts/qemu/stale-quotas.ts";
-import { QemuDestination, QemuSource } from "../hosts/qemu.ts";
 import {
   cgroupOf,
   decideQuotaReadiness,
@@ -21,8 +16,7 @@ import {
   throttledPeriodsIn,
   whereIs,
 } from "./fixtures/quota-cgroups.ts";
-import { FakeQemu } from "./harness/fake-qemu.ts";
-import { startCli } from "./run-cli.ts";
+import { type Child, startBusy, startEngine } from "./fixtures/quota-guest.ts";
 
 const LIMIT_MS = 20_000;
 
@@ -32,69 +26,8 @@ const whyNotVersion2 = isVersion2
   ? ""
   : " (SKIPPED: version 2 has no cpu controller here; `npm run test:real` has it in a machine of its own)";
 
-/** A process of Node that has said that it is where the test wants it. */
-class Child implements AsyncDisposable {
-  readonly id: number;
-  /** The first that it wrote. */
-  said = "";
-  readonly #process: ChildProcess;
-  readonly #ended: Promise<unknown>;
-
-  private constructor(child: ChildProcess) {
-    this.#process = child;
-    this.#ended = once(child, "exit");
-    this.id = must(child.pid, "Node can be started");
-  }
-
-  static async start(args: readonly string[], through: readonly string[] = []): Promise<Child> {
-    const [command = "", ...others] = [...through, process.execPath, ...args];
-    const spawned = spawn(command, others, { stdio: ["ignore", "pipe", "inherit"] });
-    const child = new Child(spawned);
-    const said = once(must(spawned.stdout, "its output is a pipe"), "data");
-    const late = () => new Error(`${args[0]} was silent for ${LIMIT_MS} ms`);
-    try {
-      child.said = String(await within(LIMIT_MS, said, late));
-      return child;
-    } catch (error) {
-      await child.kill();
-      throw error;
-    }
-  }
-
-  /** All of them: Node has some ten from the start. */
-  get threadIds(): number[] {
-    return readdirSync(`/proc/${this.id}/task`).map(Number);
-  }
-
-  async kill(): Promise<void> {
-    this.#process.kill("SIGKILL");
-    await this.#ended;
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    await this.kill();
-  }
-}
-
-/** Its main thread never rests. */
-async function startBusy(): Promise<Child> {
-  return await Child.start(["-e", 'process.stdout.write("busy\\n"); for (;;);']);
-}
-
-async function startEngine(guest: Child, through?: readonly string[]): Promise<Child> {
-  const program = fileURLToPath(new URL("fixtures/quota-engine.ts", import.meta.url));
-  return await Child.start([program, `${guest.id}`], through);
-}
-
-/** One that throttles the guest and is killed, as by SIGKILL, which leaves it throttled. */
-async function startAndKillEngine(guest: Child): Promise<void> {
-  await using engine = await startEngine(guest);
-  expect(engine.said).toBe("throttled");
-}
-
 /** Whoever else opens a QEMU on this machine, such as another test, may lift the quota first. */
 const OTHERS_MAY_LIFT = { retry: 5 };
-const LIFTED = /^lifted the quota that a killed migration had left on \d+ threads$/;
 
 /** What most containers are given: cgroups that can be looked at. */
 function whereCgroupsAreReadOnly(folder: string): string[] {
@@ -278,54 +211,6 @@ describe.skipIf(isSkipped)(`a quota by cgroups${because}`, () => {
     expect(limitIn(whereIs(guest.id, guest.id))).toEqual([1_000, 10_000]);
     await quota.lift();
   });
-
-  test("of an engine that was killed is lifted at a source whose guest is still being migrated", async () => {
-    await startAndKillEngine(guest);
-    await using fake = await FakeQemu.start();
-    fake.migration = "active";
-    await expect(QemuSource.open(fake.path)).rejects.toMatchObject({ code: "GUEST_UNSUITABLE" });
-    expect(whereIs(guest.id, guest.id)).toBe(home);
-  });
-
-  test("of an engine that was killed is lifted at a destination that is not waiting", async () => {
-    await startAndKillEngine(guest);
-    await using fake = await FakeQemu.start();
-    const opened = QemuDestination.open(fake.path);
-    await expect(opened).rejects.toMatchObject({ code: "GUEST_UNSUITABLE" });
-    expect(whereIs(guest.id, guest.id)).toBe(home);
-  });
-
-  test(
-    "of an engine that was killed is lifted at either end, which notes it",
-    OTHERS_MAY_LIFT,
-    async () => {
-      await using from = await FakeQemu.start();
-      await using to = await FakeQemu.start({ runState: "inmigrate" });
-      await startAndKillEngine(guest);
-      await using source = await QemuSource.open(from.path);
-      expect(source.notes).toEqual([expect.stringMatching(LIFTED)]);
-      expect(whereIs(guest.id, guest.id)).toBe(home);
-      await startAndKillEngine(guest);
-      await using destination = await QemuDestination.open(to.path);
-      expect(destination.notes).toEqual([expect.stringMatching(LIFTED)]);
-      expect(whereIs(guest.id, guest.id)).toBe(home);
-    },
-  );
-
-  test.for([
-    ["send", "running"],
-    ["receive", "inmigrate"],
-  ] as const)(
-    "of an engine that was killed is lifted by %s, which says so",
-    OTHERS_MAY_LIFT,
-    async ([command, runState]) => {
-      await using fake = await FakeQemu.start({ runState });
-      await startAndKillEngine(guest);
-      await using cli = startCli([command, "tcp:127.0.0.1:0", "--qemu", fake.path, "--json"]);
-      const { value: first } = await cli.events().next();
-      expect(first).toEqual({ event: "note", text: expect.stringMatching(LIFTED) });
-    },
-  );
 
   test.for([-1, 100, 0.5, Number.NaN])("cannot take %s percent", async (percent) => {
     const quota = await opened(guest, [guest.id]);

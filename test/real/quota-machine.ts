@@ -31,10 +31,7 @@ const PROJECT = fileURLToPath(new URL("../..", import.meta.url));
 /** Where the machine has the project. */
 const HOME = "project";
 /** What a test imports, and what tells Vitest how it runs. */
-const PARTS = [
-  ...["base", "channels", "cli", "engine", "hosts", "test", "workers"],
-  ...["package.json", "vitest.config.ts"],
-];
+const PARTS = ["base", "engine", "hosts", "test", "workers", "package.json", "vitest.config.ts"];
 /** They build, look for faults or are Node itself, which comes as the program that runs this. */
 const PACKAGES_LEFT_OUT = [
   ...["@biomejs", "@typescript", "typescript", "assemblyscript", "binaryen", "node"],
