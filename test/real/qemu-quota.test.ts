@@ -141,24 +141,30 @@ describe.skipIf(missing.length > 0 || quotas.isSkipped)(
       await journey.expectRunsOn({ beats: 2 });
     });
 
-    test("stays where its engine was killed, until the next one looks at any guest", async () => {
-      const { here } = journey;
-      await using there = await journey.destination();
-      await using commands = await Commands.begin(here, there);
-      const { send } = commands;
-      send.kill("SIGKILL");
-      expect((await send.exit).signal).toBe("SIGKILL");
-      expect(await limitsOf(here)).toEqual([HALF, HALF]);
+    test.for(["send", "receive"] as const)(
+      "stays where its engine was killed, until the next %s looks at any guest, and says so",
+      async (command) => {
+        const { here } = journey;
+        await using there = await journey.destination();
+        await using commands = await Commands.begin(here, there);
+        const { send } = commands;
+        send.kill("SIGKILL");
+        expect((await send.exit).signal).toBe("SIGKILL");
+        expect(await limitsOf(here)).toEqual([HALF, HALF]);
 
-      await using next = await QemuSource.open(here.qmpPath);
-      const note = `lifted the quota that a killed migration had left on ${PROCESSORS} threads`;
-      expect(next.notes).toEqual([note]);
-      await expectFree(here);
-      await next.close();
-      await journey.expectRunsOn({ beats: 2 });
-      await journey.move({ sourceFlags: ["--downtime-limit", "10min"] });
-      await journey.expectRunsOn({ beats: 2, sweeps: 1 });
-    });
+        await using fresh = await journey.destination();
+        await using next =
+          command === "send" ? startSend(here, "tcp:127.0.0.1:1") : startReceive(fresh);
+        const note = `lifted the quota that a killed migration had left on ${PROCESSORS} threads`;
+        expect(await next.waitFor("note")).toMatchObject({ text: note });
+        await expectFree(here);
+        next.kill("SIGINT");
+        await next.exit;
+        await journey.expectRunsOn({ beats: 2 });
+        await journey.move({ sourceFlags: ["--downtime-limit", "10min"] });
+        await journey.expectRunsOn({ beats: 2, sweeps: 1 });
+      },
+    );
   },
 );
 
