@@ -4,7 +4,7 @@ import { fileURLToPath } from "node:url";
 import { Worker } from "node:worker_threads";
 import { expect, onTestFinished, test, vi } from "vitest";
 import { createControl } from "../workers/control.ts";
-import { beginPostcopy, closeGate, openGate, passGate } from "../workers/gate.ts";
+import { beginPostcopy, closeGate, faultsSoFar, openGate, passGate } from "../workers/gate.ts";
 
 const PASSER = fileURLToPath(new URL("./fixtures/gate-passer.ts", import.meta.url));
 
@@ -50,6 +50,7 @@ test("a gate that two have shut opens with the second, and who waits goes on at 
   expect(Atomics.load(control.gate, 0)).toBe(1);
   openGate(control);
   expect(Atomics.load(control.gate, 0)).toBe(0);
+  expect(faultsSoFar(control)).toBe(2);
   await passed(startPasser(control), 10_000);
 });
 

@@ -173,7 +173,7 @@ test("a page that a broken channel was about to bring is placed by whoever comes
 test("questions are merged, bounded by seats, and taken in turn", () => {
   const door = createFaultDoor(
     [{ name: "ram", pageBytes: 4 * KIB, pageCount: 64 }],
-    new Int32Array(2),
+    createControl(1).gate,
   );
   discardPages(door, 0, 0, -1);
   for (const [seat, page] of [

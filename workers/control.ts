@@ -13,7 +13,8 @@ import { TRIALS_WORDS } from "./trials.ts";
  *   codec     coordinator   how payloads are compressed, see setCodecSettings
  *   trials    workers       what `auto` tries, in all channels together, see `workers/trials.ts`
  *   gate      lanes         word 0: how many wait for a page, or bring one that is waited for, see
- *                           `workers/gate.ts`. Word 1, by the coordinator: 1 in post-copy
+ *                           `workers/gate.ts`. Word 1, by the coordinator: 1 in post-copy.
+ *                           Word 2: how often a page was waited for
  *   counters  one channel   a row per channel, see COUNTERS; others only read
  */
 export interface Control {

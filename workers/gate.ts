@@ -17,7 +17,13 @@ const niced = new Set<Int32Array>();
 
 /** A guest waits for a page. */
 export function closeGate({ gate }: Pick<Control, "gate">): void {
+  Atomics.add(gate, 2, 1);
   Atomics.add(gate, 0, 1);
+}
+
+/** How often the gate was closed so far; it may wrap. */
+export function faultsSoFar({ gate }: Pick<Control, "gate">): number {
+  return Atomics.load(gate, 2);
 }
 
 export function openGate({ gate }: Pick<Control, "gate">): void {

@@ -27,11 +27,12 @@ import type { Run } from "./encodings/encoding.ts";
 import { raw } from "./encodings/raw.ts";
 import { zero } from "./encodings/zero.ts";
 import { FrameWriter } from "./frame-writer.ts";
-import { isPostcopy } from "./gate.ts";
+import { faultsSoFar, isPostcopy } from "./gate.ts";
 import { generationOf } from "./generation.ts";
 import { markAll, markMapped } from "./page-map.ts";
 import { PageScanner } from "./page-scanner.ts";
 import { Piece, type TakenWords } from "./piece.ts";
+import { PieceLength, SHORT_PIECE_BYTES } from "./piece-length.ts";
 import type {
   ChannelPlace,
   ScanPart,
@@ -49,12 +50,7 @@ const CHUNKS_MAX = 2 ** 32;
 /** Below this a copy costs less than a frame of its own. */
 const STRAIGHT_BYTES_MIN = 128 * KIB;
 
-/**
- * While a guest waits for pages, a frame is short: one that comes in between waits for the rest of it,
- * at either end, and for the system, which copies all of a write before it lets others run.
- */
-const POSTCOPY_PIECE_BYTES = 128 * KIB;
-assert(POSTCOPY_PIECE_BYTES >= STRAIGHT_BYTES_MIN, "a short frame is long enough to go straight");
+assert(SHORT_PIECE_BYTES >= STRAIGHT_BYTES_MIN, "a short frame is long enough to go straight");
 
 /** What a run can count. */
 const RUN_PAGES_MAX = 2 ** 16 - 1;
@@ -92,6 +88,7 @@ export class PageSender {
   #readSequence: number;
   #round = 0;
   /** What travels in one frame at the most: the same for all of a task, whose piece is empty before. */
+  readonly #pieceLength = new PieceLength();
   #pieceBytes = PIECE_BYTES;
   /** Zero pages that were found and not yet told: what follows them may be zero as well. */
   #zeros: { block: OpenBlock; firstPage: number; pages: number } | null = null;
@@ -168,7 +165,6 @@ export class PageSender {
     let pages = 0;
     let before = -1;
     this.#round = round;
-    this.#pieceBytes = isPostcopy(this.#control) ? POSTCOPY_PIECE_BYTES : PIECE_BYTES;
     this.#compressor.begin();
     this.left = chunks.length;
     try {
@@ -179,6 +175,7 @@ export class PageSender {
         before = chunk;
         this.left -= 1;
         this.#counters.add("chunks", 1);
+        this.#choosePieceLength(flush);
         this.#own(block, chunk);
         const words = wordsOfChunk(block, chunk);
         taken.push(words);
@@ -356,6 +353,17 @@ export class PageSender {
     this.#counters.add("raw", pages);
     this.#passOver(block, firstPage, pages);
     return pages;
+  }
+
+  #choosePieceLength(flush: () => void): void {
+    const pieceBytes = this.#pieceLength.next({
+      isPostcopy: isPostcopy(this.#control),
+      faults: faultsSoFar(this.#control),
+      nowMs: nowMs(),
+    });
+    // What was staged for a long frame would not fit a short one.
+    if (pieceBytes < this.#pieceBytes) flush();
+    this.#pieceBytes = pieceBytes;
   }
 
   /** Pages that go as they are, past the cache. */
