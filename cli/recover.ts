@@ -5,7 +5,7 @@ import { type Answer, askControl, openControl } from "./control-socket.ts";
 import { failureText } from "./failure-text.ts";
 import { type Command, type CommandFlag, parseFlags } from "./flags.ts";
 import { chooseOutput, type Output } from "./output.ts";
-import { checkUsage, EXIT, tellFailure } from "./run.ts";
+import { checkUsage, EXIT, INTERRUPTS, tellFailure } from "./run.ts";
 import { HELP_FLAG, JSON_FLAG } from "./shared-flags.ts";
 import { complain, say } from "./standard-streams.ts";
 
@@ -104,6 +104,9 @@ export async function controlled(
   let current = "";
   const whole = { recovery, postcopySwitch, phase: () => current };
   const socket = path === undefined ? null : await openControl(path, whole);
+  // A cancel that came too late is spent: in a pause another interrupt ends it.
+  const giveUp = () => recovery.giveUp();
+  for (const interrupt of INTERRUPTS) process.on(interrupt, giveUp);
   return {
     recovery,
     onPhase(phase) {
@@ -114,6 +117,7 @@ export async function controlled(
       output.note(`paused, everything is kept for ${way} to go on: ${reason.message}`);
     },
     async [Symbol.asyncDispose]() {
+      for (const interrupt of INTERRUPTS) process.off(interrupt, giveUp);
       await socket?.[Symbol.asyncDispose]();
     },
   };

@@ -5,7 +5,7 @@ import type { Output } from "./output.ts";
 
 export const EXIT = { completed: 0, failed: 1, usage: 2 } as const;
 
-const INTERRUPTS = ["SIGINT", "SIGTERM"] as const;
+export const INTERRUPTS = ["SIGINT", "SIGTERM"] as const;
 
 /**
  * Runs a migration for a command: an interrupt cancels it, and its end is told. Returns the exit

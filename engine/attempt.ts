@@ -60,10 +60,12 @@ export class Attempt<Phase extends string> {
     }
   }
 
-  /** Goes over to another phase within `run`; it may be cancelled while it is paused. */
+  /**
+   * Goes over to another phase within `run`; it may be cancelled while it is paused. A cancel that came
+   * too late stays without effect: a link that breaks some time after it must not cost the guest.
+   */
   change(phase: Phase, { isPaused = false }: { isPaused?: boolean } = {}): void {
     this.#isPaused = isPaused;
-    if (isPaused && this.#signal?.aborted === true) this.#cancel();
     this.#enter(phase);
   }
 
@@ -123,6 +125,11 @@ export class Attempt<Phase extends string> {
   commit(): void {
     this.#throwIfFailed();
     this.#isCommitted = true;
+  }
+
+  /** As a cancel, where nothing but a pause is to be ended. */
+  cancelPause(): void {
+    if (this.#isPaused) this.#cancel();
   }
 
   get isCommitted(): boolean {

@@ -209,6 +209,7 @@ export class DestinationMigration {
       pausedFor: () => this.#pausedFor,
       recover: (address) => this.#listenAlso(address),
       pause: () => this.#breakOff(),
+      giveUp: () => this.attempt.cancelPause(),
     });
     this.#startProgress();
   }

@@ -6,6 +6,7 @@ export interface Recoverable {
   pausedFor(): MigrationError | null;
   recover(address: string | undefined): Promise<string>;
   pause(): void;
+  giveUp(): void;
 }
 
 /**
@@ -37,6 +38,14 @@ export class PostcopyRecovery {
   /** Breaks a post-copy off, for it to be recovered over another link. Before, it does nothing. */
   pause(): void {
     this.#end?.pause();
+  }
+
+  /**
+   * Ends a pause without a recovery, with POSTCOPY_INTERRUPTED, as a cancel in the pause does: what
+   * this end has of the guest's memory is given up. Before and after, it does nothing.
+   */
+  giveUp(): void {
+    this.#end?.giveUp();
   }
 
   /** For the engine. */

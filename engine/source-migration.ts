@@ -178,6 +178,7 @@ export class SourceMigration {
       pausedFor: () => this.#pausedFor,
       recover: (address) => this.#plead(address),
       pause: () => this.#breakOff(),
+      giveUp: () => this.attempt.cancelPause(),
     });
     if (this.#options.threads === undefined) {
       // They start while the hosts meet.

@@ -156,6 +156,7 @@ test("a control takes one short line of what it knows, and harms nobody with any
     pause: () => {
       pauses += 1;
     },
+    giveUp() {},
   });
   await using _control = await openControl(path, { recovery, phase: () => "postcopy-paused" });
   expect(statSync(path).mode & 0o777).toBe(0o600);

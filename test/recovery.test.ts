@@ -209,6 +209,52 @@ test(`a pause that nobody ends is ended by recover-timeout, or by a cancel (SEED
   expect([journey.guest.running, journey.to.guest.running]).toEqual([false, true]);
 });
 
+test(`a lane that falls silent breaks the link, though all others live (SEED=${seed})`, async () => {
+  await using relay = await Relay.start();
+  // What bulk brings must not come first.
+  const slower = { maxBandwidthBytesPerSecond: 8 * MIB };
+  const journey = await Journey.begin(relay, slower, { channelTimeoutMs: 1000 });
+  await journey.moving();
+  relay.do("stall", 3);
+  await journey.paused();
+  expect(journey.destination.recovery.pausedFor?.toJSON()).toMatchObject({
+    code: "CHANNEL_STALLED",
+    facts: { channel: 3 },
+  });
+  await journey.source.recovery.recover(journey.address);
+  await journey.expectArrived();
+});
+
+test(`a cancel that came too late does not turn a broken link into a lost guest (SEED=${seed})`, async () => {
+  await using relay = await Relay.start();
+  const journey = await Journey.begin(relay);
+  await journey.moving();
+  for (const end of ["source", "destination"] as const) journey.cancel[end].abort();
+  relay.do("cut");
+  await journey.paused();
+  await journey.source.recovery.recover(journey.address);
+  await journey.expectArrived();
+});
+
+test(`a pause can be given up by whoever has cancelled too early for it (SEED=${seed})`, async () => {
+  await using relay = await Relay.start();
+  const journey = await Journey.begin(relay);
+  await journey.moving();
+  for (const end of ["source", "destination"] as const) {
+    journey.cancel[end].abort();
+    journey[end].recovery.giveUp(); // There is no pause yet.
+  }
+  relay.do("cut");
+  await journey.paused();
+  journey.source.recovery.giveUp();
+  journey.destination.recovery.giveUp();
+  const outcomes = await journey.outcomes;
+  expect(outcomes.map(({ failure }) => failure?.code)).toEqual([
+    "POSTCOPY_INTERRUPTED",
+    "POSTCOPY_INTERRUPTED",
+  ]);
+});
+
 /** In CI few; a hundred and more by CUTS=100. */
 const JOURNEYS = Number(process.env["CUTS"] ?? 1);
 

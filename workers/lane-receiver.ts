@@ -1,5 +1,6 @@
 import { must } from "../base/assert.ts";
 import { nowMs } from "../base/clock.ts";
+import { MigrationError } from "../base/errors.ts";
 import type { Checksum } from "../channels/checksum.ts";
 import { CounterRow, stopOf } from "./control.ts";
 import { ARMED, BELL, type FaultDoor, isPresent, SEATS_MAX, takeQuestion } from "./fault-door.ts";
@@ -14,6 +15,8 @@ export class LaneReceiver {
   readonly #door: FaultDoor;
   readonly #counters: CounterRow;
   readonly #stop: Int32Array;
+  readonly #channel: number;
+  readonly #limitMs: number;
   readonly #pages: PageReceiver;
   readonly #share: { lane: number; lanes: number };
   readonly #laneWords: Int32Array;
@@ -32,6 +35,8 @@ export class LaneReceiver {
   ) {
     this.#door = must(setup.door, "a lane serves a door");
     this.#stop = stopOf(setup.control, place.channel);
+    this.#channel = place.channel;
+    this.#limitMs = setup.channelTimeoutMs;
     this.#counters = new CounterRow(setup.control, place.channel - 1);
     this.#pages = new PageReceiver(setup, place, checksum);
     this.#share = share;
@@ -60,7 +65,10 @@ export class LaneReceiver {
         idleness.wake();
         continue;
       }
-      if (this.#waited.length > 0) this.#arrived(null);
+      if (this.#waited.length > 0) {
+        this.#arrived(null);
+        this.#requireAnswer();
+      }
       const isAsleep = Atomics.load(words, ARMED) === 0;
       const on = { words, index: BELL, value: bell };
       const isExpecting = this.#waited.length > 0;
@@ -79,6 +87,20 @@ export class LaneReceiver {
     const askedMs = nowMs();
     noteLatency(this.#door.latencies.queued, askedMs - sinceMs);
     this.#waited.push({ block, page, askedMs });
+  }
+
+  /**
+   * A source answers at once, whatever else it sends: one that does not for so long is gone, or the way
+   * to it, and a guest would wait although other channels live.
+   */
+  #requireAnswer(): void {
+    const oldest = this.#waited[0];
+    if (oldest === undefined || nowMs() - oldest.askedMs < this.#limitMs) return;
+    throw new MigrationError("CHANNEL_STALLED", {
+      channel: this.#channel,
+      direction: "read",
+      limitMs: this.#limitMs,
+    });
   }
 
   /** A page may also come with the others, nobody knows when: what is there is waited for no more. */
