@@ -17,6 +17,8 @@ import type { ReadyThreads } from "./ready-threads.ts";
 export interface Configuration {
   readonly address: Address;
   readonly parameters: Parameters;
+  /** What the parameters were judged by, and changes of them are. */
+  readonly features: Features;
 }
 
 /**
@@ -64,7 +66,7 @@ export function configure(
   }
   if (problems.length > 0) throw new MigrationError("CONFIGURATION_INVALID", { problems });
   assert(address !== null, "an address without a problem was read");
-  return { address, parameters: resolveParameters(given, features, base) };
+  return { address, parameters: resolveParameters(given, features, base), features };
 }
 
 function tryAddress(text: string): { address: Address | null; problems: string[] } {

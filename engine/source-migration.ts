@@ -10,13 +10,14 @@ import {
 } from "../channels/messages.ts";
 import { createLatencies, latencyFigures } from "../workers/latencies.ts";
 import { Attempt, callHost } from "./attempt.ts";
-import { configure } from "./configuration.ts";
+import { type Configuration, configure } from "./configuration.ts";
 import { Convergence, type Judgement, type Verdict } from "./convergence.ts";
 import type { DirtyLog, ScanLog } from "./dirty-log.ts";
 import { addedUp, channelsOfLegs, faultFigures, hypervisorReport, pageFigures } from "./figures.ts";
 import { Hold } from "./hold.ts";
 import type { DeviceSection, DeviceTerms, SourceHost } from "./host.ts";
 import { HypervisorView } from "./hypervisor-view.ts";
+import type { Features } from "./legality.ts";
 import { agreedParameters, type Parameters } from "./parameters.ts";
 import { preferPeersWord } from "./peers-word.ts";
 import { goesOver } from "./postcopy-policy.ts";
@@ -82,6 +83,7 @@ export class SourceMigration {
   readonly #pausing: Hold;
   readonly #notUndone: { action: string; reason: string }[] = [];
   #parameters: Parameters;
+  readonly #features: Features;
   readonly #served = createLatencies();
   #faults: FaultsMessage | null = null;
   /** The guest goes over before its memory; decided after a round. */
@@ -107,10 +109,10 @@ export class SourceMigration {
   private constructor(
     host: SourceHost,
     options: MigrateOutOptions,
-    configuration: { parameters: Parameters; address: Address; checksum: Checksum },
+    configuration: Configuration & { checksum: Checksum },
     surroundings: Surroundings,
   ) {
-    const { parameters, address, checksum } = configuration;
+    const { parameters, address, features, checksum } = configuration;
     this.#host = host;
     this.#address = address;
     this.#terms = {
@@ -126,6 +128,7 @@ export class SourceMigration {
     this.#leg = new SourceLeg(this.#terms, address, parameters);
     this.#options = options;
     this.#parameters = parameters;
+    this.#features = features;
     this.attempt = new Attempt<SourcePhase>({
       side: "source",
       first: "connect",
@@ -152,7 +155,7 @@ export class SourceMigration {
       threads,
       ...given
     } = options;
-    const { parameters, address: parsed } = configure(given, address, {
+    const configuration = configure(given, address, {
       side: "source",
       blocks: host.blocks,
       description: host.description,
@@ -164,16 +167,14 @@ export class SourceMigration {
     return new SourceMigration(
       host,
       options,
-      { parameters, address: parsed, checksum: await loadChecksum() },
+      { ...configuration, checksum: await loadChecksum() },
       surroundings,
     );
   }
 
   async connect(): Promise<void> {
-    const features = { throttle: this.#host.throttle !== undefined };
-    this.#options.live?.attach({ parameters: this.#parameters, features }, (parameters) =>
-      this.#change(parameters),
-    );
+    const [parameters, features] = [this.#parameters, this.#features];
+    this.#options.live?.attach({ parameters, features }, (changed) => this.#change(changed));
     this.#options.recovery?.attach({
       pausedFor: () => this.#pausedFor,
       recover: (address) => this.#plead(address),

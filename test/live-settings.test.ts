@@ -207,6 +207,31 @@ test(`what is not live, or not legal, is refused, and the migration goes on as i
   expect(() => live.change({ compression: "zstd" })).toThrow("no migration runs");
 });
 
+test(`a change is judged by what the start was judged by: a scan still needs its rounds (SEED=${seed})`, async () => {
+  const live = new LiveParameters();
+  const source = new RecordingSource({ seed, dirtyLog: "scan" });
+  const destination = new RecordingDestination();
+  const refused: unknown[] = [];
+  source.onLook = () => {
+    try {
+      live.change({ maxRounds: 1 });
+      refused.push(null);
+    } catch (error) {
+      refused.push(error);
+    }
+  };
+  const { source: outcome } = await migratePair({ source, destination, out: { live } });
+  expect(outcome.failure).toBeNull();
+  expect(difference(source.blocks, destination.blocks ?? [])).toBeNull();
+  expect(refused.length).toBeGreaterThan(0);
+  for (const error of refused) {
+    expect(error).toMatchObject({
+      code: "CONFIGURATION_INVALID",
+      facts: { problems: [expect.stringContaining("only when memory is read a second time")] },
+    });
+  }
+});
+
 test(`what a host prefers holds where nothing is given, and breaks no rule (SEED=${seed})`, async () => {
   const compressedWith = async (preferences: ParameterOptions, given: ParameterOptions) => {
     const blocks = allocate(SHAPE);
