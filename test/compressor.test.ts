@@ -183,35 +183,84 @@ test("auto spends no more processor time than it may", () => {
   expect(counters.read("codecMs")).toBeLessThanOrEqual(burstMs + elapsedMs * share + largestMs);
 });
 
-test(`auto tries harder while the link is waited for, and says what samples came to (SEED=${seed})`, () => {
-  const { compressor, counters } = makeCompressor(AUTO);
+/** Words: the harder the try, the fewer the bytes. */
+function prose(): Uint8Array {
   const payload = new Uint8Array(512 * KIB);
   const random = new Prng(seed);
-  // Words: the harder the try, the fewer the bytes.
   const words = Array.from({ length: 500 }, () => noise(3 + random.below(9)));
   for (let at = 0; at < payload.length; ) {
     const word = must(words[random.below(words.length)], "there are words");
     payload.set(word.subarray(0, payload.length - at), at);
     at += word.length;
   }
-  const sizes: number[] = [];
-  // A clock that stands still but for the link, which takes ages.
+  return payload;
+}
+
+/** A clock that stands still but for the link, which takes ages. */
+function makeSlowLink(compressor: Compressor) {
   let ms = 0;
   const never = (): (() => void) => () => {};
   onTestFinished(useClock({ nowMs: () => ms, after: never, every: never }));
   compressor.begin();
+  const learn = (payload: Uint8Array, wireBytes: number): void => {
+    ms += 60_000;
+    compressor.learn({ payloadBytes: payload.length, wireBytes, write: written(60_000) });
+  };
+  return { learn };
+}
+
+test(`auto tries harder while the link is waited for, and says what samples came to (SEED=${seed})`, () => {
+  const { compressor, counters } = makeCompressor(AUTO);
+  const payload = prose();
+  const sizes: number[] = [];
+  const { learn } = makeSlowLink(compressor);
   for (let chunk = 0; chunk < 12; chunk += 1) {
     const made = must(compressor.compress(payload, { chunk, round: 1 }), "words shrink");
     sizes.push(made.bytes.length);
     expect(Buffer.compare(made.codec.expand(made.bytes, payload.length) ?? NOTHING, payload)).toBe(
       0,
     );
-    ms += 60_000;
-    const write = written(60_000);
-    compressor.learn({ payloadBytes: payload.length, wireBytes: made.bytes.length, write });
+    learn(payload, made.bytes.length);
   }
   expect(counters.read("choiceCodecChanges")).toBeGreaterThan(0);
   expect(counters.read("choiceCodec")).toBeGreaterThan(0);
   expect(must(sizes.at(-1), "there are sizes")).toBeLessThan((sizes[0] ?? 0) * 0.97);
   for (const { share } of CODEC_COUNTERS) expect(counters.read(share)).toBeGreaterThan(0);
+});
+
+test(`what auto tells belongs to what is set, and its changes are counted on (SEED=${seed})`, () => {
+  const { compressor, control, counters } = makeCompressor(AUTO);
+  const payload = prose();
+  const { learn } = makeSlowLink(compressor);
+  const send = (frames: number): void => {
+    for (let chunk = 0; chunk < frames; chunk += 1) {
+      const made = compressor.compress(payload, { chunk, round: 1 });
+      learn(payload, made?.bytes.length ?? payload.length);
+    }
+  };
+  const changes = () => counters.read("choiceCodecChanges");
+  const samples = () => CODEC_COUNTERS.map(({ share }) => counters.read(share));
+  send(12);
+  const before = changes();
+  expect(before).toBeGreaterThan(0);
+  for (const settings of [
+    { ...AUTO, level: 2 },
+    { ...AUTO, level: 2, extraTime: 1 },
+  ]) {
+    setCodecSettings(control, settings);
+    const counted = changes();
+    send(1);
+    expect([counters.read("choiceWay"), counters.read("choiceCodec")]).toEqual([2, 0]);
+    expect(samples()).toEqual(CODEC_COUNTERS.map(() => 0));
+    expect(changes()).toBe(counted);
+    send(12);
+    expect(changes()).toBeGreaterThan(counted);
+    for (const share of samples()) expect(share).toBeGreaterThan(0);
+  }
+  const counted = changes();
+  setCodecSettings(control, NONE);
+  send(1);
+  expect(counters.read("choiceWay"), "nothing is chosen any more").toBe(0);
+  expect(counters.read("choiceCodecMsPerMiB")).toBe(0);
+  expect(changes()).toBe(counted);
 });

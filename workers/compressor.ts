@@ -10,6 +10,7 @@ import {
   CODEC_COUNTERS,
   type CodecSettings,
   type Control,
+  type Counter,
   type CounterRow,
   readCodecSettings,
 } from "./control.ts";
@@ -34,6 +35,15 @@ export interface Compressed {
 /** Less than this is not worth the expanding at the other end. */
 const SHRUNK = 0.95;
 
+/** What `auto` tells of the settings that it has. */
+const CHOICE_COUNTERS: readonly Counter[] = [
+  "choiceWay",
+  "choiceRawMsPerMiB",
+  "choiceCodecMsPerMiB",
+  "choiceCodec",
+  ...CODEC_COUNTERS.flatMap(({ ms, share }) => [ms, share]),
+];
+
 /** A few pages compress badly, and their time is in the system call anyway. */
 const PAYLOAD_BYTES_MIN = 2 * 4096;
 
@@ -48,6 +58,8 @@ export class Compressor {
   #stubbornness = new Stubbornness();
   #choice: Choice;
   #codecChoice = new CodecChoice();
+  /** Changes of these two that were counted. */
+  #told = { changes: 0, codecChanges: 0 };
   #budget = new CpuBudget();
   /** Of the frame that is being made: time in the codec, and whether it shrank. */
   #codecMs = 0;
@@ -123,13 +135,21 @@ export class Compressor {
 
   /** What `auto` chose, and why, for the report. */
   #tell(): void {
-    const { chosen, costMs } = this.#choice;
+    const { chosen, costMs, changes } = this.#choice;
+    const { way, changes: codecChanges } = this.#codecChoice;
     this.#counters.set("choiceWay", chosen === "raw" ? 1 : 2);
-    this.#counters.set("choiceChanges", this.#choice.changes);
     this.#counters.set("choiceRawMsPerMiB", (costMs.raw ?? 0) * MIB);
     this.#counters.set("choiceCodecMsPerMiB", (costMs.codec ?? 0) * MIB);
-    this.#counters.set("choiceCodec", this.#codecChoice.way);
-    this.#counters.set("choiceCodecChanges", this.#codecChoice.changes);
+    this.#counters.set("choiceCodec", way);
+    this.#counters.add("choiceChanges", changes - this.#told.changes);
+    this.#counters.add("choiceCodecChanges", codecChanges - this.#told.codecChanges);
+    this.#told = { changes, codecChanges };
+  }
+
+  /** What was told is of other settings; how often it was changed goes on to be counted. */
+  #tellNothing(): void {
+    for (const counter of CHOICE_COUNTERS) this.#counters.set(counter, 0);
+    this.#told = { changes: 0, codecChanges: 0 };
   }
 
   /** Compresses a part of the payload once more in two ways, if another one is worth a look. */
@@ -186,6 +206,7 @@ export class Compressor {
       this.#choice = new Choice(extraTime);
       this.#codecChoice = new CodecChoice();
       this.#budget = new CpuBudget();
+      this.#tellNothing();
     }
     return settings;
   }
