@@ -1,6 +1,6 @@
 import { expect, test } from "vitest";
 import { MIB } from "../base/units.ts";
-import { Choice, type Way } from "../workers/choice.ts";
+import { Choice, type FrameFacts, type Way } from "../workers/choice.ts";
 import { TRIALS_WORDS, Trials } from "../workers/trials.ts";
 import { LINK_STEP_MS, type Outcome, type Scene, transfer } from "./fixtures/simulated-link.ts";
 import { Prng, seedFromEnvironment } from "./prng.ts";
@@ -34,8 +34,11 @@ function shareOf(
   return then.filter((frame) => frame.way === way).length / then.length;
 }
 
+/** A frame that goes the way that it should, unless it says another one. */
+type Frame = Omit<FrameFacts, "way"> & { readonly way?: Way };
+
 /** A frame of 1 MiB. */
-function frame(elapsedMs: number, blockedMs = 0, wireBytes = MIB): Parameters<Choice["learn"]>[0] {
+function frame(elapsedMs: number, blockedMs = 0, wireBytes = MIB): Frame {
   return { payloadBytes: MIB, wireBytes, elapsedMs, blockedMs };
 }
 
@@ -57,9 +60,9 @@ class Channel {
     this.#trials = new Trials(words);
   }
 
-  learn(facts: Parameters<Choice["learn"]>[0]): void {
+  learn(facts: Frame): void {
     this.#ms += facts.elapsedMs;
-    this.choice.learn(facts);
+    this.choice.learn({ way: this.choice.way, ...facts });
     this.#trials.consult(this.choice, this.#ms);
   }
 }
@@ -254,6 +257,39 @@ test("a raw frame that waits longer than compressed memory takes ends its trial 
   channel.learn(frame(80, 79));
   expect([choice.way, choice.chosen, choice.changes]).toEqual(["codec", "codec", 0]);
   expect(choice.costMs.raw).toBe(79 / MIB);
+});
+
+test("what was not let through the codec does not tell what the codec costs", () => {
+  const { choice } = new Channel();
+  const codec = { ...frame(500, 400, MIB / 10), way: "codec" } as const;
+  choice.learn(codec);
+  expect(choice.costMs).toEqual({ raw: null, codec: 500 / MIB });
+  for (let count = 0; count < 1000; count += 1) {
+    choice.learn({ ...frame(1), way: "raw" });
+    if (count % 100 === 0) choice.learn(codec);
+  }
+  expect([choice.way, choice.chosen]).toEqual(["codec", "codec"]);
+  expect(choice.costMs).toEqual({ raw: 1 / MIB, codec: 500 / MIB });
+});
+
+test("a trial of the codec is not judged by what was not let through it", () => {
+  const channel = new Channel(4);
+  const { choice } = channel;
+  turn(
+    () => choice.chosen === "codec",
+    () => channel.learn(choice.way === "raw" ? frame(0.1) : frame(5, 0, MIB / 10)),
+  );
+  turn(
+    () => choice.way === "raw",
+    () => channel.learn(frame(2)),
+  );
+  for (let count = 0; count < 1000; count += 1) channel.learn({ ...frame(0.1), way: "raw" });
+  expect([choice.way, choice.chosen]).toEqual(["codec", "raw"]);
+  turn(
+    () => choice.chosen === "raw",
+    () => channel.learn(frame(1, 0, MIB / 10)),
+  );
+  expect(choice.costMs.raw).toBe(2 / MIB);
 });
 
 test("frames without payload and frames that take no time are no reason to stumble", () => {

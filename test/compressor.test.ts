@@ -1,7 +1,7 @@
 import { expect, onTestFinished, test } from "vitest";
 import { must } from "../base/assert.ts";
 import { useClock } from "../base/clock.ts";
-import { KIB } from "../base/units.ts";
+import { KIB, MIB } from "../base/units.ts";
 import { CODECS, codecNamed } from "../workers/codecs/list.ts";
 import { Compressor } from "../workers/compressor.ts";
 import {
@@ -208,6 +208,31 @@ function makeSlowLink(compressor: Compressor) {
   };
   return { learn };
 }
+
+test("what the limit sends raw is not booked as what the codec costs", () => {
+  const { compressor, counters } = makeCompressor({ ...AUTO, cpuShare: 0.01 });
+  // Each look at this clock takes 4 ms, and so does each payload in the codec.
+  let ms = 0;
+  const never = (): (() => void) => () => {};
+  onTestFinished(useClock({ nowMs: () => (ms += 4), after: never, every: never }));
+  compressor.begin();
+  const went = { raw: 0, codec: 0 };
+  for (let chunk = 0; chunk < 2000; chunk += 1) {
+    const made = compressor.compress(TEXT, { chunk, round: 1 });
+    went[made === null ? "raw" : "codec"] += 1;
+    const blockedMs = made === null ? 1 : 100;
+    ms += blockedMs;
+    const wireBytes = made?.bytes.length ?? TEXT.length;
+    compressor.learn({ payloadBytes: TEXT.length, wireBytes, write: written(blockedMs) });
+  }
+  expect(went.codec).toBeGreaterThan(5);
+  expect(went.raw).toBeGreaterThan(went.codec * 10);
+  expect(counters.read("choiceWay")).toBe(2);
+  const perMib = MIB / TEXT.length;
+  expect(counters.read("choiceCodecMsPerMiB")).toBeGreaterThan(100 * perMib);
+  expect(counters.read("choiceRawMsPerMiB")).toBeLessThan(20 * perMib);
+  expect(counters.read("choiceRawMsPerMiB")).toBeGreaterThan(0);
+});
 
 test(`auto tries harder while the link is waited for, and says what samples came to (SEED=${seed})`, () => {
   const { compressor, counters } = makeCompressor(AUTO);

@@ -1,8 +1,16 @@
 import { assert } from "../base/assert.ts";
 import { MIB } from "../base/units.ts";
 
+/** The two ways of `auto`: as it is, or through the codec. */
+export type Way = "raw" | "codec";
+
 /** What one frame cost: its payload before compression, what was sent, and the time it took. */
 export interface FrameFacts {
+  /**
+   * How it went. Through the codec also means that this made it no smaller; raw, where the codec is
+   * the way, that it was not let through.
+   */
+  readonly way: Way;
   readonly payloadBytes: number;
   readonly wireBytes: number;
   /** From the end of the frame before to the end of this one, waiting included. */
@@ -10,9 +18,6 @@ export interface FrameFacts {
   /** Of that, time in which the connection would take no more. */
   readonly blockedMs: number;
 }
-
-/** The two ways of `auto`: as it is, or through the codec. */
-export type Way = "raw" | "codec";
 
 /** What is measured together and averaged, whichever is reached first. */
 const WINDOW_BYTES = 16 * MIB;
@@ -78,6 +83,8 @@ const STAY_MS_MAX = 4000;
 export class Choice {
   #way: Way = "codec";
   #window = emptyWindow();
+  /** Of frames that went raw although the codec is the way. */
+  #forced = emptyWindow();
   /** Milliseconds per byte of payload in the last window of each way. */
   readonly #cost: { [way in Way]: number | null } = { raw: null, codec: null };
   /** How long the way has been kept since the last trial, and how long it must be. */
@@ -157,15 +164,26 @@ export class Choice {
     this.#stayMs = Math.min(stayMs, POSTPONE_MS_MAX);
   }
 
-  /** Tells what a frame cost that went `way`. */
+  /** Tells what a frame cost: it counts for the way that it went. */
   learn(frame: FrameFacts): void {
     assert(frame.elapsedMs >= 0 && frame.payloadBytes >= 0, "a frame costs no less than nothing");
-    if (this.#trial === null) this.#stay(frame);
+    if (this.#trial === null) this.#stayedMs += frame.elapsedMs;
+    if (frame.way !== this.#way) this.#learnForced(frame);
+    else if (this.#trial === null) this.#stay(frame);
     else this.#try(frame, this.#trial);
   }
 
+  /** It tells what raw memory costs, unless that is what a trial compares with. */
+  #learnForced(frame: FrameFacts): void {
+    assert(this.#way === "codec", "nothing is forced through the codec");
+    if (this.#trial !== null) return;
+    const window = add(this.#forced, frame);
+    if (!isWhole(window) || window.payloadBytes === 0) return;
+    this.#cost.raw = costOf(window);
+    this.#forced = emptyWindow();
+  }
+
   #stay(frame: FrameFacts): void {
-    this.#stayedMs += frame.elapsedMs;
     const window = add(this.#window, frame);
     // Where bytes count, a codec is not judged by what it takes before it is warm.
     const isHasty = this.#cost.codec === null && this.#price.raw === this.#price.codec;
@@ -249,6 +267,7 @@ export class Choice {
     this.#way = other(this.#way);
     this.#isRawDue = false;
     this.#window = emptyWindow();
+    this.#forced = emptyWindow();
   }
 }
 

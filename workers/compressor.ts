@@ -61,9 +61,10 @@ export class Compressor {
   /** Changes of these two that were counted. */
   #told = { changes: 0, codecChanges: 0 };
   #budget = new CpuBudget();
-  /** Of the frame that is being made: time in the codec, and whether it shrank. */
+  /** Of the frame that is being made: time in the codec, whether it shrank, and if it was not let in. */
   #codecMs = 0;
   #hasShrunk = false;
+  #isForced = false;
   #lastEndMs = nowMs();
   readonly #trials: Trials;
 
@@ -91,9 +92,12 @@ export class Compressor {
    */
   takes(bytes: number, memory: Memory): boolean {
     const settings = this.#takeSettings();
+    this.#isForced = false;
     if (settings.codec === 0 || bytes < PAYLOAD_BYTES_MIN) return false;
-    if (settings.isAuto && !this.#mayTry(settings)) return false;
-    return this.#stubbornness.mayTry(memory);
+    if (settings.isAuto && this.#choice.way === "raw") return false;
+    const isAllowed = !settings.isAuto || this.#budget.allows(settings.cpuShare, nowMs());
+    this.#isForced = !isAllowed || !this.#stubbornness.mayTry(memory);
+    return !this.#isForced;
   }
 
   /** The payload made smaller, or null to send it as it is. */
@@ -122,12 +126,14 @@ export class Compressor {
     const elapsedMs = endMs - this.#lastEndMs;
     this.#lastEndMs = endMs;
     const [codecMs, hasShrunk] = [this.#codecMs, this.#hasShrunk];
+    const way = this.#isForced ? "raw" : this.#choice.way;
     this.#codecMs = 0;
     this.#hasShrunk = false;
+    this.#isForced = false;
     if (!this.#settings.isAuto) return;
     const { payloadBytes, wireBytes, write } = frame;
     const cost = { payloadBytes, wireBytes, elapsedMs, blockedMs: write.waitedMs };
-    this.#choice.learn(cost);
+    this.#choice.learn({ ...cost, way });
     this.#trials.consult(this.#choice, endMs);
     if (hasShrunk) this.#codecChoice.learn({ ...cost, codecMs }, this.#settings.cpuShare);
     this.#tell();
@@ -209,9 +215,5 @@ export class Compressor {
       this.#tellNothing();
     }
     return settings;
-  }
-
-  #mayTry(settings: CodecSettings): boolean {
-    return this.#choice.way === "codec" && this.#budget.allows(settings.cpuShare, nowMs());
   }
 }
