@@ -170,6 +170,7 @@ function guestOf(
     channelTimeoutMs: LIMIT_MS,
     fenceTimeoutMs: LIMIT_MS,
     cacheBytes: 0,
+    xbzrle: false,
     channels: 1,
   };
   return { block, setup, dirty };

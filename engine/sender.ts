@@ -126,6 +126,7 @@ export class Sender {
       blocks: this.#sendBlocks(channels),
       channels,
       cacheBytes,
+      xbzrle: parameters.xbzrle,
       hasChecksum: parameters.checksum,
       channelTimeoutMs: parameters.channelTimeoutMs,
       fenceTimeoutMs: parameters.stepTimeoutMs,

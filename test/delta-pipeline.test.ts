@@ -285,6 +285,36 @@ test(`what is sent of a chunk that is left alone is never what a delta is based 
   expect(pipeline.sent.read("deltaOverflows")).toBeGreaterThan(0);
 });
 
+test(`what is sent while auto is off is never what a delta is based on when it is back (SEED=${seed})`, async () => {
+  const random = new Prng(seed);
+  const block = makeBlock();
+  const auto = codec("zstd", { isAuto: true });
+  const shrinking = { cacheBytes: WHOLE, xbzrle: false, codec: auto };
+  const pipeline = await Pipeline.start(pairs, [block], true, shrinking);
+  const pages = pipeline.sendAll();
+  let isAuto = true;
+  for (let round = 2; round <= 60; round += 1) {
+    if (random.below(3) === 0) isAuto = !isAuto;
+    pipeline.codec = isAuto ? auto : codec("zstd");
+    const content = block.source.read();
+    const changed = new Set<number>();
+    for (let count = 0; count < pages / 4; count += 1) {
+      const page = random.below(pages);
+      changed.add(page);
+      random.bytes(content.subarray(page * 4096).subarray(0, 4));
+    }
+    block.source.write(content);
+    pipeline.mark(0, changed);
+    const before = pipeline.sent.read("delta");
+    pipeline.send();
+    pipeline.sender.fence(round);
+    expectSame([block]);
+    if (!isAuto) expect(pipeline.sent.read("delta")).toBe(before);
+  }
+  await pipeline.end();
+  expect(pipeline.sent.read("delta")).toBeGreaterThan(0);
+});
+
 test("a page that becomes zero, and one that ceases to be, are compared with what they were", async () => {
   const block = makeBlock(64 * 4096);
   const pipeline = await Pipeline.start(pairs, [block], false, { cacheBytes: WHOLE });

@@ -136,6 +136,28 @@ test(`codecs and levels change from round to round, and memory is exact (SEED=${
   expect(report.rounds.length).toBe(7);
 });
 
+test(`deltas end with auto, unless they are wanted without it, and come back with it (SEED=${seed})`, async () => {
+  const deltas = async (out: ParameterOptions, changes: readonly ParameterOptions[]) => {
+    const { pages, channels } = await migrated(out, changes);
+    const lookups = channels.reduce((sum, { delta }) => sum + delta.hits + delta.misses, 0);
+    return { made: pages.delta, lookups };
+  };
+  const auto = { compression: "auto" } as const;
+  const none = { compression: "none" } as const;
+  expect((await deltas(auto, [{}, {}, {}])).made).toBeGreaterThan(0);
+  for (const other of [none, { compression: "zstd" }, { compression: "deflate" }] as const) {
+    expect(await deltas(auto, [other, {}, {}])).toEqual({ made: 0, lookups: PAGES });
+  }
+  expect((await deltas({ ...auto, xbzrle: true }, [none, {}, {}])).made).toBeGreaterThan(0);
+  expect((await deltas(auto, [none, {}, auto, {}, {}, {}])).made).toBeGreaterThan(0);
+});
+
+test(`auto that comes later makes no deltas: there is no room for versions (SEED=${seed})`, async () => {
+  const report = await migrated({}, [{ compression: "auto" }, {}, {}, {}]);
+  expect(report.pages.delta).toBe(0);
+  expect(report.pages.compressed).toBeGreaterThan(0);
+});
+
 test(`settings change at any time, in the middle of frames, and memory is exact (SEED=${seed})`, async () => {
   const live = new LiveParameters();
   const source = makeSource(5);

@@ -83,7 +83,7 @@ export class Compressor {
 
   /** Whether it is chosen, while pages are sent, how they go. */
   get isAuto(): boolean {
-    return this.#settings.isAuto;
+    return this.#takeSettings().isAuto;
   }
 
   /**

@@ -85,6 +85,8 @@ export class PageSender {
   readonly #describer: Describer;
   readonly #compressor: Compressor;
   readonly #deltaChoice = new DeltaChoice();
+  readonly #xbzrle: boolean;
+  #makesDeltas = false;
   #readSequence: number;
   #round = 0;
   /** What travels in one frame at the most: the same for all of a task, whose piece is empty before. */
@@ -96,12 +98,13 @@ export class PageSender {
   left = 0;
 
   constructor(setup: SendSetup, place: ChannelPlace, checksum: Checksum | null) {
-    const { control, channelTimeoutMs, fenceTimeoutMs, cacheBytes } = setup;
+    const { control, channelTimeoutMs, fenceTimeoutMs, cacheBytes, xbzrle } = setup;
     const { channel, isDeep = false } = place;
     const stop = stopOf(control, channel);
     const common = { channel, isDeep, stop };
     this.#control = control;
     this.#channel = channel;
+    this.#xbzrle = xbzrle;
     this.#stop = stop;
     this.#counters = new CounterRow(control, channel - 1);
     this.#input = { ...common, fd: place.readFd, limitMs: fenceTimeoutMs };
@@ -176,6 +179,7 @@ export class PageSender {
         this.left -= 1;
         this.#counters.add("chunks", 1);
         this.#choosePieceLength(flush);
+        this.#chooseDeltas();
         this.#own(block, chunk);
         const words = wordsOfChunk(block, chunk);
         taken.push(words);
@@ -194,7 +198,7 @@ export class PageSender {
       this.#piece.pages = 0;
       this.#zeros = null;
       // Nobody knows which versions arrived, of this block and of those before it.
-      for (const cache of this.#caches.values()) cache.clear();
+      this.#forgetVersions();
       for (const { first, words } of taken) undoWords(block.dirty, first, words);
       throw error;
     }
@@ -240,14 +244,15 @@ export class PageSender {
     const versions = cache === null ? null : this.#versionsIn(cache, block);
     const description = this.#describer.describe(this.#piece, block.pageBytes, versions);
     if (cache !== null) this.#deltaChoice.learn(memory, description);
-    else if (block.cache !== null) this.#forgetPiece(block);
+    else if (block.cache !== null && this.#makesDeltas) this.#forgetPiece(block);
     this.#piece.pages = 0;
     if (description.runs.length > 0) this.#sendPages(block, description, memory);
   }
 
   /** The cache, if pages are to be compared with what it has of them. */
   #cacheFor({ cache }: OpenBlock, memory: Memory): DeltaCache | null {
-    if (cache === null || !this.#compressor.isAuto) return cache;
+    if (cache === null || !this.#makesDeltas) return null;
+    if (!this.#compressor.isAuto) return cache;
     return this.#deltaChoice.mayTry(memory) ? cache : null;
   }
 
@@ -366,9 +371,20 @@ export class PageSender {
     this.#pieceBytes = pieceBytes;
   }
 
+  /** Where only `auto` wants deltas, they end with it. What is sent without them is not remembered. */
+  #chooseDeltas(): void {
+    const before = this.#makesDeltas;
+    this.#makesDeltas = this.#xbzrle || this.#compressor.isAuto;
+    if (before && !this.#makesDeltas) this.#forgetVersions();
+  }
+
+  #forgetVersions(): void {
+    for (const cache of this.#caches.values()) cache.clear();
+  }
+
   /** Pages that go as they are, past the cache. */
   #passOver(block: OpenBlock, firstPage: number, pages: number): void {
-    if (block.cache === null) return;
+    if (block.cache === null || !this.#makesDeltas) return;
     forget(block, firstPage, pages);
     this.#counters.add("deltaMisses", pages);
   }

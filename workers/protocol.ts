@@ -86,6 +86,8 @@ export interface SendSetup {
   readonly fenceTimeoutMs: number;
   /** For cached versions of pages, in each thread; 0 where no deltas are made. */
   readonly cacheBytes: number;
+  /** Whether deltas are made without `auto` as well. */
+  readonly xbzrle: boolean;
   readonly channels: number;
 }
 
