@@ -165,6 +165,22 @@ test("auto tells what it chose; a codec that is set has nothing to tell", () => 
   expect(auto.counters.read("choiceWay")).toBe(2);
 });
 
+test("a channel that is taken up again goes on counting, and tells nothing where auto has ended", () => {
+  const { compressor, control, counters } = makeCompressor(AUTO);
+  const learn = (made: Compressor): void => {
+    made.begin();
+    made.compress(TEXT, { chunk: 0, round: 1 });
+    made.learn({ payloadBytes: TEXT.length, wireBytes: 100, write: written(0) });
+  };
+  learn(compressor);
+  counters.add("choiceChanges", 3);
+  learn(new Compressor(control, counters));
+  expect([counters.read("choiceWay"), counters.read("choiceChanges")]).toEqual([2, 3]);
+  setCodecSettings(control, NONE);
+  learn(new Compressor(control, counters));
+  expect([counters.read("choiceWay"), counters.read("choiceChanges")]).toEqual([0, 3]);
+});
+
 test("auto spends no more processor time than it may", () => {
   const share = 0.05;
   const { compressor, counters } = makeCompressor({ ...AUTO, level: 9, cpuShare: share });

@@ -74,6 +74,8 @@ export class Compressor {
     this.#counters = counters;
     this.#settings = readCodecSettings(control);
     this.#choice = new Choice(this.#settings.extraTime);
+    // A channel that is taken up again has told before, and may miss that auto ended meanwhile.
+    if (!this.#settings.isAuto) this.#tellNothing();
   }
 
   /** Time begins to count: what went by since the last frame was not spent on sending. */
