@@ -23,6 +23,18 @@ import { createLatencies, type Latencies, latencyFigures, noteLatency } from "./
  *                        queued      until the request was written
  *                        wire        until the answer began to come, the source's work included
  *                        installed   until it was placed, and who waits was woken
+ *
+ * The state of a seat is the number of its question, and in the two lowest bits what becomes of it:
+ *
+ *   IDLE      nobody is to ask it: it was taken, or its page is there
+ *   WRITING   block and page are being written, and nobody may use them
+ *   ASKED     who makes just this word IDLE has taken it, and may use what it read before
+ *
+ *   vCPU   IDLE or ASKED, n  ->  WRITING, n + 1  ->  ASKED, n + 1; once its page is there IDLE, n + 1
+ *   lane   ASKED, n  ->  IDLE, n
+ *   askAgain   IDLE, n  ->  ASKED, n
+ *
+ * So a question that follows another while a lane looks is neither lost nor mixed up with it.
  */
 export interface FaultDoor {
   readonly words: Int32Array;
@@ -65,6 +77,10 @@ export const SEATS_MAX = VCPUS_MAX;
 const SEAT_WORDS = 4;
 const SEAT_IDLE = 0;
 const SEAT_ASKED = 1;
+const SEAT_WRITING = 2;
+const SEAT_STATE = 0b11;
+/** From a question's number to the next one. It may wrap. */
+const SEAT_NEXT = 4;
 
 export function createFaultDoor(
   blocks: readonly { name: string; pageBytes: number; pageCount: number }[],
@@ -116,13 +132,15 @@ export function awaitPage(
   const { present } = door.blocks[block] as FaultBlock;
   const [index, bit] = [page >>> 5, 1 << (page & 31)];
   const startMs = nowMs();
-  if (sinceMs[seat] === 0) sinceMs[seat] = startMs;
   const at = seat * SEAT_WORDS;
   // Here, where a processor is at hand: the lane may have to wait for one that bulk threads have.
   closeGate(door);
+  const number = ((Atomics.load(seats, at) & ~SEAT_STATE) + SEAT_NEXT) | 0;
+  Atomics.store(seats, at, number | SEAT_WRITING);
+  if (sinceMs[seat] === 0) sinceMs[seat] = startMs;
   Atomics.store(seats, at + 1, block);
   Atomics.store(seats, at + 2, page);
-  Atomics.store(seats, at, SEAT_ASKED);
+  Atomics.store(seats, at, number | SEAT_ASKED);
   Atomics.add(words, BELL, 1);
   Atomics.notify(words, BELL);
   let isThere = false;
@@ -137,6 +155,7 @@ export function awaitPage(
   const endMs = nowMs();
   blockedMs[seat] = (blockedMs[seat] as number) + endMs - startMs;
   if (isThere) {
+    Atomics.compareExchange(seats, at, number | SEAT_ASKED, number | SEAT_IDLE);
     noteLatency(door.latencies.total, endMs - (sinceMs[seat] as number));
     sinceMs[seat] = 0;
   }
@@ -155,15 +174,20 @@ export function takeQuestion(
   for (let step = 0; step < SEATS_MAX; step += 1) {
     const seat = (from + step) % SEATS_MAX;
     const at = seat * SEAT_WORDS;
-    if (seat % lanes !== lane || Atomics.load(seats, at) !== SEAT_ASKED) continue;
+    if (seat % lanes !== lane) continue;
+    const asked = Atomics.load(seats, at);
+    if ((asked & SEAT_STATE) !== SEAT_ASKED) continue;
     const block = Atomics.load(seats, at + 1);
     const page = Atomics.load(seats, at + 2) >>> 0;
-    Atomics.compareExchange(seats, at, SEAT_ASKED, SEAT_IDLE);
+    const sinceMs = door.sinceMs[seat] as number;
+    const idle = (asked & ~SEAT_STATE) | SEAT_IDLE;
+    // Else the next question is being written, and whoever does rings the bell once it is there.
+    if (Atomics.compareExchange(seats, at, asked, idle) !== asked) continue;
     const { requested, present } = door.blocks[block] as FaultBlock;
     const [index, bit] = [page >>> 5, 1 << (page & 31)];
     if ((Atomics.load(present, index) & bit) !== 0) continue;
     if ((Atomics.or(requested, index, bit) & bit) === 0) {
-      return { seat, block, page, sinceMs: door.sinceMs[seat] as number };
+      return { seat, block, page, sinceMs };
     }
   }
   return null;
@@ -224,8 +248,11 @@ export function reconcile({ words, blocks }: FaultDoor): number {
 
 /** Who waits for a page asks for it once more: the lane that was to bring it is gone. */
 export function askAgain({ words, seats, sinceMs }: FaultDoor): void {
-  for (const [seat, since] of sinceMs.entries()) {
-    if (since !== 0) Atomics.store(seats, seat * SEAT_WORDS, SEAT_ASKED);
+  for (let seat = 0; seat < SEATS_MAX; seat += 1) {
+    const at = seat * SEAT_WORDS;
+    const state = Atomics.load(seats, at);
+    if (sinceMs[seat] === 0 || (state & SEAT_STATE) !== SEAT_IDLE) continue;
+    Atomics.compareExchange(seats, at, state, state | SEAT_ASKED);
   }
   Atomics.add(words, BELL, 1);
   Atomics.notify(words, BELL);

@@ -1,0 +1,176 @@
+import { fileURLToPath } from "node:url";
+import { Worker } from "node:worker_threads";
+import { expect, onTestFinished, test, vi } from "vitest";
+import {
+  askAgain,
+  awaitPage,
+  BELL,
+  createFaultDoor,
+  discardPages,
+  type FaultDoor,
+  markPresent,
+  reconcile,
+  takeQuestion,
+} from "../workers/fault-door.ts";
+import { withInterruptions } from "./fixtures/dirty-interruptions.ts";
+
+const ASKER = fileURLToPath(new URL("./fixtures/fault-asker.ts", import.meta.url));
+
+const SEAT = 3;
+
+interface Question {
+  readonly block: number;
+  readonly page: number;
+}
+
+/** The page of the one lies beyond the block of the other: what is mixed up is seen. */
+const FORMER: Question = { block: 0, page: 900 };
+const NEXT: Question = { block: 1, page: 7 };
+
+/** Pages of two blocks, all of them missing; nobody has asked yet. */
+function allMissing(pageCount = 1024): FaultDoor {
+  const door = createFaultDoor(
+    [
+      { name: "ram", pageBytes: 4096, pageCount },
+      { name: "rom", pageBytes: 4096, pageCount: 32 },
+    ],
+    new Int32Array(3),
+  );
+  for (let index = 0; index < pageCount / 32; index += 1) discardPages(door, 0, index, -1);
+  discardPages(door, 1, 0, -1);
+  return door;
+}
+
+function ask(door: FaultDoor, question: Question): boolean {
+  return awaitPage(door, { seat: SEAT, ...question }, 0);
+}
+
+/** What the lane is to ask for now. */
+function takeAll(door: FaultDoor): Question[] {
+  const questions: Question[] = [];
+  for (;;) {
+    const question = takeQuestion(door, { from: SEAT, lane: 0, lanes: 1 });
+    if (question === null) return questions;
+    questions.push({ block: question.block, page: question.page });
+  }
+}
+
+/** What runs, what comes in between, and what must hold afterwards. */
+interface Race {
+  run(): void;
+  interrupt(): void;
+  check(): void;
+}
+
+/** Holds `run` before each of its accesses in turn while `interrupt` runs, each time from the start. */
+function atEveryMoment(race: (door: FaultDoor) => Race): void {
+  for (let moment = 1; ; moment += 1) {
+    const { run, interrupt, check } = race(allMissing());
+    let accesses = 0;
+    withInterruptions(() => {
+      accesses += 1;
+      if (accesses === moment) interrupt();
+    }, run);
+    if (accesses < moment) {
+      expect(moment).toBeGreaterThan(4);
+      return;
+    }
+    check();
+  }
+}
+
+test("a question that follows while the lane takes the former one is asked, whenever it comes", () => {
+  atEveryMoment((door) => {
+    const taken: Question[] = [];
+    ask(door, FORMER);
+    return {
+      run: () => taken.push(...takeAll(door)),
+      interrupt: () => ask(door, NEXT),
+      check: () => {
+        taken.push(...takeAll(door));
+        expect([[NEXT], [FORMER, NEXT]]).toContainEqual(taken);
+      },
+    };
+  });
+});
+
+test("a question is taken whole or not at all, whenever the lane looks, and its bell is not missed", () => {
+  atEveryMoment((door) => {
+    const taken: Question[] = [];
+    let bell = 0;
+    let isDone = false;
+    ask(door, FORMER);
+    return {
+      run: () => ask(door, NEXT),
+      interrupt: () => {
+        bell = Atomics.load(door.words, BELL);
+        taken.push(...takeAll(door));
+        isDone = taken.at(-1)?.block === NEXT.block;
+      },
+      check: () => {
+        expect(isDone || Atomics.load(door.words, BELL) !== bell).toBe(true);
+        taken.push(...takeAll(door));
+        expect([[NEXT], [FORMER, NEXT]]).toContainEqual(taken);
+      },
+    };
+  });
+});
+
+test("a question that is asked again while the next one is written is not mixed up with it", () => {
+  atEveryMoment((door) => {
+    const taken: Question[] = [];
+    ask(door, FORMER);
+    taken.push(...takeAll(door));
+    return {
+      run: () => ask(door, NEXT),
+      interrupt: () => {
+        reconcile(door);
+        askAgain(door);
+        taken.push(...takeAll(door));
+      },
+      check: () => {
+        taken.push(...takeAll(door));
+        expect([
+          [FORMER, NEXT],
+          [FORMER, FORMER, NEXT],
+        ]).toContainEqual(taken);
+      },
+    };
+  });
+});
+
+test("a page that others bring while it is waited for leaves no question behind", () => {
+  const door = allMissing();
+  const word = [FORMER.block, FORMER.page >>> 5, 1 << (FORMER.page & 31)] as const;
+  // It comes as soon as the vCPU has asked, and rings.
+  const ring = vi.spyOn(Atomics, "notify").mockImplementationOnce(() => {
+    markPresent(door, ...word);
+    return 0;
+  });
+  onTestFinished(() => ring.mockRestore());
+  expect(ask(door, FORMER)).toBe(true);
+  // Who would still ask for it does so now.
+  discardPages(door, ...word);
+  expect(takeAll(door)).toEqual([]);
+});
+
+test("a vCPU that changes its mind while a lane looks gets every page that it waits for", () => {
+  const pageCount = 4096;
+  const door = allMissing(pageCount);
+  const words = new Int32Array(new SharedArrayBuffer(8));
+  const asker = new Worker(ASKER, { workerData: { door, words } });
+  onTestFinished(async () => void (await asker.terminate()));
+  let from = 0;
+  while (Atomics.load(words, 1) === 0) {
+    const question = takeQuestion(door, { from, lane: 0, lanes: 1 });
+    if (question === null) continue;
+    from = question.seat;
+    const { block, page } = question;
+    if (block === 0) markPresent(door, 0, page >>> 5, 1 << (page & 31));
+    else {
+      expect(page).toBeLessThan(32);
+      Atomics.store(door.blocks[1]?.requested as Int32Array, 0, 0);
+    }
+  }
+  expect(Atomics.load(words, 0)).toBe(pageCount);
+});
