@@ -5,9 +5,12 @@ import {
   askAgain,
   awaitPage,
   BELL,
+  claimPages,
   createFaultDoor,
   discardPages,
   type FaultDoor,
+  isClaimed,
+  MISSING,
   markPresent,
   reconcile,
   takeQuestion,
@@ -173,4 +176,52 @@ test("a vCPU that changes its mind while a lane looks gets every page that it wa
     }
   }
   expect(Atomics.load(words, 0)).toBe(pageCount);
+});
+
+test("who waits asks once more for what is still missing, and nobody else does", () => {
+  const door = allMissing();
+  const questions = [0, 1, 2, 3].map((seat) => ({ seat, block: 0, page: 10 * seat }));
+  for (const question of questions.slice(1)) awaitPage(door, question, 0);
+  expect(takeAll(door)).toHaveLength(3);
+  markPresent(door, 0, 0, 1 << 20);
+  expect(awaitPage(door, { seat: 2, block: 0, page: 20 }, 0)).toBe(true);
+  askAgain(door);
+  expect(takeAll(door)).toEqual([]);
+  reconcile(door);
+  const bell = Atomics.load(door.words, BELL);
+  askAgain(door);
+  expect(Atomics.load(door.words, BELL)).not.toBe(bell);
+  expect(takeAll(door)).toEqual([
+    { block: 0, page: 30 },
+    { block: 0, page: 10 },
+  ]);
+});
+
+test("what a lane that is gone has claimed is somebody else's to place, and to ask for", () => {
+  const door = createFaultDoor(
+    [{ name: "ram", pageBytes: 4096, pageCount: 64 }],
+    new Int32Array(3),
+  );
+  discardPages(door, 0, 0, 0b11);
+  ask(door, { block: 0, page: 1 });
+  expect(takeAll(door)).toHaveLength(1);
+  expect(claimPages(door, 0, 0, 0b11)).toBe(0b11);
+  markPresent(door, 0, 0, 0b01);
+  // As after a thread that ended between a page and the count of it.
+  Atomics.store(door.words, MISSING, 7);
+  expect(reconcile(door)).toBe(1);
+  expect(Atomics.load(door.words, MISSING)).toBe(1);
+  expect([0, 1, 63].map((page) => isClaimed(door, 0, page))).toEqual([true, false, true]);
+  expect(Atomics.load(door.blocks[0]?.requested as Int32Array, 0)).toBe(0);
+  expect(claimPages(door, 0, 0, 0b11)).toBe(0b10);
+});
+
+test("a page that is asked for again is waited for since it was asked for first, another one is not", () => {
+  const door = allMissing();
+  ask(door, FORMER);
+  door.sinceMs[SEAT] = 1;
+  ask(door, FORMER);
+  expect(takeQuestion(door, { from: SEAT, lane: 0, lanes: 1 })).toMatchObject({ sinceMs: 1 });
+  ask(door, NEXT);
+  expect(door.sinceMs[SEAT]).toBeGreaterThan(1);
 });

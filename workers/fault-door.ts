@@ -137,7 +137,10 @@ export function awaitPage(
   closeGate(door);
   const number = ((Atomics.load(seats, at) & ~SEAT_STATE) + SEAT_NEXT) | 0;
   Atomics.store(seats, at, number | SEAT_WRITING);
-  if (sinceMs[seat] === 0) sinceMs[seat] = startMs;
+  // A wait that was given up may have ended unseen: only the same page has been missing since.
+  const isSame =
+    Atomics.load(seats, at + 1) === block && Atomics.load(seats, at + 2) >>> 0 === page;
+  if (!isSame || sinceMs[seat] === 0) sinceMs[seat] = startMs;
   Atomics.store(seats, at + 1, block);
   Atomics.store(seats, at + 2, page);
   Atomics.store(seats, at, number | SEAT_ASKED);
