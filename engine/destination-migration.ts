@@ -304,7 +304,7 @@ export class DestinationMigration {
 
   /** From the first discarded page on, the guest is paused and everything follows at once. */
   async #receiveSwitch(first: Frame): Promise<void> {
-    const { channelTimeoutMs } = this.#parameters;
+    const { channelTimeoutMs, stepTimeoutMs } = this.#parameters;
     const { door } = this.#ofReceiver;
     const { takeFaults } = this.#host;
     if (door === null || takeFaults === undefined) {
@@ -327,7 +327,11 @@ export class DestinationMigration {
     this.#ofMain.onNotice("lost", (body) => {
       this.#letGo(body).catch((error) => this.#lose(asMigrationError(error)));
     });
-    takeFaults.call(this.#host, door);
+    await this.attempt.askHost({
+      action: "take faults",
+      limitMs: stepTimeoutMs,
+      call: async () => takeFaults.call(this.#host, door),
+    });
     this.#announcement = (await this.#ofMain.receive(["devices"], channelTimeoutMs)).body;
   }
 

@@ -127,7 +127,7 @@ export interface DestinationHost {
    * access whether the page is there, and waits for it where it is not (`awaitPage`). Left out by a
    * host that cannot: the migration is then refused before anything is touched.
    */
-  takeFaults?(door: FaultDoor): void;
+  takeFaults?(door: FaultDoor): void | Promise<void>;
 
   /**
    * All RAM is in place, but for what a door that was taken says is missing. Called once, before

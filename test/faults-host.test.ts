@@ -150,6 +150,21 @@ for (const [step, action] of DESTINATION_STEPS) {
   }
 }
 
+test(`a destination that cannot take faults ends it, HOST_FAILED (SEED=${seed})`, async () => {
+  const rig = new FaultRig(seed);
+  const out = { postcopy: "after-rounds" } as const;
+  rig.destination.onFaults = () => {
+    throw new Error(REASON);
+  };
+  const outcome = await rig.fails({ out });
+  expect(verdictsOf(outcome)).toEqual({
+    source: "HOST_FAILED at destination",
+    destination: "HOST_FAILED at destination",
+  });
+  expect(outcome.source.failure?.facts).toEqual({ action: "take faults", reason: REASON });
+  await rig.succeeds({ out });
+});
+
 test(`a host's own typed failure is told as it is (SEED=${seed})`, async () => {
   const rig = new FaultRig(seed);
   const facts = { block: "ram", path: "/nowhere", reason: "it is not there" };

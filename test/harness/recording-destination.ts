@@ -13,6 +13,8 @@ export class RecordingDestination implements DestinationHost {
   blocks: readonly Block[] | null = null;
   sections: readonly DeviceSection[] | null = null;
   running = false;
+  /** Called when it gets the door. */
+  onFaults: () => void = () => {};
   readonly #lost = Promise.withResolvers<MigrationError>();
   readonly #misbehaviours = new Map<DestinationAction, Misbehaviour>();
   readonly #provide: (announced: readonly BlockAnnouncement[]) => readonly Block[];
@@ -44,7 +46,9 @@ export class RecordingDestination implements DestinationHost {
   }
 
   /** Its guest never looks at a page. */
-  takeFaults(): void {}
+  takeFaults(): void {
+    this.onFaults();
+  }
 
   async loadDevices(sections: readonly DeviceSection[]): Promise<void> {
     await this.#call("loadDevices", async () => {

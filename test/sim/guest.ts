@@ -21,6 +21,7 @@ export const HOST_CALLS = [
   "throttle",
   "saveDevices",
   "prepare",
+  "takeFaults",
   "loadDevices",
   "run",
   "discard",
@@ -248,8 +249,10 @@ export class SimulatedDestinationHost implements DestinationHost {
     return machine.blocks;
   }
 
-  takeFaults(door: FaultDoor): void {
-    this.#door = door;
+  async takeFaults(door: FaultDoor): Promise<void> {
+    await this.#step("takeFaults", () => {
+      this.#door = door;
+    });
   }
 
   async loadDevices(sections: readonly DeviceSection[]): Promise<void> {
