@@ -91,6 +91,26 @@ export class DirtyBitmap {
     return pages;
   }
 
+  /**
+   * Makes whole stretches of `pages` dirty where any page of one is, and returns how many were clean. No
+   * worker may take or put back meanwhile.
+   */
+  widen(pages: number): number {
+    assert(
+      pages % PAGES_PER_WORD === 0 && this.pageCount % pages === 0,
+      "stretches are whole words",
+    );
+    const { length } = this.words.words;
+    let added = 0;
+    let word = this.#nextDirtyWord(0, length);
+    while (word !== -1) {
+      const first = word * PAGES_PER_WORD - ((word * PAGES_PER_WORD) % pages);
+      added += this.#addRange(first, first + pages);
+      word = this.#nextDirtyWord((first + pages) / PAGES_PER_WORD, length);
+    }
+    return added;
+  }
+
   /** The first chunk from `from` on with a dirty page, or -1. */
   nextDirtyChunk(from: number): number {
     assert(from >= 0 && from <= this.chunkCount, "a walk goes on from a chunk or ends");

@@ -199,6 +199,16 @@ export class Sender {
     return this.#blocks;
   }
 
+  /**
+   * Makes whole pages of the hosts dirty: one that travels in pieces is either at the destination, or
+   * missing and sent in full, for nobody can give up or place a part of it.
+   */
+  widen(): void {
+    for (const { block, bitmap } of this.#blocks) {
+      if (block.pageBytes > bitmap.pageBytes) bitmap.widen(block.pageBytes / bitmap.pageBytes);
+    }
+  }
+
   /** The pages that are dirty, block by block, for the destination to miss. */
   *dirtyWords(): Generator<{ block: number; words: Int32Array }> {
     for (const [block, { bitmap }] of this.#blocks.entries()) {

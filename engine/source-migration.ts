@@ -279,6 +279,7 @@ export class SourceMigration {
     sender.sync(this.#logs);
     this.#downtime.syncMs = this.#lap();
     if (this.#isPostcopy) {
+      sender.widen();
       await this.attempt.guard(this.#leg.peer.discard(sender.dirtyWords()));
       this.#downtime.pagesMs = this.#lap();
       return;

@@ -1,6 +1,7 @@
 import { MigrationError } from "../../base/errors.ts";
 import type { Block, BlockAnnouncement } from "../../engine/block.ts";
 import type { DestinationHost, DeviceSection } from "../../engine/host.ts";
+import type { FaultDoor } from "../../workers/fault-door.ts";
 import { allocate, bytesOf } from "./guest-memory.ts";
 import type { Misbehaviour } from "./misbehaviour.ts";
 
@@ -14,7 +15,7 @@ export class RecordingDestination implements DestinationHost {
   sections: readonly DeviceSection[] | null = null;
   running = false;
   /** Called when it gets the door. */
-  onFaults: () => void = () => {};
+  onFaults: (door: FaultDoor) => void = () => {};
   readonly #lost = Promise.withResolvers<MigrationError>();
   readonly #misbehaviours = new Map<DestinationAction, Misbehaviour>();
   readonly #provide: (announced: readonly BlockAnnouncement[]) => readonly Block[];
@@ -46,8 +47,8 @@ export class RecordingDestination implements DestinationHost {
   }
 
   /** Its guest never looks at a page. */
-  takeFaults(): void {
-    this.onFaults();
+  takeFaults(door: FaultDoor): void {
+    this.onFaults(door);
   }
 
   async loadDevices(sections: readonly DeviceSection[]): Promise<void> {
