@@ -1,4 +1,5 @@
 import { expect, test } from "vitest";
+import { must } from "../base/assert.ts";
 import { KIB, MIB } from "../base/units.ts";
 import type { ParameterOptions } from "../engine/parameters.ts";
 import type { ChannelFigures, Report } from "../engine/statistics.ts";
@@ -14,14 +15,17 @@ const ROUNDS = 4;
 const PAGES_WRITTEN = 300;
 
 /** What the report says of a guest full of text that writes some pages in each of some rounds. */
-async function reported(given: ParameterOptions, pageBytes = 4 * KIB): Promise<Report> {
+async function reported(
+  given: ParameterOptions,
+  { pageBytes = 4 * KIB, writtenBytes = 64 } = {},
+): Promise<Report> {
   const blocks = allocate([{ name: "ram", sizeBytes: 12 * MIB, pageBytes }]);
   for (const block of blocks) {
     const bytes = bytesOf(block);
     for (let at = 0; at < bytes.length; at += 1) bytes[at] = 97 + ((at * 7 + (at >> 9)) % 23);
   }
   const source = new RecordingSource({ seed, blocks });
-  source.onLook = () => source.writePages(PAGES_WRITTEN);
+  source.onLook = () => source.writePages(PAGES_WRITTEN, writtenBytes);
   const destination = new RecordingDestination();
   // No pause is short enough, so there are as many rounds as there may be.
   const limits = { downtimeLimitMs: 1, maxRounds: ROUNDS, nonConvergence: "switch-over" } as const;
@@ -67,6 +71,20 @@ test(`deltas are counted for each channel, and add up to what was sent (SEED=${s
   expect(hits).toBeLessThanOrEqual(delta + unchanged + zero);
   expect(sumOf(report, (each) => each.delta.beforeBytes)).toBe(delta * 4 * KIB);
   expect(report.channels[0]).toMatchObject({ lane: "main", delta: NO_DELTAS, codec: NO_CODEC });
+});
+
+test(`pages that are full of noise are counted as overflows, and none as a delta (SEED=${seed})`, async () => {
+  for (const pageBytes of [4 * KIB, 16 * KIB]) {
+    // Alone: one channel has a version of all that is dirty after the first round.
+    const options = { xbzrle: true, xbzrleCacheBytes: 64 * MIB, channels: 1 };
+    const { pages, channels } = await reported(options, { pageBytes, writtenBytes: pageBytes });
+    const delta = must(channels.find(({ lane }) => lane === "bulk")?.delta, "pages have a channel");
+    expect(delta.overflows).toBeGreaterThan(0);
+    // Pages that became zero are none, but nothing was known of those in the first round.
+    expect(delta.overflows).toBeLessThanOrEqual(delta.hits - pages.unchanged);
+    expect(delta.overflows).toBeGreaterThanOrEqual(delta.hits - pages.unchanged - pages.zero);
+    expect([pages.delta, delta.beforeBytes, delta.afterBytes]).toEqual([0, 0, 0]);
+  }
 });
 
 for (const codec of ["zstd", "deflate"] as const) {
@@ -120,13 +138,13 @@ test(`a cache smaller than a page makes no deltas, one larger than memory makes 
     // Each channel gets a fifth of it, which is less than 16 KiB.
     const small = await reported(
       { xbzrle: true, xbzrleCacheBytes: 64 * KIB, channels: 5 },
-      pageBytes,
+      { pageBytes },
     );
     expect([small.pages.delta, small.pages.unchanged]).toEqual([0, 0]);
     // One channel has nobody to hand pages over to, with versions that only it keeps.
     const large = await reported(
       { xbzrle: true, xbzrleCacheBytes: 1024 * MIB, channels: 1 },
-      pageBytes,
+      { pageBytes },
     );
     expect(sumOf(large, (each) => each.delta.misses)).toBe(large.guestBytes / pageBytes);
     expect(large.pages.delta).toBeGreaterThan(0);

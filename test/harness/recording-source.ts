@@ -82,14 +82,14 @@ export class RecordingSource implements SourceHost {
     this.#misbehaviours.set(action, misbehaviour);
   }
 
-  /** The running guest writes so many pages, anywhere in its memory. */
-  writePages(count: number): void {
+  /** The running guest writes so many pages, anywhere in its memory: so many bytes in each. */
+  writePages(count: number, bytes = 64): void {
     assert(this.running, "a guest that does not run does not write");
     for (let done = 0; done < count; done += 1) {
       const index = this.#prng.below(this.blocks.length);
       const block = must(this.blocks[index], "a random block is there");
       const page = this.#prng.below(block.sizeBytes / block.pageBytes);
-      this.#write(block, page);
+      this.#write(block, page, bytes);
     }
   }
 
@@ -163,12 +163,13 @@ export class RecordingSource implements SourceHost {
     this.#isWriting = false;
   }
 
-  #write(block: Block, page: number): void {
+  #write(block: Block, page: number, bytes: number): void {
     const { pageBytes } = block;
     const target = bytesOf(block).subarray(page * pageBytes, (page + 1) * pageBytes);
-    // A few bytes and, now and then, a page that becomes zero.
+    // Some bytes and, now and then, a page that becomes zero.
     if (this.#prng.below(8) === 0) target.fill(0);
-    else this.#prng.bytes(target.subarray(this.#prng.below(pageBytes - 64)).subarray(0, 64));
+    else
+      this.#prng.bytes(target.subarray(this.#prng.below(pageBytes - bytes + 1)).subarray(0, bytes));
     const intended = this.#intended?.find(({ name }) => name === block.name);
     if (intended !== undefined) bytesOf(intended).set(target, page * pageBytes);
     const log = this.#logs.find((each) => each.block === block.name);
