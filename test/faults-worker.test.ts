@@ -38,6 +38,7 @@ const WAYS: Readonly<Record<string, ParameterOptions>> = {
   "pages as they are": {},
   checksums: { checksum: true },
   "deltas and zstd": { xbzrle: true, xbzrleCacheBytes: 64 * MIB, compression: "zstd" },
+  "what pays": { compression: "auto" },
 };
 
 let pairs: SocketPairs;
