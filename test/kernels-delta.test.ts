@@ -675,15 +675,21 @@ function compareDecoders(load: Load, random: Prng, runs: number): void {
 
   for (let run = 0; run < runs; run += 1) {
     const source = hostileDelta(random);
-    const sourceAt = 32 * KIB + random.below(64);
-    const targetAt = 8 * KIB + random.below(64);
+    // By turns one of them is at the very end of the memory, and the other within.
+    const isSourceLast = run % 2 === 0;
+    const sourceAt = isSourceLast ? wanted.length - source.length : 16 * KIB + random.below(64);
+    const targetAt = isSourceLast ? 8 * KIB + random.below(64) : wanted.length - UNIT;
     // Random bytes on both sides: what is behind the source reads like more of it.
     wanted.set(source, sourceAt);
     found.set(wanted);
-    const [position, positionWanted] = [kernels, reference].map(({ decodeDelta }) =>
-      decodeDelta(sourceAt, source.length, targetAt),
-    );
     const say = `in run ${run} of ${source.length} bytes: ${[...source.subarray(0, 40)]}`;
+    const positionWanted = reference.decodeDelta(sourceAt, source.length, targetAt);
+    let position: number;
+    try {
+      position = kernels.decodeDelta(sourceAt, source.length, targetAt);
+    } catch (error) {
+      throw new Error(`Results differ ${say}: it fails`, { cause: error });
+    }
     if (position !== positionWanted) {
       throw new Error(`Results differ ${say}: ${position}, not ${positionWanted}`);
     }
@@ -829,6 +835,16 @@ function brokenDecoders(): Record<string, Load> {
     "reads on behind the source": decoder((decode) => (sourceAt, sourceBytes, targetAt) => {
       const position = decode(sourceAt, sourceBytes, targetAt);
       return position >= 0 ? position : decode(sourceAt, sourceBytes + 1, targetAt);
+    }),
+    "has a look behind the source": decoder(
+      (decode, bytes) => (sourceAt, sourceBytes, targetAt) => {
+        new Uint8Array(bytes.buffer, sourceAt + sourceBytes, 16).at(0);
+        return decode(sourceAt, sourceBytes, targetAt);
+      },
+    ),
+    "has a look behind the unit": decoder((decode, bytes) => (sourceAt, sourceBytes, targetAt) => {
+      new Uint8Array(bytes.buffer, targetAt + UNIT, 16).at(0);
+      return decode(sourceAt, sourceBytes, targetAt);
     }),
     "takes what came before an invalid end": decoder(
       (decode) => (sourceAt, sourceBytes, targetAt) => {
