@@ -15,6 +15,7 @@ import { ENCODING, KIND, u32 } from "./wire-peer.ts";
 
 const seed = seedFromEnvironment();
 const PAGE = 4 * KIB;
+const LARGE = 64 * KIB;
 
 let pairs: SocketPairs;
 let checksum: Checksum;
@@ -35,7 +36,7 @@ function makeBlock(random: Prng, pageBytes: number, pages: number): FuzzBlock {
 }
 
 function makeBlocks(random: Prng): FuzzBlock[] {
-  return [makeBlock(random, PAGE, 9), makeBlock(random, 4 * PAGE, 3)];
+  return [makeBlock(random, PAGE, 9), makeBlock(random, 4 * PAGE, 3), makeBlock(random, LARGE, 2)];
 }
 
 /** Frames of a bulk channel, each told its sequence number: the first has 1. */
@@ -90,14 +91,18 @@ function shrunkPieces(
   };
   const [first, second] = [text(4 * PAGE), text(2 * 4 * PAGE, 5)];
   const [firstChanged, secondChanged] = [changed(random, first), changed(random, second)];
+  const largeChanged = changed(random, LARGE_TEXT);
   const [one, two] = [{ block: 0, first: 2, count: 4, pageBytes: PAGE }, BLOCK_TWO];
   return written([
     () => pages(0, [run(0, 2, ENCODING.zero, NOTHING), run(2, 4, ENCODING.raw, first)]),
     () => pages(1, [run(1, 2, ENCODING.raw, second)], CODEC.zstd),
+    () => pages(2, [run(0, 1, ENCODING.raw, LARGE_TEXT)], CODEC.zstd),
     () => delta(one, { before: first, after: firstChanged, generation: 1 }, CODEC.none),
+    () =>
+      delta(BLOCK_THREE, { before: LARGE_TEXT, after: largeChanged, generation: 3 }, CODEC.none),
     () => ({ kind: KIND.fence, body: u32(5) }),
     () => delta(two, { before: second, after: secondChanged, generation: 2 }, CODEC.deflate),
-    () => delta(one, { before: firstChanged, after: first, generation: 3 }, CODEC.zstd),
+    () => delta(one, { before: firstChanged, after: first, generation: 4 }, CODEC.zstd),
     (sequence) => {
       const payload = deltaPayload(new Uint8Array(PAGE), text(PAGE).fill(0, 9), [sequence]);
       const grown = run(0, 1, ENCODING.delta, spoil(payload, { pages: 1, units: 1 }));
@@ -110,6 +115,8 @@ function shrunkPieces(
 
 const NOTHING = new Uint8Array(0);
 const BLOCK_TWO = { block: 1, first: 1, count: 2, pageBytes: 4 * PAGE };
+const BLOCK_THREE = { block: 2, first: 0, count: 1, pageBytes: LARGE };
+const LARGE_TEXT = text(LARGE, 3);
 
 function compressedSize(codec: number, payload: Uint8Array): number {
   return codec === CODEC.none ? payload.length : compressedPayload(codec, payload).length;
@@ -231,7 +238,7 @@ test(`a receiver that is wrong about the generation of a page is caught (SEED=${
   const offence = await firstOffence(5000, async (random) => {
     const blocks = makeBlocks(random);
     for (const { block } of blocks) block.generations.fill(1);
-    const pieces = shrunkPieces(random).slice(2);
+    const pieces = shrunkPieces(random).slice(3);
     const first = sealed(pieces, { firstSequence: 1, hasChecksum: true });
     return await receiverOffence(pairs, first, { blocks, checksum, hasChecksum: true });
   });
