@@ -1,5 +1,5 @@
 import { assert, must } from "../base/assert.ts";
-import { after, Deadline, every, nowMs } from "../base/clock.ts";
+import { after, Deadline, every, nowMs, within } from "../base/clock.ts";
 import { asMigrationError, MigrationError } from "../base/errors.ts";
 import { type Address, parseAddress } from "../channels/address.ts";
 import { type Checksum, loadChecksum } from "../channels/checksum.ts";
@@ -73,6 +73,8 @@ const DONE_MS = 1000;
 
 /** A source that lost the link when all had come learns just that, if it asks so soon. */
 const LINGER_MS = 1000;
+/** How long a source that was told of a failure may take to close. */
+const LINGER_AFTER_FAREWELL_MS = 300;
 
 /** Longer ones are no limits. */
 const WATCH_MS_MAX = 2 ** 31 - 1;
@@ -616,7 +618,14 @@ export class DestinationMigration {
 
   async #tellFailure(failure: MigrationError): Promise<void> {
     if (this.#main === null || this.#main.isClosed || failure.at === "source") return;
-    await this.#main.send("failure", encodeFailure(failure), FAREWELL_MS).catch(() => {});
+    const main = this.#main;
+    try {
+      await main.send("failure", encodeFailure(failure), FAREWELL_MS);
+      // A source that still writes when we close may lose what we said: it closes when it has read it.
+      await within(LINGER_AFTER_FAREWELL_MS, main.failed, () => new Error("it did not close"));
+    } catch {
+      // It knows, or it will find out.
+    }
   }
 
   #breakDoor(): void {
