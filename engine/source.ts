@@ -27,7 +27,7 @@ export type PostcopyPhase = "postcopy" | "postcopy-paused" | "postcopy-recover";
 export type SourcePhase = (typeof SOURCE_PHASES)[number] | PostcopyPhase;
 
 export interface MigrateOutOptions extends ParameterOptions {
-  /** Cancels: the guest runs on here. From COMMIT on it changes nothing, but ends a paused post-copy. */
+  /** Cancels: the guest runs on here. From COMMIT on it only ends a post-copy that is paused then. */
   readonly signal?: AbortSignal;
   readonly onPhase?: (phase: SourcePhase) => void;
   /** Called once, when both ends have met: the migration's id, the same at both and no other's. */

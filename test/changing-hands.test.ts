@@ -106,15 +106,21 @@ async function startTwo(blocks: readonly PipelineBlock[], shrinking: Shrinking) 
   return { one: must(one, "the first channel"), two: must(two, "the second channel") };
 }
 
+/** One has sent everything, and the other then a new version of the odd chunks. */
+async function handOver(blocks: readonly PipelineBlock[], shrinking: Shrinking) {
+  const channels = await startTwo(blocks, shrinking);
+  write(blocks, () => 1);
+  sendBy(channels.one, blocks, ALL);
+  write(blocks, (chunk) => (isOdd(chunk) ? 2 : 1));
+  sendBy(channels.two, blocks, isOdd);
+  expectSame(blocks);
+  return channels;
+}
+
 for (const [name, shrinking] of Object.entries(WAYS)) {
   test(`what is again as a channel sent it, before another one did, is sent again: ${name}`, async () => {
     const blocks = makeGuest();
-    const { one, two } = await startTwo(blocks, shrinking);
-    write(blocks, () => 1);
-    sendBy(one, blocks, ALL);
-    write(blocks, (chunk) => (isOdd(chunk) ? 2 : 1));
-    sendBy(two, blocks, isOdd);
-    expectSame(blocks);
+    const { one, two } = await handOver(blocks, shrinking);
     write(blocks, () => 1);
     sendBy(one, blocks, ALL);
     expectSame(blocks);
@@ -126,11 +132,7 @@ for (const [name, shrinking] of Object.entries(WAYS)) {
 
   test(`no delta is based on what a channel sent before another one did: ${name}`, async () => {
     const blocks = makeGuest();
-    const { one, two } = await startTwo(blocks, shrinking);
-    write(blocks, () => 1);
-    sendBy(one, blocks, ALL);
-    write(blocks, (chunk) => (isOdd(chunk) ? 2 : 1));
-    sendBy(two, blocks, isOdd);
+    const { one, two } = await handOver(blocks, shrinking);
     write(blocks, () => 3);
     sendBy(one, blocks, ALL);
     expectSame(blocks);

@@ -13,7 +13,7 @@ const CALM_MS = 10;
 /**
  * Decides how many bytes of pages one frame of a bulk channel may bring. In post-copy few while pages
  * are waited for, from its beginning on; as many as before when nobody asks: short frames cost the
- * rest of the memory a tenth of its rate.
+ * rest of the memory some of its rate.
  *
  * Pure: it is told what has happened, and the time.
  */

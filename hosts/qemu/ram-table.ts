@@ -23,7 +23,7 @@ export async function ramTableOf(qmp: Qmp): Promise<readonly RamRow[]> {
   }
 }
 
-export function parseRamTable(text: string): RamRow[] {
+function parseRamTable(text: string): RamRow[] {
   return text.split("\n").flatMap((line) => {
     const [, name, page] = ROW.exec(line) ?? [];
     return name === undefined || page === undefined ? [] : [{ name, pageBytes: parseSize(page) }];
