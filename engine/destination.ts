@@ -21,7 +21,7 @@ export const DESTINATION_PHASES = [
 export type DestinationPhase = (typeof DESTINATION_PHASES)[number] | PostcopyPhase;
 
 export interface MigrateInOptions extends ParameterOptions {
-  /** Cancels: the guest runs on at the source. Once COMMIT has arrived it changes nothing, but ends a paused post-copy. */
+  /** Cancels: the guest runs on at the source. From COMMIT on it only ends a paused post-copy. */
   readonly signal?: AbortSignal;
   readonly onPhase?: (phase: DestinationPhase) => void;
   /** Called once, with the address as a source can use it: a port 0 was replaced. */
