@@ -8,6 +8,9 @@ const seed = seedFromEnvironment();
 /** Nothing that is not stalled is silent for so long, also on a busy machine. */
 const STALL_MS = 1500;
 
+/** Whoever waits for one of these, waits longer than the test. */
+const PATIENT = { channelTimeoutMs: 90_000, connectTimeoutMs: 90_000, stepTimeoutMs: 90_000 };
+
 beforeAll(warmUp);
 
 /** What is noticed depends on who looked first, and that nothing moves is what all of it says. */
@@ -59,10 +62,12 @@ for (const [point, deed] of [
       else relay.do("stall");
       setImmediate(() => abort.abort());
     });
-    // Its own limits end the destination, which nobody can reach.
-    const limits = { channelTimeoutMs: STALL_MS, connectTimeoutMs: STALL_MS };
-    const out = { ...limits, signal: abort.signal };
-    const outcome = await rig.fails({ relay, out, in: limits });
+    const out = { ...PATIENT, signal: abort.signal };
+    // Nobody can reach the destination.
+    const end = new AbortController();
+    const onSourceEnd = (): void => end.abort();
+    const patient = { ...PATIENT, signal: end.signal };
+    const outcome = await rig.fails({ relay, out, in: patient, onSourceEnd });
     expect(outcome.source.failure?.code).toBe("CANCELLED");
     await relay[Symbol.asyncDispose]();
     await rig.succeeds();

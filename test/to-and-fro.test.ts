@@ -5,7 +5,6 @@ import { Deadline } from "../base/clock.ts";
 import { MIB } from "../base/units.ts";
 import { median } from "../bench/measure.ts";
 import type { Holdings } from "./fixtures/to-and-fro.ts";
-import { COMPILE_CACHE } from "./harness/compile-cache.ts";
 import { type Cli, type CliEvent, startCli } from "./run-cli.ts";
 
 const PROGRAM = fileURLToPath(new URL("fixtures/to-and-fro.ts", import.meta.url));
@@ -38,7 +37,6 @@ class Place {
   readonly cli = startCli(["--json"], {
     program: PROGRAM,
     input: true,
-    env: { NODE_COMPILE_CACHE: COMPILE_CACHE },
     limitMs: 20_000 + MOVES * MOVE_LIMIT_MS,
   });
   readonly #said = new Map<string, number>();

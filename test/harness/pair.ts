@@ -8,13 +8,13 @@ import {
   migrateIn,
 } from "../../engine/destination.ts";
 import type { DestinationHost, SourceHost } from "../../engine/host.ts";
+import { atOnce, ReadyThreads } from "../../engine/ready-threads.ts";
 import { type MigrateOutOptions, migrateOut } from "../../engine/source.ts";
 import type { Report } from "../../engine/statistics.ts";
-import type { Surroundings } from "../../engine/surroundings.ts";
-import { COMPILE_CACHE } from "./compile-cache.ts";
+import { REAL_SURROUNDINGS, type Surroundings } from "../../engine/surroundings.ts";
 import type { Relay } from "./relay.ts";
 
-process.env["NODE_COMPILE_CACHE"] ??= COMPILE_CACHE;
+const CHANNELS = 2;
 
 /** How a migration ended at one end. Anything but a report or a MigrationError fails the test. */
 export type Outcome =
@@ -47,6 +47,7 @@ export interface PairOutcome {
  */
 export async function migratePair(pair: PairOptions): Promise<PairOutcome> {
   const folder = pair.kind === "unix" ? await mkdtemp(join(tmpdir(), "multifd-pair-")) : null;
+  const channels = pair.out?.channels ?? CHANNELS;
   const abort = new AbortController();
   const listening = Promise.withResolvers<string>();
   let phase: DestinationPhase = "listen";
@@ -66,7 +67,7 @@ export async function migratePair(pair: PairOptions): Promise<PairOutcome> {
           pair.in?.onPhase?.(next);
         },
       },
-      pair.destinationSurroundings,
+      pair.destinationSurroundings ?? expecting(channels),
     ),
   );
   void arriving.then(() => pair.onDestinationEnd?.());
@@ -77,7 +78,7 @@ export async function migratePair(pair: PairOptions): Promise<PairOutcome> {
     migrateOut(
       pair.source,
       pair.relay?.before(target) ?? target,
-      { channels: 2, ...pair.out },
+      { channels, ...pair.out },
       pair.sourceSurroundings,
     ),
   );
@@ -86,6 +87,13 @@ export async function migratePair(pair: PairOptions): Promise<PairOutcome> {
   const destination = await arriving;
   if (folder !== null) await rm(folder, { recursive: true });
   return { source, destination };
+}
+
+/** A destination cannot know how many will come; here, a thread too many costs more than it gives. */
+function expecting(channels: number): Surroundings {
+  const readyThreads: Surroundings["readyThreads"] = (side, count) =>
+    new ReadyThreads(side, atOnce(Math.min(count, channels)));
+  return { ...REAL_SURROUNDINGS, readyThreads };
 }
 
 export async function outcomeOf(migration: Promise<Report>): Promise<Outcome> {
