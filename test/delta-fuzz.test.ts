@@ -200,6 +200,9 @@ function spoiltStream(random: Prng, hasChecksum: boolean): Buffer {
   );
 }
 
+/** `FUZZ_RUNS=10000` for a long search. */
+const RECEIVER_RUNS = Number(process.env["FUZZ_RUNS"] ?? 300);
+
 /** The first offence of many, with what replays it, or null. */
 async function firstOffence(runs: number, judge: (random: Prng) => Promise<Offence>) {
   const random = new Prng(seed);
@@ -214,7 +217,7 @@ for (const hasChecksum of [false, true]) {
   const how = hasChecksum ? "with checksums" : "without checksums";
 
   test(`deltas and compressed runs ${how}, spoilt anyhow, change what they may and end typed (SEED=${seed})`, async () => {
-    const offence = await firstOffence(700, async (random) => {
+    const offence = await firstOffence(RECEIVER_RUNS, async (random) => {
       const blocks = makeBlocks(random);
       const bytes = spoiltStream(random, hasChecksum);
       return await receiverOffence(pairs, bytes, { blocks, checksum, hasChecksum });

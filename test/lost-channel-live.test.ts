@@ -16,6 +16,8 @@ import { Prng, seedFromEnvironment } from "./prng.ts";
 /** Channels that are lost under a guest that writes at full speed: it arrives to the last write. */
 const seed = seedFromEnvironment();
 const CHANNELS = 4;
+/** `LOSSES=20` for a long search. */
+const RUNS = Number(process.env["LOSSES"] ?? 1);
 
 beforeAll(warmUp);
 
@@ -79,7 +81,7 @@ for (const [way, options] of Object.entries(WAYS)) {
   test(`one of four is cut at random moments: ${way} (SEED=${seed})`, async () => {
     const random = new Prng(seed);
     const leaks = new LeakCheck();
-    for (let run = 0; run < 2; run += 1) {
+    for (let run = 0; run < RUNS; run += 1) {
       await using relay = await Relay.start();
       strike(relay, random, 1 + random.below(CHANNELS));
       await migratesBusily(relay, options);
@@ -104,7 +106,7 @@ for (const [way, options] of Object.entries(WAYS)) {
 test(`three of four are cut at random moments (SEED=${seed})`, async () => {
   const random = new Prng(seed);
   const leaks = new LeakCheck();
-  for (let run = 0; run < 2; run += 1) {
+  for (let run = 0; run < RUNS; run += 1) {
     await using relay = await Relay.start();
     const spared = 1 + random.below(CHANNELS);
     for (let channel = 1; channel <= CHANNELS; channel += 1) {
@@ -124,7 +126,7 @@ test(`the only channel is cut and comes back (SEED=${seed})`, async () => {
 
 test(`a channel that stalls is given up in time (SEED=${seed})`, async () => {
   const random = new Prng(seed);
-  for (let run = 0; run < 2; run += 1) {
+  for (let run = 0; run < RUNS; run += 1) {
     await using relay = await Relay.start();
     strike(relay, random, 1 + random.below(CHANNELS), "stall");
     await migratesBusily(relay, { channelTimeoutMs: 700, stepTimeoutMs: 1400 });

@@ -274,7 +274,8 @@ function bulkPieces(random: Prng): Piece[] {
   ];
 }
 
-const RECEIVER_RUNS = 700;
+/** `FUZZ_RUNS=10000` for a long search. */
+const RECEIVER_RUNS = Number(process.env["FUZZ_RUNS"] ?? 300);
 
 for (const hasChecksum of [true, false]) {
   const how = hasChecksum ? "with checksums" : "without checksums";
