@@ -53,6 +53,7 @@ import {
 import { startHeartbeat } from "./heartbeat.ts";
 import { Hold } from "./hold.ts";
 import type { DestinationHost, DeviceSection } from "./host.ts";
+import { holdFiles, isHeld } from "./left-behind.ts";
 import { Leg } from "./leg.ts";
 import { tellMissing } from "./missing.ts";
 import { agreedParameters, PARAMETERS, type Parameters } from "./parameters.ts";
@@ -113,6 +114,9 @@ export class DestinationMigration {
   #main: FrameStream | null = null;
   #receiver: Receiver | null = null;
   #threadsEnd: Promise<boolean> | null = null;
+  /** A thread that hangs was left behind, with memory that it may still write. */
+  #areThreadsLeft = false;
+  #letFilesGo: () => void = () => {};
   /** Started by this migration, and not taken yet. */
   #ownThreads: ReadyThreads | null = null;
   #blocks: readonly Block[] = [];
@@ -582,18 +586,37 @@ export class DestinationMigration {
     };
   }
 
-  /** The attempt failed before COMMIT: the host frees what it prepared, once nobody writes there. */
+  /**
+   * The attempt failed before COMMIT: the host frees what it prepared, once nobody writes there. A
+   * thread that hangs must not keep the host waiting: it is left behind, which `leftover` tells.
+   */
   async discard(): Promise<void> {
     // The source is told first: it need not wait for us to tidy up, which may hang.
     await this.failureOf(must(this.attempt.failure, "only a failed attempt is discarded"));
-    await this.#endThreads();
+    if (!(await this.#endThreads())) {
+      this.#areThreadsLeft = true;
+      this.#letFilesGo = holdFiles(this.#files);
+    }
     this.#preparing.release();
     await callHost("discard the guest", this.#parameters.stepTimeoutMs, () => this.#host.discard());
   }
 
   /** What stays behind of a failed attempt, known once all of it was undone. */
   get leftover(): string | undefined {
-    return this.attempt.isCommitted ? undefined : this.#host.leftover;
+    if (this.attempt.isCommitted) return undefined;
+    const { leftover } = this.#host;
+    if (!this.#areThreadsLeft) return leftover;
+    const where = this.#files.length === 0 ? "" : ` (${this.#files.join(", ")})`;
+    const threads =
+      "A thread of multifd hangs, as on a disk that does not answer, and may still write the " +
+      `memory of this attempt${where}: use it for nothing else before this process has ended.`;
+    return leftover === undefined ? threads : `${threads} ${leftover}`;
+  }
+
+  /** Where guest memory lies, each once. */
+  get #files(): readonly string[] {
+    const places = this.#blocks.map(({ place }) => place);
+    return [...new Set(places.flatMap((place) => (place.kind === "file" ? [place.path] : [])))];
   }
 
   /** What `migrateIn` fails with. The source is told, once. */
@@ -649,6 +672,7 @@ export class DestinationMigration {
   async #closeLate(): Promise<void> {
     const areThreadsGone = (await this.#receiver?.close(Number.POSITIVE_INFINITY)) ?? true;
     this.#doorman?.close({ areThreadsGone });
+    this.#letFilesGo();
   }
 
   /** Nobody asks it anything while pages come: the source would give the guest to nobody. */
@@ -730,6 +754,11 @@ export class DestinationMigration {
   }
 
   #checkPrepared(blocks: readonly Block[]): void {
+    for (const { name, place } of blocks) {
+      if (place.kind !== "file" || !isHeld(place.path)) continue;
+      const reason = "a thread of an earlier attempt hangs, and may still write it";
+      throw new MigrationError("MEMORY_UNUSABLE", { block: name, path: place.path, reason });
+    }
     const problems = blockProblems(blocks);
     if (problems.length === 0) return;
     const facts = { action: "prepare memory", reason: problems.join("; ") };

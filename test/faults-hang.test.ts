@@ -1,7 +1,13 @@
+import { readFileSync } from "node:fs";
 import { beforeAll, expect, test } from "vitest";
 import { must } from "../base/assert.ts";
+import { fileGuest, fileGuestDestination } from "../hosts/file-guest.ts";
+import { CliFolder } from "./fixtures/cli-folder.ts";
 import { FaultRig, verdictsOf, warmUp } from "./harness/fault-rig.ts";
 import { HANGS } from "./harness/hangs.ts";
+import { LeakCheck } from "./harness/leaks.ts";
+import { migratePair } from "./harness/pair.ts";
+import { StuckDisk } from "./harness/stuck-disk.ts";
 import { seedFromEnvironment } from "./prng.ts";
 
 const seed = seedFromEnvironment();
@@ -14,6 +20,8 @@ const REPORTS = 3;
 
 /** With these, a hang that is not answered in time would be a test that takes too long. */
 const PATIENT = { channelTimeoutMs: 30_000, stepTimeoutMs: 30_000 };
+
+const FILE_BYTES = 1024 * 1024;
 
 beforeAll(warmUp);
 
@@ -82,3 +90,44 @@ for (const [name, verdict] of [
     await rig.succeeds();
   });
 }
+
+test(`a thread that hangs is left behind, and nobody is given what it may still write (SEED=${seed})`, async () => {
+  using folder = new CliFolder();
+  const leaks = new LeakCheck();
+  const path = folder.image("source.ram", { bytes: FILE_BYTES, seed });
+  const target = folder.image("destination.ram", { bytes: FILE_BYTES, seed: seed + 1 });
+  const arrive = async (options: Partial<Parameters<typeof migratePair>[0]> = {}) =>
+    await migratePair({
+      source: fileGuest([{ name: "ram", path, offset: 0 }]),
+      destination: fileGuestDestination([{ name: "ram", path: target, offset: 0 }]),
+      out: { ...PATIENT, channels: 1 },
+      ...options,
+    });
+  using disk = new StuckDisk("receive");
+  disk.block();
+  const abort = new AbortController();
+  let reports = Number.NEGATIVE_INFINITY;
+  void disk.reached().then(() => {
+    reports = 0;
+  });
+  const onProgress = (): void => {
+    reports += 1;
+    if (reports === REPORTS) abort.abort();
+  };
+  const first = await arrive({
+    in: { ...PATIENT, signal: abort.signal, onProgress },
+    destinationSurroundings: disk.surroundings,
+  });
+  const { failure } = first.destination;
+  expect(failure).toMatchObject({ code: "CANCELLED", at: "destination" });
+  expect(failure?.leftover).toContain(target);
+
+  const second = (await arrive()).destination.failure?.toJSON();
+  expect(second).toMatchObject({ code: "MEMORY_UNUSABLE", facts: { path: target } });
+  expect(second?.leftover).toBeUndefined();
+
+  disk[Symbol.dispose]();
+  await leaks.settled();
+  expect((await arrive()).destination.failure).toBe(null);
+  expect(readFileSync(target).equals(readFileSync(path))).toBe(true);
+});
