@@ -27,11 +27,12 @@ import { stopWorkers } from "../workers/control.ts";
 import {
   ARMED,
   askAgain,
-  BROKEN,
   discardPages,
+  type FaultLink,
   faultTimes,
   MISSING,
   reconcile,
+  setLink,
 } from "../workers/fault-door.ts";
 import { beginPostcopy } from "../workers/gate.ts";
 import type { ChannelPlace } from "../workers/protocol.ts";
@@ -408,6 +409,7 @@ export class DestinationMigration {
       attempt.change("postcopy-recover");
       try {
         await attempt.guard(this.#leg.guard(this.#join()));
+        this.#tellLink("open");
         attempt.change("postcopy");
         this.#pausedFor = null;
         return true;
@@ -425,6 +427,8 @@ export class DestinationMigration {
     const main = this.#ofMain;
     const receiver = this.#ofReceiver;
     this.#stopHeartbeat();
+    // When all is there nobody waits, and the source is to learn just that.
+    if (!attempt.isOver) this.#tellLink("paused");
     this.#pausedFor = await preferPeersWord(must(this.#leg.failure, "it broke"), main);
     attempt.change("postcopy-paused", { isPaused: true });
     await this.#tellFailure(this.#pausedFor);
@@ -627,7 +631,7 @@ export class DestinationMigration {
 
   async #conclude(first: MigrationError): Promise<MigrationError> {
     const failure = await preferPeersWord(first, this.#main);
-    if (this.#isPostcopy && this.attempt.isCommitted) this.#breakDoor();
+    if (this.#isPostcopy && this.attempt.isCommitted) this.#tellLink("given-up");
     await this.#tellFailure(failure);
     if (this.#isPostcopy && this.attempt.isCommitted) {
       const facts = { reason: failure.message };
@@ -651,9 +655,10 @@ export class DestinationMigration {
     }
   }
 
-  #breakDoor(): void {
+  /** Whoever waits for pages may want to know. */
+  #tellLink(link: FaultLink): void {
     const { door } = this.#ofReceiver;
-    if (door !== null) Atomics.store(door.words, BROKEN, 1);
+    if (door !== null) setLink(door, link);
   }
 
   async close(): Promise<void> {

@@ -7,6 +7,8 @@ export {
   awaitPage,
   type FaultBlock,
   type FaultDoor,
+  type FaultLink,
   isPresent,
+  linkOf,
   SEATS_MAX,
 } from "../workers/fault-door.ts";

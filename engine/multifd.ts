@@ -12,7 +12,14 @@ export {
   type Remedy,
 } from "../base/errors.ts";
 export { orBits } from "../workers/dirty-words.ts";
-export { awaitPage, type FaultBlock, type FaultDoor, isPresent } from "../workers/fault-door.ts";
+export {
+  awaitPage,
+  type FaultBlock,
+  type FaultDoor,
+  type FaultLink,
+  isPresent,
+  linkOf,
+} from "../workers/fault-door.ts";
 export type { RamPlace, RamRegion } from "../workers/ram.ts";
 export type { Block, BlockAnnouncement } from "./block.ts";
 export {

@@ -1,3 +1,4 @@
+import { once } from "node:events";
 import { fileURLToPath } from "node:url";
 import { Worker } from "node:worker_threads";
 import { expect, onTestFinished, test, vi } from "vitest";
@@ -10,14 +11,17 @@ import {
   discardPages,
   type FaultDoor,
   isClaimed,
+  linkOf,
   MISSING,
   markPresent,
   reconcile,
+  setLink,
   takeQuestion,
 } from "../workers/fault-door.ts";
 import { withInterruptions } from "./fixtures/dirty-interruptions.ts";
 
 const ASKER = fileURLToPath(new URL("./fixtures/fault-asker.ts", import.meta.url));
+const WAITER = fileURLToPath(new URL("./fixtures/fault-waiter.ts", import.meta.url));
 
 const SEAT = 3;
 
@@ -225,3 +229,47 @@ test("a page that is asked for again is waited for since it was asked for first,
   ask(door, NEXT);
   expect(door.sinceMs[SEAT]).toBeGreaterThan(1);
 });
+
+test("who waits without a limit goes on through a pause, and is told when the link is given up", async () => {
+  const door = allMissing();
+  const pages = [FORMER.page, FORMER.page + 1];
+  const waiter = new Worker(WAITER, { workerData: { door, seat: SEAT, block: 0, pages } });
+  onTestFinished(async () => void (await waiter.terminate()));
+  const next = async (): Promise<unknown> => (await once(waiter, "message"))[0];
+  await untilAsked(door, FORMER);
+  setLink(door, "paused");
+  // It asks again, as after a recovery, and has its page.
+  reconcile(door);
+  askAgain(door);
+  const came = next();
+  markPresent(door, 0, FORMER.page >>> 5, 1 << (FORMER.page & 31));
+  expect(await came).toEqual({ page: FORMER.page, isThere: true, link: "paused" });
+  setLink(door, "open");
+  await untilAsked(door, { block: 0, page: FORMER.page + 1 });
+  const gone = next();
+  setLink(door, "given-up");
+  expect(await gone).toMatchObject({
+    page: FORMER.page + 1,
+    failure: { code: "POSTCOPY_INTERRUPTED", at: "destination" },
+    link: "given-up",
+  });
+});
+
+test("what is there is there, whatever becomes of the link, and what is not is refused at once", () => {
+  const door = allMissing();
+  expect(linkOf(door)).toBe("open");
+  markPresent(door, 0, 0, 1);
+  setLink(door, "given-up");
+  expect(ask(door, { block: 0, page: 0 })).toBe(true);
+  const endless = () => awaitPage(door, { seat: SEAT, ...NEXT }, Number.POSITIVE_INFINITY);
+  expect(endless).toThrow('page 7 of "rom" will not come');
+  expect(Atomics.load(door.gate, 0), "nobody waits at the gate").toBe(0);
+});
+
+/** Until a lane sees this question. */
+async function untilAsked(door: FaultDoor, question: Question): Promise<void> {
+  for (;;) {
+    if (takeAll(door).some((taken) => taken.page === question.page)) return;
+    await new Promise((resolve) => setImmediate(resolve));
+  }
+}

@@ -1,4 +1,5 @@
 import { nowMs } from "../base/clock.ts";
+import { MigrationError } from "../base/errors.ts";
 import { VCPUS_MAX } from "../channels/frame.ts";
 import type { FaultsMessage } from "../channels/messages.ts";
 import { lowestBit, popcount } from "./dirty-words.ts";
@@ -16,7 +17,7 @@ import { createLatencies, type Latencies, latencyFigures, noteLatency } from "./
  *           ARMED    0 until it is known which pages are missing; 1 from then on
  *           MISSING  pages of all blocks that are not there
  *           DROPPED  pages that came once more, and were not written
- *           BROKEN   1 when nothing will come any more
+ *           LINK     whether what is missing comes: see `FaultLink`
  *   seats   by seat: state, block, page
  *   sinceMs, blockedMs   by seat: when its question was asked, and all its waits together
  *   latencies            how long pages were waited for in all, and in the parts of it:
@@ -70,8 +71,19 @@ export const BELL = 0;
 export const ARMED = 1;
 export const MISSING = 2;
 export const DROPPED = 3;
-export const BROKEN = 4;
+const LINK = 4;
 const WORDS = 16;
+
+const LINKS = ["open", "paused", "given-up"] as const;
+
+/**
+ * What becomes of pages that are missing. `open`: they come. `paused`: the link is broken, and they
+ * come once the migration is recovered. `given-up`: they never come, and this stays so.
+ */
+export type FaultLink = (typeof LINKS)[number];
+
+/** Nobody is woken when the link is given up: who waits looks so often. */
+const LOOK_MS = 100;
 
 export const SEATS_MAX = VCPUS_MAX;
 const SEAT_WORDS = 4;
@@ -117,9 +129,20 @@ export function isPresent(door: FaultDoor, block: number, page: number): boolean
   return (Atomics.load(present, page >>> 5) & (1 << (page & 31))) !== 0;
 }
 
+/** Whether what is missing comes, for whoever waits for a page and whoever watches those. */
+export function linkOf({ words }: FaultDoor): FaultLink {
+  return LINKS[Atomics.load(words, LINK)] ?? "given-up";
+}
+
+/** For the engine. */
+export function setLink({ words }: FaultDoor, link: FaultLink): void {
+  Atomics.store(words, LINK, LINKS.indexOf(link));
+}
+
 /**
- * Asks for a page, and waits for it. False when it did not come within `limitMs`: the caller may do
- * something else and ask again, which costs nothing. A seat is used by one thread.
+ * Asks for a page, and waits for it, also while the link is paused. False when it did not come within
+ * `limitMs`: the caller may do something else and ask again, which costs nothing. A seat is used by one
+ * thread. Throws POSTCOPY_INTERRUPTED when the page never will come: the link was given up.
  */
 export function awaitPage(
   door: FaultDoor,
@@ -147,12 +170,14 @@ export function awaitPage(
   Atomics.add(words, BELL, 1);
   Atomics.notify(words, BELL);
   let isThere = false;
+  let isGivenUp = false;
   for (;;) {
+    isGivenUp = linkOf(door) === "given-up";
     const value = Atomics.load(present, index);
     isThere = (value & bit) !== 0;
     const leftMs = startMs + limitMs - nowMs();
-    if (isThere || leftMs <= 0) break;
-    Atomics.wait(present, index, value, leftMs);
+    if (isThere || isGivenUp || leftMs <= 0) break;
+    Atomics.wait(present, index, value, Math.min(leftMs, LOOK_MS));
   }
   openGate(door);
   const endMs = nowMs();
@@ -161,8 +186,13 @@ export function awaitPage(
     Atomics.compareExchange(seats, at, number | SEAT_ASKED, number | SEAT_IDLE);
     noteLatency(door.latencies.total, endMs - (sinceMs[seat] as number));
     sinceMs[seat] = 0;
-  }
+  } else if (isGivenUp) throw neverComes(door.blocks[block] as FaultBlock, page);
   return isThere;
+}
+
+function neverComes({ name }: FaultBlock, page: number): MigrationError {
+  const reason = `page ${page} of "${name}" will not come: the migration was given up`;
+  return new MigrationError("POSTCOPY_INTERRUPTED", { reason }, { at: "destination" });
 }
 
 /**

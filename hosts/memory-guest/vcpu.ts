@@ -1,5 +1,6 @@
 import { parentPort } from "node:worker_threads";
 import { must } from "../../base/assert.ts";
+import { MigrationError } from "../../base/errors.ts";
 import { type DirtyLog, markDirty } from "../../engine/dirty-log.ts";
 import { awaitPage, type FaultBlock, type FaultDoor, isPresent } from "../../engine/faults.ts";
 import {
@@ -116,7 +117,7 @@ function writePages(vcpu: Vcpu, pages: number, isTracked: boolean): number {
     const at = SWEEPS + turn * SWEEP_WORDS;
     const position = control[at] as number;
     const page = pageAt(sweep, position);
-    if (vcpu.faults !== undefined && !isThere(vcpu.faults, page, vcpu.pageBytes)) return i;
+    if (vcpu.faults !== undefined && !isThere(vcpu, vcpu.faults, page)) return i;
     rewritePage(words, page * rewrite.pageWords, rewrite);
     // Only now: marked first, the page could be read in between and this write would be lost.
     if (isTracked) markDirty(log, page);
@@ -129,11 +130,19 @@ function writePages(vcpu: Vcpu, pages: number, isTracked: boolean): number {
 }
 
 /** Waits for a page of the guest, which may be several of the wire's. */
-function isThere({ door, seat, block }: VcpuFaults, page: number, pageBytes: number): boolean {
+function isThere({ control, pageBytes }: Vcpu, faults: VcpuFaults, page: number): boolean {
+  const { door, seat, block } = faults;
   const count = pageBytes / (door.blocks[block] as FaultBlock).pageBytes;
   for (let piece = page * count; piece < (page + 1) * count; piece += 1) {
     if (isPresent(door, block, piece)) continue;
-    if (!awaitPage(door, { seat, block, page: piece }, FAULT_WAIT_MS)) return false;
+    try {
+      if (!awaitPage(door, { seat, block, page: piece }, FAULT_WAIT_MS)) return false;
+    } catch (error) {
+      if (!(error instanceof MigrationError)) throw error;
+      // It never comes: this vCPU stands still for good, and goes on to obey.
+      Atomics.wait(control.words, WANTED, Atomics.load(control.words, ADOPTED), FAULT_WAIT_MS);
+      return false;
+    }
   }
   return true;
 }

@@ -242,11 +242,23 @@ class Simulation {
           recoverTimeoutMs: this.#plan.recoverTimeoutMs,
           chunkBytes: CHUNK_BYTES,
           signal: this.#cancels.destination.signal,
-          onPhase: (phase) => this.#arm(`destination ${phase}`),
+          onPhase: (phase) => {
+            this.#checkLink(host, phase);
+            this.#arm(`destination ${phase}`);
+          },
         },
         this.#surroundings(side),
       ),
     );
+  }
+
+  /** vCPUs know of a pause as soon as anybody does, and of its end. */
+  #checkLink({ vcpus }: SimulatedDestinationHost, phase: string): void {
+    // Where nothing is missing any more nobody waits.
+    if (vcpus === null || vcpus.missing === 0 || !phase.startsWith("postcopy")) return;
+    const { link } = vcpus;
+    const wanted = phase === "postcopy" ? "open" : "paused";
+    if (link !== wanted) this.#world.blame(`in ${phase} vCPUs have it that their link is ${link}`);
   }
 
   #follow(name: string, side: Side, afterMs: number, start: () => Promise<unknown>): End {
@@ -409,10 +421,14 @@ class Simulation {
       blame("the destination says that the guest runs, and it does not");
     }
     if (this.#destination.isCrashed) return;
-    if (incoming.code === "completed") this.#checkWhole(host, blame);
+    if (incoming.code === "completed") {
+      this.#checkWhole(host, blame);
+      const link = host.vcpus?.link ?? "open";
+      if (link !== "open") blame(`the guest is whole, and its vCPUs have it that it is ${link}`);
+    }
     if (incoming.code === "POSTCOPY_INTERRUPTED") {
       if (!runsThere && this.#canRun) blame("a guest that went over does not run");
-      const waits = host.vcpus !== null && !host.vcpus.isToldBroken;
+      const waits = host.vcpus !== null && host.vcpus.link !== "given-up";
       if (waits) blame("vCPUs wait for ever for what will not come");
     }
     host.vcpus?.check();

@@ -1,5 +1,13 @@
 import { must } from "../../base/assert.ts";
-import { awaitPage, BROKEN, type FaultDoor, isPresent, MISSING } from "../../workers/fault-door.ts";
+import { MigrationError } from "../../base/errors.ts";
+import {
+  awaitPage,
+  type FaultDoor,
+  type FaultLink,
+  isPresent,
+  linkOf,
+  MISSING,
+} from "../../workers/fault-door.ts";
 import { type Machine, memoryOf, PAGE_BYTES } from "./guest.ts";
 
 const VCPUS = 2;
@@ -36,9 +44,9 @@ export class Vcpus {
     return Atomics.load(this.#door.words, MISSING);
   }
 
-  /** Whether somebody has told its vCPUs that what they wait for will not come. */
-  get isToldBroken(): boolean {
-    return Atomics.load(this.#door.words, BROKEN) !== 0;
+  /** What its vCPUs are told of what they wait for. */
+  get link(): FaultLink {
+    return linkOf(this.#door);
   }
 
   /** Says when a page that is there is not what it should be. */
@@ -55,10 +63,21 @@ export class Vcpus {
     const { world, random } = this.#machine.ledger;
     world.at(1 + random.below(8), null, () => {
       if (this.#machine.side.isCrashed || this.#isAtRest || !this.#machine.runs) return;
-      const isThere = awaitPage(this.#door, { seat, ...wish }, 0);
+      const isThere = this.#ask(seat, wish);
+      if (isThere === null) return; // It stands still for good.
       if (isThere) this.#use(wish);
       this.#touch(seat, isThere ? this.#choose() : wish);
     });
+  }
+
+  /** Null when it never comes. */
+  #ask(seat: number, wish: { block: number; page: number }): boolean | null {
+    try {
+      return awaitPage(this.#door, { seat, ...wish }, 0);
+    } catch (error) {
+      if (error instanceof MigrationError && this.link === "given-up") return null;
+      throw error;
+    }
   }
 
   #choose(): { block: number; page: number } {
