@@ -7,10 +7,10 @@ import { MIB } from "../base/units.ts";
 import { askControl, openControl, pleaOf } from "../cli/control-socket.ts";
 import { PostcopyRecovery } from "../engine/postcopy-recovery.ts";
 import type { Report } from "../engine/statistics.ts";
-import { CliFolder } from "./fixtures/cli-folder.ts";
+import { CliFolder, isSameFile } from "./fixtures/cli-folder.ts";
 import { failureOf } from "./fixtures/cli-outcome.ts";
 import { seedFromEnvironment } from "./prng.ts";
-import { runCli, startCli } from "./run-cli.ts";
+import { type CliExit, runCli, startCli } from "./run-cli.ts";
 
 const SEED = seedFromEnvironment();
 
@@ -128,6 +128,45 @@ test(`send hears SIGUSR1, though a guest in a file cannot go over (SEED=${SEED})
     [0, ""],
     [0, ""],
   ]);
+});
+
+test(`files cannot be a destination of post-copy: both commands say why, nothing is left, and without it they move (SEED=${SEED})`, async () => {
+  using folder = new CliFolder();
+  const image = folder.image("source.ram", { bytes: MIB, seed: SEED });
+  const move = async (...flags: string[]): Promise<CliExit[]> => {
+    const memory = `ram=file:${folder.at("arrived.ram")}`;
+    await using receive = startCli(["receive", "tcp:127.0.0.1:0", "--memory", memory, "--json"]);
+    const address = String((await receive.waitFor("listening"))["address"]);
+    const send = await runCli([
+      "send",
+      address,
+      "--memory",
+      `ram=file:${image}`,
+      ...flags,
+      "--json",
+    ]);
+    return [send, await receive.exit];
+  };
+  const refused = await move("--postcopy", "after-rounds=1");
+  for (const { status, stderr } of refused) expect([status, stderr]).toEqual([1, ""]);
+  for (const failure of refused.map(failureOf)) {
+    expect(failure).toMatchObject({
+      code: "POSTCOPY_UNSUPPORTED",
+      message: expect.stringContaining("this host cannot let its guest wait for pages"),
+      advice: expect.stringContaining("Choose postcopy never"),
+      at: "destination",
+    });
+  }
+  expect(folder.names()).toEqual(["source.ram"]);
+  // Files that somebody writes are refused by the rules of legality, before anybody is reached.
+  const written = ["--dirty-log", "scan", "--postcopy", "after-rounds=1"];
+  const nowhere = ["send", "tcp:127.0.0.1:1", "--memory", `ram=file:${image}`];
+  const illegal = await runCli([...nowhere, ...written, "--json"]);
+  expect([illegal.status, failureOf(illegal).code]).toEqual([2, "CONFIGURATION_INVALID"]);
+  expect(failureOf(illegal).message).toContain("a scan knows only after reading all memory");
+  const moved = await move();
+  for (const { status, stderr } of moved) expect([status, stderr]).toEqual([0, ""]);
+  expect(await isSameFile(image, folder.at("arrived.ram"))).toBe(true);
 });
 
 test("SIGUSR1 means nothing to a destination, and opens no debugger", async () => {
