@@ -1,11 +1,14 @@
 import { expect, onTestFinished, test } from "vitest";
 import { must } from "../base/assert.ts";
+import { Deadline } from "../base/clock.ts";
 import { KIB, MIB } from "../base/units.ts";
 import type { Block, BlockAnnouncement } from "../engine/block.ts";
 import type { SourceHost } from "../engine/host.ts";
 import { MemoryGuestDestination } from "../hosts/memory-guest/destination.ts";
 import { MemoryGuest } from "../hosts/memory-guest/guest.ts";
 import type { GuestShape } from "../hosts/memory-guest/shape.ts";
+import { createFaultDoor, discardPages, setLink } from "../workers/fault-door.ts";
+import { faultsSoFar } from "../workers/gate.ts";
 import {
   mixedShape,
   PAGE_BYTES,
@@ -212,6 +215,38 @@ test("after discard, at any moment, nothing is left and another attempt succeeds
   await untilWritten(to.guest, 100);
   await to.guest.pause();
   expect(await to.guest.verify()).toEqual([]);
+});
+
+/** Nothing that comes takes so long. */
+const COMES_WITHIN_MS = 20_000;
+
+test(`a guest whose missing pages never come stands still, and obeys (SEED=${seed})`, async () => {
+  const guest = await runningGuest(smallShape(seed));
+  await guest.pause();
+  const to = destination();
+  await to.prepare(announced(guest));
+  const pageCount = MIB / PAGE_BYTES;
+  const gate = new Int32Array(new SharedArrayBuffer(12));
+  const door = createFaultDoor([{ name: "ram", pageBytes: PAGE_BYTES, pageCount }], gate);
+  for (let index = 0; index < pageCount / 32; index += 1) discardPages(door, 0, index, -1);
+  to.takeFaults(door);
+  await to.loadDevices(await guest.saveDevices());
+  await to.resume();
+  /** Until its vCPU has begun to wait so many times more. */
+  const untilWaited = async (times: number): Promise<void> => {
+    const deadline = new Deadline(COMES_WITHIN_MS);
+    const wanted = faultsSoFar(door) + times;
+    while (faultsSoFar(door) < wanted) {
+      expect(deadline.passed, "it waits again and again").toBe(false);
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+  };
+  await untilWaited(1);
+  setLink(door, "given-up");
+  await untilWaited(2);
+  expect([to.guest.running, to.guest.writtenPages]).toEqual([true, 0]);
+  await to.guest.pause();
+  expect(to.guest.running).toBe(false);
 });
 
 function mixedShapeHost(): Pick<SourceHost, "blocks"> {
