@@ -26,6 +26,8 @@ export const FAULT_KINDS = [
   "destination cancels",
   "a source's thread dies",
   "a destination's thread dies",
+  "a source's disk hangs",
+  "a destination's disk hangs",
 ] as const;
 export type FaultKind = (typeof FAULT_KINDS)[number];
 
@@ -33,6 +35,8 @@ export type FaultKind = (typeof FAULT_KINDS)[number];
 export interface Moment {
   /** As in "source precopy"; null for the start. */
   readonly step: string | null;
+  /** The how manieth such step, where it comes again and again; left out, the next. */
+  readonly nth?: number;
   readonly afterMs: number;
 }
 

@@ -64,6 +64,9 @@ const HANG_MS = 120_000;
 /** After the ends are known: late steps of hosts, and what they are taken back by, come to rest. */
 const REST_MS = 20_000;
 
+/** Longer than it takes to give a thread up, and for an attempt to end without it. */
+const DISK_HANGS_MS = 5000;
+
 type Saying = "garbage" | "hello" | Uint8Array;
 
 /** No fault that strikes the migration's own channels strikes a stranger's. */
@@ -79,14 +82,22 @@ interface End {
   code: string | null;
 }
 
+/** Is told of every report of progress, and when it came. */
+export type Watch = (side: "source" | "destination", atMs: number) => void;
+
 /** Runs one plan to its end, then checks what must hold after every end. */
-export async function simulate(plan: Plan, engine: Engine = REAL_ENGINE): Promise<Outcome> {
-  return await new Simulation(plan, engine).run();
+export async function simulate(
+  plan: Plan,
+  engine: Engine = REAL_ENGINE,
+  watch?: Watch,
+): Promise<Outcome> {
+  return await new Simulation(plan, engine, watch).run();
 }
 
 class Simulation {
   readonly #plan: Plan;
   readonly #engine: Engine;
+  readonly #watch: Watch | undefined;
   readonly #random: Prng;
   readonly #world = new World();
   readonly #source = new Side("source");
@@ -100,11 +111,14 @@ class Simulation {
   readonly #switch = new PostcopySwitch();
   readonly #recovery = new PostcopyRecovery();
   readonly #pending: Fault[];
+  /** How often each began. */
+  readonly #steps = new Map<string | null, number>();
   #network: Network;
   #isAtRest = false;
 
-  constructor(plan: Plan, engine: Engine) {
+  constructor(plan: Plan, engine: Engine, watch: Watch | undefined) {
     this.#plan = plan;
+    this.#watch = watch;
     this.#engine = engine;
     this.#random = new Prng(plan.seed);
     this.#network = this.#createNetwork();
@@ -224,6 +238,7 @@ class Simulation {
           ...(name === "migrateOut"
             ? { postcopySwitch: this.#switch, recovery: this.#recovery }
             : {}),
+          ...this.#watched("source"),
           onPhase: (phase) => this.#arm(`source ${phase}`),
         },
         this.#surroundings(this.#source),
@@ -242,6 +257,7 @@ class Simulation {
           recoverTimeoutMs: this.#plan.recoverTimeoutMs,
           chunkBytes: CHUNK_BYTES,
           signal: this.#cancels.destination.signal,
+          ...this.#watched("destination"),
           onPhase: (phase) => {
             this.#checkLink(host, phase);
             this.#arm(`destination ${phase}`);
@@ -250,6 +266,11 @@ class Simulation {
         this.#surroundings(side),
       ),
     );
+  }
+
+  #watched(side: "source" | "destination"): { onProgress?: () => void } {
+    const watch = this.#watch;
+    return watch === undefined ? {} : { onProgress: () => watch(side, this.#world.nowMs()) };
   }
 
   /** vCPUs know of a pause as soon as anybody does, and of its end. */
@@ -286,7 +307,10 @@ class Simulation {
   /** The faults whose step begins now will happen. */
   #arm(step: string | null): void {
     if (step !== null) this.#world.tell(step);
-    for (const fault of this.#pending.filter(({ moment }) => moment.step === step)) {
+    const nth = (this.#steps.get(step) ?? 0) + 1;
+    this.#steps.set(step, nth);
+    const isNow = ({ moment }: Fault) => moment.step === step && (moment.nth ?? nth) === nth;
+    for (const fault of this.#pending.filter(isNow)) {
       this.#pending.splice(this.#pending.indexOf(fault), 1);
       this.#world.at(fault.moment.afterMs, null, () => this.#strike(fault));
     }
@@ -329,6 +353,8 @@ class Simulation {
     "destination cancels": () => this.#cancel(this.#destination),
     "a source's thread dies": () => this.#killThread(this.#source),
     "a destination's thread dies": () => this.#killThread(this.#destination),
+    "a source's disk hangs": () => this.#hangThread(this.#source),
+    "a destination's disk hangs": () => this.#hangThread(this.#destination),
   };
 
   #cut(wires: readonly Wire[], seenBy: "both" | "source" | "destination"): void {
@@ -361,6 +387,15 @@ class Simulation {
     const { channels, postcopy, lanes } = this.#plan;
     const channel = 1 + this.#random.below(channels + (postcopy === "never" ? 0 : lanes));
     for (const each of this.#threads) if (each.side === side) each.threads.kill(channel);
+  }
+
+  #hangThread(side: Side): void {
+    const channel = 1 + this.#random.below(this.#plan.channels);
+    for (const { side: theirs, threads } of this.#threads) {
+      if (theirs === side && threads instanceof SimulatedThreads) {
+        threads.hang(channel, DISK_HANGS_MS);
+      }
+    }
   }
 
   /** Somebody else connects, says something (bytes: what a channel began with), and goes away later. */

@@ -46,6 +46,7 @@ export class SimulatedThread {
   readonly counters: CounterRow;
   #socket: SimulatedSocket | null = null;
   #isDead = false;
+  #hangsUntilMs = 0;
 
   constructor(world: World, terms: ThreadTerms) {
     this.#world = world;
@@ -60,6 +61,11 @@ export class SimulatedThread {
   /** It is gone at once, with whatever it has taken. */
   kill(): void {
     this.#isDead = true;
+  }
+
+  /** At its next step it hangs in the kernel for so long: no word reaches it there. */
+  hang(forMs: number): void {
+    this.#hangsUntilMs = this.#world.nowMs() + forMs;
   }
 
   async post(message: Message, size: number): Promise<void> {
@@ -122,12 +128,18 @@ export class SimulatedThread {
     arrange(resolve);
     await promise;
     callOff();
-    this.#check();
+    await this.#step();
   }
 
   async pause(ms: number): Promise<void> {
-    this.#check();
+    await this.#step();
     await this.#world.sleep(ms);
+    await this.#step();
+  }
+
+  async #step(): Promise<void> {
+    const hangsMs = this.#hangsUntilMs - this.#world.nowMs();
+    if (hangsMs > 0) await this.#world.sleep(hangsMs);
     this.#check();
   }
 

@@ -1,4 +1,5 @@
 import { must } from "../../base/assert.ts";
+import { within } from "../../base/clock.ts";
 import { Stopped } from "../../channels/descriptor.ts";
 import type { ThreadPool } from "../../engine/surroundings.ts";
 import { mustLeave, stopOf } from "../../workers/control.ts";
@@ -17,6 +18,9 @@ import type { World } from "./world.ts";
 
 const PAGES_PER_FRAME = 8;
 const HAND_OVER_MS = 0.05;
+
+/** As the real ones: what takes this long is stuck. */
+const THREAD_END_MS = 2000;
 
 /** Threads of one end, each a chain of tasks that moves pages through its simulated channel. */
 export class SimulatedThreads implements ThreadPool {
@@ -46,6 +50,11 @@ export class SimulatedThreads implements ThreadPool {
     this.#thread(channel).kill();
   }
 
+  /** The thread hangs for a while, as on a disk that does not answer. */
+  hang(channel: number, forMs: number): void {
+    this.#thread(channel).hang(forMs);
+  }
+
   async begun(): Promise<void> {
     const setup = this.#setup as ReceiveSetup;
     const channels = Array.from({ length: this.#channels }, (_, index) => index + 1);
@@ -67,10 +76,16 @@ export class SimulatedThreads implements ThreadPool {
     }
   }
 
-  /** As threads end when the stop word is set; without it nobody closes a pool. */
-  async close(): Promise<boolean> {
-    await Promise.all(this.#tails.values());
-    return true;
+  /** As threads end when the stop word is set, but for those that hang: false after `limitMs`. */
+  async close(limitMs = THREAD_END_MS): Promise<boolean> {
+    const late = new Error("a thread hangs");
+    try {
+      await within(limitMs, Promise.all(this.#tails.values()), () => late);
+      return true;
+    } catch (error) {
+      if (error !== late) throw error;
+      return false;
+    }
   }
 
   async #perform(channel: number, task: SendTask | ReceiveTask): Promise<TaskDone> {
