@@ -1,12 +1,15 @@
 import { readFileSync } from "node:fs";
 import { beforeAll, expect, test } from "vitest";
 import { must } from "../base/assert.ts";
+import { type Answer, askControl, openControl } from "../cli/control-socket.ts";
+import { PostcopyRecovery } from "../engine/postcopy-recovery.ts";
 import { fileGuest, fileGuestDestination } from "../hosts/file-guest.ts";
 import { CliFolder } from "./fixtures/cli-folder.ts";
 import { FaultRig, verdictsOf, warmUp } from "./harness/fault-rig.ts";
 import { HANGS } from "./harness/hangs.ts";
 import { LeakCheck } from "./harness/leaks.ts";
 import { migratePair } from "./harness/pair.ts";
+import { Phases } from "./harness/phases.ts";
 import { StuckDisk } from "./harness/stuck-disk.ts";
 import { seedFromEnvironment } from "./prng.ts";
 
@@ -25,6 +28,10 @@ const FILE_BYTES = 1024 * 1024;
 
 beforeAll(warmUp);
 
+function newEnd(): { recovery: PostcopyRecovery; phases: Phases } {
+  return { recovery: new PostcopyRecovery(), phases: new Phases() };
+}
+
 function newRig(): { rig: FaultRig; heal(): void } {
   const rig = new FaultRig(seed);
   const { onLook, onPause } = rig.source;
@@ -32,9 +39,16 @@ function newRig(): { rig: FaultRig; heal(): void } {
 }
 
 for (const [name, hang] of Object.entries(HANGS)) {
-  test(`both ends tell progress, and cancel, all the while: ${name} (SEED=${seed})`, async () => {
+  test(`both ends tell progress and status, and cancel, all the while: ${name} (SEED=${seed})`, async () => {
     for (const side of ["source", "destination"] as const) {
       const { rig, heal } = newRig();
+      using folder = new CliFolder();
+      const ends = { source: newEnd(), destination: newEnd() };
+      const controls = new AsyncDisposableStack();
+      for (const [end, { recovery, phases }] of Object.entries(ends)) {
+        const phase = () => phases.seen.at(-1) ?? "";
+        controls.use(await openControl(folder.at(end), { recovery, phase }));
+      }
       await using hanging = await hang(rig);
       let isHanging = false;
       let hadOutcome = false;
@@ -43,12 +57,23 @@ for (const [name, hang] of Object.entries(HANGS)) {
       });
       const abort = new AbortController();
       const told = { source: 0, destination: 0 };
+      const statuses: Answer[] = [];
+      /** Where it hangs nothing goes on, so all that is told is still so when it was. */
+      const askBoth = async (): Promise<void> => {
+        for (const end of Object.keys(ends)) {
+          statuses.push(await askControl(folder.at(end), { do: "status" }));
+        }
+        abort.abort();
+      };
       const optionsOf = (end: "source" | "destination") => ({
         ...PATIENT,
         ...(end === side ? { signal: abort.signal } : {}),
+        recovery: ends[end].recovery,
+        onPhase: ends[end].phases.note,
         onProgress: () => {
+          const hadAll = Math.min(told.source, told.destination) >= REPORTS;
           if (isHanging) told[end] += 1;
-          if (Math.min(told.source, told.destination) >= REPORTS) abort.abort();
+          if (!hadAll && Math.min(told.source, told.destination) >= REPORTS) void askBoth();
         },
       });
       const outcome = await rig.fails({
@@ -62,8 +87,11 @@ for (const [name, hang] of Object.entries(HANGS)) {
         },
       });
       expect(hadOutcome).toBe(true);
+      const seen = Object.values(ends).map(({ phases }) => phases.seen.at(-1));
+      expect(statuses).toEqual(seen.map((phase) => ({ event: "status", phase, pausedFor: null })));
       expect(outcome[side].failure).toMatchObject({ code: "CANCELLED", at: side });
       await hanging[Symbol.asyncDispose]();
+      await controls.disposeAsync();
       heal();
       await rig.succeeds();
     }
