@@ -129,6 +129,10 @@ for (const [name, parameters] of [
     expect(source.channels.map(({ losses }) => losses)).toEqual(
       Array(3 + ("priorityChannels" in parameters ? 2 : 1)).fill(1),
     );
+    // Each lane is of a vCPU that waits for page after page.
+    for (const { lane, sentBytes } of source.channels) {
+      if (lane === "priority") expect(sentBytes).toBeGreaterThan(4 * KIB);
+    }
   });
 }
 
@@ -164,34 +168,48 @@ test(`19, 21: postcopy/recovery, multifd+postcopy/recovery: several blocks, of o
   expect(journey.phases.filter((phase) => phase === "postcopy-recover")).toHaveLength(2);
 });
 
-/** How often the destination pauses by then: it may not have known that somebody would join. */
-for (const [name, point, pauses] of [
-  ["handshake: before WELCOME", { channel: 0, frame: "welcome", where: "before" }, 1],
-  ["handshake: before RECOVER", { channel: 0, frame: "recover", where: "before" }, 1],
+/**
+ * At which points the recoveries break, one after the other; and how often the destination has paused
+ * by then: it may not have known that somebody would join.
+ */
+for (const [name, points, pauses] of [
+  ["handshake: before WELCOME", [{ channel: 0, frame: "welcome", where: "before" }], [1]],
+  ["handshake: before RECOVER", [{ channel: 0, frame: "recover", where: "before" }], [1]],
   [
     "handshake: what is missing is told in half",
-    { channel: 0, frame: "missing", where: "middle" },
-    2,
+    [{ channel: 0, frame: "missing", where: "middle" }],
+    [2],
   ],
-  ["handshake: before RECOVERED", { channel: 0, frame: "recovered", where: "before" }, 2],
-  ["handshake: a channel joins", { channel: 1, frame: "hello", where: "middle" }, 2],
-  ["handshake: a lane joins", { channel: 3, frame: "welcome", where: "before" }, 2],
-  ["reconnect: first pages", { channel: 2, frame: "pages", nth: 2, where: "middle" }, 2],
-  ["reconnect: the end of a channel", { channel: 1, frame: "end", where: "before" }, 2],
-] as const satisfies readonly [string, Point, number][]) {
+  ["handshake: before RECOVERED", [{ channel: 0, frame: "recovered", where: "before" }], [2]],
+  ["handshake: a channel joins", [{ channel: 1, frame: "hello", where: "middle" }], [2]],
+  ["handshake: a lane joins", [{ channel: 3, frame: "welcome", where: "before" }], [2]],
+  ["reconnect: first pages", [{ channel: 2, frame: "pages", nth: 2, where: "middle" }], [2]],
+  ["reconnect: the end of a channel", [{ channel: 1, frame: "end", where: "before" }], [2]],
+  [
+    "again and again: RECOVERED, a lane, then first pages",
+    [
+      { channel: 0, frame: "recovered", where: "before" },
+      { channel: 3, frame: "welcome", where: "before" },
+      { channel: 2, frame: "pages", nth: 2, where: "middle" },
+    ],
+    [2, 3, 4],
+  ],
+] as const satisfies readonly [string, readonly Point[], readonly number[]][]) {
   test(`20: postcopy/recovery/double-failures/${name} (SEED=${seed})`, async () => {
     await using journey = await Journey.begin();
     journey.relay.isMended = true;
     await journey.moving();
     journey.relay.do("cut");
     await journey.paused();
-    const broken = Promise.withResolvers<void>();
-    journey.relay.onDeed = broken.resolve;
-    journey.relay.at(point, "cut link");
-    await journey.recover();
-    await broken.promise;
-    await journey.destinationPaused(pauses);
-    await journey.paused();
+    for (const [index, point] of points.entries()) {
+      const broken = Promise.withResolvers<void>();
+      journey.relay.onDeed = broken.resolve;
+      journey.relay.at(point, "cut link");
+      await journey.recover();
+      await broken.promise;
+      await journey.destinationPaused(pauses[index] ?? 0);
+      await journey.paused();
+    }
     await journey.expectRecovery();
     await journey.expectArrival();
   });
