@@ -2,6 +2,8 @@
 export interface Clock {
   /** Only goes forward. */
   nowMs(): number;
+  /** Processor time of this process, all its threads together. */
+  cpuMs(): number;
   /** Calls once, after `ms`. Returns what prevents it. */
   after(ms: number, call: () => void): () => void;
   /** Calls every `ms`. Returns what ends it. */
@@ -10,6 +12,10 @@ export interface Clock {
 
 const REAL_CLOCK: Clock = {
   nowMs: () => Number(process.hrtime.bigint() / 1000n) / 1000,
+  cpuMs() {
+    const { user, system } = process.cpuUsage();
+    return (user + system) / 1000;
+  },
   after(ms, call) {
     const timer = setTimeout(call, ms);
     return () => clearTimeout(timer);
@@ -33,6 +39,11 @@ export function useClock(other: Clock): () => void {
 /** Milliseconds of a clock that only goes forward, the same in every thread of this machine. */
 export function nowMs(): number {
   return clock.nowMs();
+}
+
+/** Milliseconds of a processor that this process has used, with all its threads. */
+export function cpuMs(): number {
+  return clock.cpuMs();
 }
 
 /** Calls once, after `ms`. Returns what prevents it. */

@@ -1,5 +1,5 @@
 import { assert, must } from "../base/assert.ts";
-import { after, Deadline, every, nowMs, within } from "../base/clock.ts";
+import { after, cpuMs, Deadline, every, nowMs, within } from "../base/clock.ts";
 import { asMigrationError, MigrationError } from "../base/errors.ts";
 import { type Address, parseAddress } from "../channels/address.ts";
 import { type Checksum, loadChecksum } from "../channels/checksum.ts";
@@ -139,7 +139,7 @@ export class DestinationMigration {
   #lettings = 0;
   #startMs = 0;
   #endMs = 0;
-  #cpuBefore = process.cpuUsage();
+  #cpuBeforeMs = cpuMs();
 
   private constructor(
     host: DestinationHost,
@@ -209,7 +209,7 @@ export class DestinationMigration {
     const id = formatMigrationId(doorman.migrationId);
     this.attempt.callBack(() => this.#options.onMigration?.(id));
     this.#startMs = nowMs();
-    this.#cpuBefore = process.cpuUsage();
+    this.#cpuBeforeMs = cpuMs();
     this.#watch(main);
     if (reconnectTimeoutMs > 0 && !isOnlyChance) this.#awaitRejoining(doorman, main);
     this.#options.recovery?.attach({
@@ -566,7 +566,6 @@ export class DestinationMigration {
     const done = this.#isPostcopy ? this.#done : await this.#receiveDone();
     const unknown = { totalMs: this.#endMs - this.#startMs, ...NO_DOWNTIME, hypervisor: null };
     const { totalMs, hypervisor, ...downtime } = done ?? unknown;
-    const cpu = process.cpuUsage(this.#cpuBefore);
     const last = { main: this.#ofMain, receiver: this.#ofReceiver };
     const legs = [...this.#broken.filter(({ main }) => main !== last.main), last];
     const counters = legs.map(({ receiver }) => receiver.counters()).reduce(addedUp);
@@ -585,7 +584,7 @@ export class DestinationMigration {
       sentBytes: channels.reduce((sum, channel) => sum + channel.sentBytes, 0),
       pages: pageFigures(counters, counters.untouched),
       channels,
-      cpuMs: (cpu.user + cpu.system) / 1000,
+      cpuMs: cpuMs() - this.#cpuBeforeMs,
       ...(this.#faults === null ? {} : { faults: faultFigures(this.#faults) }),
     };
   }

@@ -16,14 +16,18 @@ import type {
   Report,
 } from "./statistics.ts";
 
+const NOTHING = Object.fromEntries(COUNTERS.map((counter) => [counter, 0])) as Record<
+  Counter,
+  number
+>;
+
 /** The counters of all channels together. */
 export function sumCounters(control: Control, channels: number): Record<Counter, number> {
-  const rows = rowsOf(control, channels);
-  const sums = COUNTERS.map((counter) => [
-    counter,
-    rows.reduce((sum, row) => sum + row.read(counter), 0),
-  ]);
-  return Object.fromEntries(sums) as Record<Counter, number>;
+  const sums = { ...NOTHING };
+  for (const row of rowsOf(control, channels)) {
+    for (const counter of COUNTERS) sums[counter] += row.read(counter);
+  }
+  return sums;
 }
 
 /** Bulk channels first, then priority channels. `losses` says how often each connection was lost. */

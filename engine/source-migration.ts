@@ -1,5 +1,5 @@
 import { assert, must } from "../base/assert.ts";
-import { after, Deadline, every, nowMs } from "../base/clock.ts";
+import { after, cpuMs, Deadline, every, nowMs } from "../base/clock.ts";
 import { asMigrationError, MigrationError, reasonOf } from "../base/errors.ts";
 import { type Address, formatAddress, parseAddress } from "../channels/address.ts";
 import { type Checksum, loadChecksum } from "../channels/checksum.ts";
@@ -73,7 +73,7 @@ export class SourceMigration {
   #onPlea: () => void = () => {};
   readonly #convergence = new Convergence();
   readonly #startMs = nowMs();
-  readonly #cpuBefore = process.cpuUsage();
+  readonly #cpuBeforeMs = cpuMs();
   readonly #throughput = new Throughput();
   readonly #hypervisor = new HypervisorView();
   readonly #rounds: RoundFigures[] = [];
@@ -476,7 +476,6 @@ export class SourceMigration {
   }
 
   report(): Report {
-    const cpu = process.cpuUsage(this.#cpuBefore);
     const legs = [...this.#brokenLegs, this.#leg];
     const channels = channelsOfLegs(legs.map((leg) => leg.channelFigures()));
     const counters = legs.map((leg) => leg.sender.counters()).reduce(addedUp);
@@ -490,7 +489,7 @@ export class SourceMigration {
       sentBytes: channels.reduce((sum, channel) => sum + channel.sentBytes, 0),
       pages: pageFigures(counters, this.#untouchedPages),
       channels,
-      cpuMs: (cpu.user + cpu.system) / 1000,
+      cpuMs: cpuMs() - this.#cpuBeforeMs,
       ...(this.#faults === null
         ? {}
         : { faults: { ...faultFigures(this.#faults), repeatedPages: counters.repeated } }),

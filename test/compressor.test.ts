@@ -216,7 +216,7 @@ function prose(): Uint8Array {
 function makeSlowLink(compressor: Compressor) {
   let ms = 0;
   const never = (): (() => void) => () => {};
-  onTestFinished(useClock({ nowMs: () => ms, after: never, every: never }));
+  onTestFinished(useClock({ nowMs: () => ms, cpuMs: () => 0, after: never, every: never }));
   compressor.begin();
   const learn = (payload: Uint8Array, wireBytes: number): void => {
     ms += 60_000;
@@ -230,7 +230,7 @@ test("what the limit sends raw is not booked as what the codec costs", () => {
   // Each look at this clock takes 4 ms, and so does each payload in the codec.
   let ms = 0;
   const never = (): (() => void) => () => {};
-  onTestFinished(useClock({ nowMs: () => (ms += 4), after: never, every: never }));
+  onTestFinished(useClock({ nowMs: () => (ms += 4), cpuMs: () => 0, after: never, every: never }));
   compressor.begin();
   const went = { raw: 0, codec: 0 };
   for (let chunk = 0; chunk < 2000; chunk += 1) {

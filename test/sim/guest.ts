@@ -9,6 +9,9 @@ import type { Side, World } from "./world.ts";
 
 export const PAGE_BYTES = 4096;
 
+/** Guests write in the first bytes of a page only: pages are compared whole, and copied in part. */
+export const USED_BYTES = 512;
+
 /** Two chunks and a bit: with two channels each has something to do. */
 const PAGES = { ram: 80, firmware: 16 } as const;
 
@@ -126,7 +129,9 @@ export class Machine {
     const block = must(this.blocks[random.below(this.blocks.length)], "a guest has blocks");
     const page = random.below(block.sizeBytes / PAGE_BYTES);
     const memory = memoryOf(block);
-    random.bytes(memory.subarray(page * PAGE_BYTES + 8 * random.below(64)).subarray(0, 8));
+    random.bytes(
+      memory.subarray(page * PAGE_BYTES + 8 * random.below(USED_BYTES / 8)).subarray(0, 8),
+    );
     const log = this.log?.find((each) => each.block === block.name);
     if (log !== undefined) markDirty(log, page);
   }

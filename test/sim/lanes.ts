@@ -3,12 +3,12 @@ import { MigrationError } from "../../base/errors.ts";
 import { Stopped } from "../../channels/descriptor.ts";
 import type { LaneThreads } from "../../engine/surroundings.ts";
 import { orBits } from "../../workers/dirty-words.ts";
-import { SEATS_MAX, takeQuestion } from "../../workers/fault-door.ts";
+import { BELL, SEATS_MAX, takeQuestion } from "../../workers/fault-door.ts";
 import { FINISH, OPEN } from "../../workers/lane-words.ts";
 import type { ChannelPlace, LaneSetup } from "../../workers/protocol.ts";
 import type { Network } from "./network.ts";
 import { place } from "./placing.ts";
-import { HEADER_BYTES, pageOf, SimulatedThread, type ThreadFlaws } from "./thread.ts";
+import { HEADER_BYTES, SimulatedThread, type ThreadFlaws, usedOf } from "./thread.ts";
 import type { World } from "./world.ts";
 
 /** A lane looks so often whether somebody waits for a page, or all is over. */
@@ -92,7 +92,10 @@ export class SimulatedLanes implements LaneThreads {
       } else if (Atomics.load(words, FINISH) !== 0) {
         await thread.post({ kind: "end" }, HEADER_BYTES);
         return;
-      } else await thread.awaitReadable(LOOK_MS);
+      } else {
+        const isDue = (): boolean => Atomics.load(words, FINISH) !== 0;
+        await thread.awaitReadable({ everyMs: LOOK_MS, isDue });
+      }
     }
   }
 
@@ -111,7 +114,7 @@ export class SimulatedLanes implements LaneThreads {
       const isOurs = (Atomics.and(block.dirty.words, word, ~bit) & bit) !== 0;
       const isRepeated = page === wanted.page && send.cacheBytes === 0 && !sentHere.has(key);
       if (!isOurs && !isRepeated) continue;
-      const bytes = pageOf(block, page).slice();
+      const bytes = usedOf(block, page).slice();
       try {
         const pages = [{ page, bytes }];
         await thread.post(
@@ -131,8 +134,12 @@ export class SimulatedLanes implements LaneThreads {
     const { receive, words, lane, lanes } = setup;
     const door = must(receive.door, "a lane serves a door");
     let from = 0;
+    let heard = -1;
+    const isDue = (): boolean =>
+      Atomics.load(words, OPEN) !== 0 && Atomics.load(door.words, BELL) !== heard;
     for (;;) {
       const isOpen = Atomics.load(words, OPEN) !== 0;
+      if (isOpen) heard = Atomics.load(door.words, BELL);
       const question = isOpen ? takeQuestion(door, { from, lane, lanes }) : null;
       if (question !== null) {
         const { seat, block, page } = question;
@@ -142,7 +149,7 @@ export class SimulatedLanes implements LaneThreads {
       const message = thread.poll();
       if (message?.kind === "end") return;
       if (message?.kind === "pages") place(receive, message, this.#flaws);
-      else if (question === null) await thread.awaitReadable(LOOK_MS);
+      else if (question === null) await thread.awaitReadable({ everyMs: LOOK_MS, isDue });
     }
   }
 }

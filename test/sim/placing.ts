@@ -1,7 +1,7 @@
 import { must } from "../../base/assert.ts";
 import { ARMED, claimPages, markPresent } from "../../workers/fault-door.ts";
 import type { ReceiveSetup } from "../../workers/protocol.ts";
-import { type Message, pageOf, type ThreadFlaws } from "./thread.ts";
+import { type Message, type ThreadFlaws, usedOf } from "./thread.ts";
 
 /** Places what came: in post-copy just those pages that nobody else has, or has begun to place. */
 export function place(
@@ -16,7 +16,7 @@ export function place(
     const isGuarded = door !== undefined && Atomics.load(door.words, ARMED) !== 0;
     const isOurs = !isGuarded || claimPages(door, index, word, bit) !== 0;
     if (!isOurs && flaws.overwrites !== true) continue;
-    pageOf(block, page).set(bytes);
+    usedOf(block, page).set(bytes);
     if (isGuarded) markPresent(door, index, word, bit);
   }
 }

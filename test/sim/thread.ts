@@ -3,6 +3,7 @@ import { MigrationError } from "../../base/errors.ts";
 import { Stopped } from "../../channels/descriptor.ts";
 import { type Control, CounterRow, isStopped, stopOf } from "../../workers/control.ts";
 import type { ReceiveSetup } from "../../workers/protocol.ts";
+import { USED_BYTES } from "./guest.ts";
 import type { SimulatedSocket } from "./network.ts";
 import type { World } from "./world.ts";
 
@@ -39,11 +40,18 @@ export interface ThreadTerms {
   readonly channelTimeoutMs: number;
 }
 
+/** How a thread that waits looks up now and then, and what for. */
+export interface Looks {
+  readonly everyMs?: number;
+  isDue(): boolean;
+}
+
 /** A simulated thread with its channel: how it reads, writes and waits, and what ends it. */
 export class SimulatedThread {
   readonly #world: World;
   readonly #terms: ThreadTerms;
   readonly counters: CounterRow;
+  readonly #stop: Int32Array;
   #socket: SimulatedSocket | null = null;
   #isDead = false;
   #hangsUntilMs = 0;
@@ -52,6 +60,7 @@ export class SimulatedThread {
     this.#world = world;
     this.#terms = terms;
     this.counters = new CounterRow(terms.control, terms.channel - 1);
+    this.#stop = stopOf(terms.control, terms.channel);
   }
 
   open(socket: SimulatedSocket): void {
@@ -84,11 +93,15 @@ export class SimulatedThread {
         wake();
       },
     );
+    const isLate = (): boolean => this.#world.nowMs() - startMs > limitMs;
     while (outcome === "waits") {
-      await this.look((call) => {
-        wake = call;
-      });
-      if (outcome === "waits" && this.#world.nowMs() - startMs > limitMs) {
+      await this.look(
+        (call) => {
+          wake = call;
+        },
+        { isDue: isLate },
+      );
+      if (outcome === "waits" && isLate()) {
         throw new MigrationError("CHANNEL_STALLED", { channel, direction: "write", limitMs });
       }
     }
@@ -105,26 +118,30 @@ export class SimulatedThread {
 
   async next(limitMs: number): Promise<Message> {
     const startMs = this.#world.nowMs();
+    const isLate = (): boolean => this.#world.nowMs() - startMs > limitMs;
     for (;;) {
       const message = this.poll();
       if (message !== undefined) return message;
-      await this.awaitReadable();
-      if (this.#world.nowMs() - startMs > limitMs) {
+      await this.awaitReadable({ isDue: isLate });
+      if (isLate()) {
         const { channel } = this.#terms;
         throw new MigrationError("CHANNEL_STALLED", { channel, direction: "read", limitMs });
       }
     }
   }
 
-  /** Waits until there may be something to read, or for a while. */
-  async awaitReadable(forMs = LOOK_MS): Promise<void> {
-    await this.look((call) => this.#ofSocket.whenReadable(call), forMs);
+  /** Waits until there may be something to read, or until a look finds what it looks for. */
+  async awaitReadable(looks: Looks): Promise<void> {
+    await this.look((call) => this.#ofSocket.whenReadable(call), looks);
   }
 
-  /** Waits for a call or for a while; throws what ends a thread. */
-  async look(arrange: (call: () => void) => void, forMs = LOOK_MS): Promise<void> {
+  /** Waits for a call, or until a look finds what it looks for; throws what ends a thread. */
+  async look(
+    arrange: (call: () => void) => void,
+    { everyMs = LOOK_MS, isDue }: Looks,
+  ): Promise<void> {
     const { promise, resolve } = Promise.withResolvers<void>();
-    const callOff = this.#world.at(forMs, this.#world.side, resolve);
+    const callOff = this.#world.watch(everyMs, () => this.#hasEnded || isDue(), resolve);
     arrange(resolve);
     await promise;
     callOff();
@@ -143,12 +160,15 @@ export class SimulatedThread {
     this.#check();
   }
 
+  get #hasEnded(): boolean {
+    return this.#isDead || isStopped(this.#stop);
+  }
+
   #check(): void {
-    const { control, channel } = this.#terms;
-    if (this.#isDead) {
-      throw new MigrationError("WORKER_DIED", { channel, reason: "the simulation ended it" });
-    }
-    if (isStopped(stopOf(control, channel))) throw new Stopped();
+    if (!this.#hasEnded) return;
+    const { channel } = this.#terms;
+    if (!this.#isDead) throw new Stopped();
+    throw new MigrationError("WORKER_DIED", { channel, reason: "the simulation ended it" });
   }
 
   #lost(): MigrationError {
@@ -161,11 +181,11 @@ export class SimulatedThread {
   }
 }
 
-/** Memory of a block, and of one of its pages. */
-export function pageOf(
+/** What guests use of a page, and so what has to travel of it. */
+export function usedOf(
   { place, pageBytes }: Pick<ReceiveSetup["blocks"][number], "place" | "pageBytes">,
   page: number,
 ): Uint8Array {
   if (place.kind !== "shared") throw new Error("simulated memory is shared");
-  return new Uint8Array(place.buffer, page * pageBytes, pageBytes);
+  return new Uint8Array(place.buffer, page * pageBytes, USED_BYTES);
 }

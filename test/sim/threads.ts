@@ -11,9 +11,16 @@ import type {
   SendTask,
   TaskDone,
 } from "../../workers/protocol.ts";
+import { USED_BYTES } from "./guest.ts";
 import type { Network } from "./network.ts";
 import { place } from "./placing.ts";
-import { HEADER_BYTES, pageOf, SimulatedThread, type ThreadFlaws } from "./thread.ts";
+import {
+  HEADER_BYTES,
+  type SentPage,
+  SimulatedThread,
+  type ThreadFlaws,
+  usedOf,
+} from "./thread.ts";
 import type { World } from "./world.ts";
 
 const PAGES_PER_FRAME = 8;
@@ -165,10 +172,7 @@ export class SimulatedThreads implements ThreadPool {
     if (this.#flaws.losesPage === true && task.round > 1) pages.pop();
     const thread = this.#thread(channel);
     while (pages.length > 0) {
-      const frame = pages.splice(0, PAGES_PER_FRAME).map((page) => ({
-        page,
-        bytes: pageOf(block, page).slice(),
-      }));
+      const frame = copiesOf(block, pages.splice(0, PAGES_PER_FRAME));
       const size = HEADER_BYTES + frame.length * block.pageBytes;
       await thread.post({ kind: "pages", block: task.block, pages: frame }, size);
       thread.counters.add("raw", frame.length);
@@ -209,4 +213,14 @@ export class SimulatedThreads implements ThreadPool {
     this.#threads.set(channel, thread);
     return thread;
   }
+}
+
+/** In one piece of memory: thousands of runs send millions of pages. */
+function copiesOf(block: SendSetup["blocks"][number], pages: readonly number[]): SentPage[] {
+  const copies = new Uint8Array(pages.length * USED_BYTES);
+  return pages.map((page, index) => {
+    const bytes = copies.subarray(index * USED_BYTES, (index + 1) * USED_BYTES);
+    bytes.set(usedOf(block, page));
+    return { page, bytes };
+  });
 }

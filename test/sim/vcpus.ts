@@ -8,7 +8,7 @@ import {
   linkOf,
   MISSING,
 } from "../../workers/fault-door.ts";
-import { type Machine, memoryOf, PAGE_BYTES } from "./guest.ts";
+import { type Machine, memoryOf, PAGE_BYTES, USED_BYTES } from "./guest.ts";
 
 const VCPUS = 2;
 const WRITE_BYTES = 8;
@@ -92,7 +92,8 @@ export class Vcpus {
     this.#compare(index, page, block.name);
     const bytes = new Uint8Array(WRITE_BYTES);
     this.#machine.ledger.random.bytes(bytes);
-    const at = page * PAGE_BYTES + WRITE_BYTES * this.#machine.ledger.random.below(64);
+    const word = this.#machine.ledger.random.below(USED_BYTES / WRITE_BYTES);
+    const at = page * PAGE_BYTES + WRITE_BYTES * word;
     memoryOf(block).set(bytes, at);
     must(this.#truth[index], "every block has a truth").set(bytes, at);
   }

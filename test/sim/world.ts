@@ -10,9 +10,28 @@ export class Side {
   }
 }
 
-/** Returns when no promise can go on any more: their turns come before an immediate's. */
-async function drain(): Promise<void> {
-  await new Promise<void>((resolve) => setImmediate(resolve));
+/** Of one turn of the event loop, which costs more than all of them. */
+const IMMEDIATES = 64;
+let immediates = 0;
+let onImmediate: (() => void) | null = null;
+
+/**
+ * Returns when no promise can go on any more: their turns come before an immediate's, and what was
+ * rejected with nobody to take it is told between any two of them.
+ */
+function drain(): Promise<void> {
+  const { promise, resolve } = Promise.withResolvers<void>();
+  onImmediate = resolve;
+  if (immediates === 0) {
+    for (; immediates < IMMEDIATES; immediates += 1) {
+      setImmediate(() => {
+        immediates -= 1;
+        onImmediate?.();
+        onImmediate = null;
+      });
+    }
+  }
+  return promise;
 }
 
 interface Happening {
@@ -43,6 +62,8 @@ export class World implements Clock {
   async run(isOver: () => boolean, limitMs: number): Promise<boolean> {
     const endMs = this.#now + limitMs;
     const restore = useClock(this);
+    const { stackTraceLimit } = Error;
+    Error.stackTraceLimit = 0; // Nobody looks at the stacks of failures that are to be.
     try {
       await drain();
       for (;;) {
@@ -58,12 +79,18 @@ export class World implements Clock {
       }
     } finally {
       this.#side = null;
+      Error.stackTraceLimit = stackTraceLimit;
       restore();
     }
   }
 
   nowMs(): number {
     return this.#now;
+  }
+
+  /** Nobody's thinking takes time. */
+  cpuMs(): number {
+    return 0;
   }
 
   get side(): Side | null {
@@ -117,6 +144,21 @@ export class World implements Clock {
       this.timers.delete(timer);
       callOff();
     };
+  }
+
+  /**
+   * Looks every `everyMs` whether something is so, as a thread that polls does, and calls once it is.
+   * To look wakes nobody, and costs next to nothing. Returns what ends it.
+   */
+  watch(everyMs: number, isSo: () => boolean, call: () => void): () => void {
+    const side = this.#side;
+    let callOff = (): void => {};
+    const look = (): void => {
+      if (side?.isCrashed === true) return;
+      callOff = isSo() ? this.at(0, side, call) : this.at(everyMs, null, look);
+    };
+    callOff = this.at(everyMs, null, look);
+    return () => callOff();
   }
 
   /** Waits, as the side that asks. */
