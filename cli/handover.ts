@@ -124,7 +124,9 @@ export async function handover(argv: readonly string[]): Promise<number> {
     }
     checkUsage(problems);
     const records = recordsAt(positionals);
-    if (flags.settle) await settle(records, flags.owner, flags["resume-command"]);
+    const command = flags["resume-command"];
+    const resume = command === undefined ? undefined : () => new ShellCommand(command).run();
+    if (flags.settle) await settle(records, flags.owner, resume);
     const notes = notesOf(records);
     const verdict = verdictOf(notes);
     const { owner, advice } = VERDICTS[verdict];
@@ -145,7 +147,8 @@ export function beginRecord(path: string | undefined, side: Side): HandoverRecor
   return record;
 }
 
-type Records = Readonly<Partial<Record<Side, HandoverRecord>>>;
+/** Those that can be read. */
+type Records = Readonly<Partial<Record<Side, Pick<HandoverRecord, "read" | "write" | "decide">>>>;
 
 function recordsAt(paths: readonly string[]): Records {
   const records: Partial<Record<Side, HandoverRecord>> = {};
@@ -158,7 +161,7 @@ function recordsAt(paths: readonly string[]): Records {
   return records;
 }
 
-function notesOf({ source, destination }: Records): Notes {
+export function notesOf({ source, destination }: Records): Notes {
   return {
     ...(source === undefined ? {} : { source: source.read() }),
     ...(destination === undefined ? {} : { destination: destination.read() }),
@@ -167,12 +170,13 @@ function notesOf({ source, destination }: Records): Notes {
 
 /**
  * Leaves one owner, in both records. First it is decided at the destination, whatever the source
- * says: its migration may be under way. Only then may the guest run at the source.
+ * says: its migration may be under way. Only then may the guest run at the source, which `resume`
+ * does. `word` is somebody's who knows, where the source's record is there alone.
  */
-async function settle(
+export async function settle(
   records: Records,
-  word: Side | undefined,
-  command: string | undefined,
+  word?: Side,
+  resume?: () => Promise<unknown>,
 ): Promise<void> {
   const { source, destination } = records;
   if (verdictOf(notesOf(records)) === "contradiction") {
@@ -188,8 +192,8 @@ async function settle(
   const isSettled = isAsked || (destination !== undefined && owner !== "unknown");
   if (source === undefined || !isSettled) return;
   source.write({ side: "source", owner, runs: false });
-  if (owner !== "source" || command === undefined) return;
-  await callHost("resume the guest", RESUME_MS, () => new ShellCommand(command).run());
+  if (owner !== "source" || resume === undefined) return;
+  await callHost("resume the guest", RESUME_MS, resume);
 }
 
 function textOf({ source, destination }: Notes, verdict: Verdict): string {

@@ -2,7 +2,7 @@ import { type MigrateInOptions, migrateIn } from "../engine/destination.ts";
 import type { DestinationHost } from "../engine/host.ts";
 import type { Report } from "../engine/statistics.ts";
 import { fileGuestDestination } from "../hosts/file-guest.ts";
-import { type HandoverRecord, ifPossible, recordedDestination } from "../hosts/handover-record.ts";
+import { recordedDestination, recordedIn } from "../hosts/handover-record.ts";
 import { QemuDestination } from "../hosts/qemu.ts";
 import { addressProblems } from "./address-problems.ts";
 import { addressFeatures, type Command, parseFlags } from "./flags.ts";
@@ -49,7 +49,7 @@ export async function receive(argv: readonly string[]): Promise<number> {
     await using control = await controlled(flags.control, output);
     const recorded = record === undefined ? host : recordedDestination(host, record);
     return await runMigration(output, (signal) =>
-      keepingRecord(record, () =>
+      recordedIn(record, () =>
         migrateInto(recorded, address, {
           ...options,
           signal,
@@ -67,19 +67,6 @@ export async function receive(argv: readonly string[]): Promise<number> {
     );
   } catch (error) {
     return tellFailure(output, error);
-  }
-}
-
-/** An attempt that failed before COMMIT will not run the guest any more; else it was decided. */
-async function keepingRecord(
-  record: HandoverRecord | undefined,
-  migrate: () => Promise<Report>,
-): Promise<Report> {
-  try {
-    return await migrate();
-  } catch (error) {
-    ifPossible(() => record?.decide("source"));
-    throw error;
   }
 }
 

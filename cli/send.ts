@@ -1,11 +1,9 @@
-import { MigrationError } from "../base/errors.ts";
 import type { SourceHost } from "../engine/host.ts";
 import { PARAMETERS, type ParameterOptions } from "../engine/parameters.ts";
 import { atOnce, ReadyThreads } from "../engine/ready-threads.ts";
 import { migrateOut } from "../engine/source.ts";
-import type { Report } from "../engine/statistics.ts";
 import { type FileGuestOptions, fileGuest } from "../hosts/file-guest.ts";
-import { type HandoverRecord, ifPossible, recordedSource } from "../hosts/handover-record.ts";
+import { recordedOut, recordedSource } from "../hosts/handover-record.ts";
 import { QemuSource } from "../hosts/qemu.ts";
 import { addressProblems } from "./address-problems.ts";
 import { addressFeatures, type Command, parseFlags } from "./flags.ts";
@@ -71,7 +69,7 @@ export async function send(argv: readonly string[], ready?: ReadyThreads): Promi
     using postcopy = switchOnSignal();
     await using control = await controlled(flags.control, output, postcopy.postcopySwitch);
     return await runMigration(output, (signal) =>
-      keepingRecord(record, () =>
+      recordedOut(record, () =>
         migrateOut(recorded, address, {
           ...possible,
           ...(threads === undefined ? {} : { threads }),
@@ -94,26 +92,6 @@ export async function send(argv: readonly string[], ready?: ReadyThreads): Promi
 
 function threadsFor({ channels = PARAMETERS.channels.default }: ParameterOptions): ReadyThreads {
   return new ReadyThreads("source", atOnce(channels));
-}
-
-/** Notes how it ended. HANDOVER_UNKNOWN was noted before it could come to that. */
-async function keepingRecord(
-  record: HandoverRecord | undefined,
-  migrate: () => Promise<Report>,
-): Promise<Report> {
-  try {
-    const report = await migrate();
-    ifPossible(() => record?.write({ side: "source", owner: "destination", runs: false }));
-    return report;
-  } catch (error) {
-    const code = error instanceof MigrationError ? error.code : "";
-    // In post-copy it runs there, whatever it misses; and nobody may run it here.
-    const owner = code === "POSTCOPY_INTERRUPTED" ? "destination" : "source";
-    if (code !== "HANDOVER_UNKNOWN") {
-      ifPossible(() => record?.write({ side: "source", owner, runs: false }));
-    }
-    throw error;
-  }
 }
 
 interface OpenSource extends SourceHost, AsyncDisposable {

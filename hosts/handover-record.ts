@@ -134,7 +134,10 @@ export class HandoverRecord {
 }
 
 /** As `host`, and before COMMIT can be sent, the record says that it may be. */
-export function recordedSource<H extends SourceHost>(host: H, record: HandoverRecord): H {
+export function recordedSource<H extends SourceHost>(
+  host: H,
+  record: Pick<HandoverRecord, "write">,
+): H {
   return overridden(host, {
     saveDevices: async (terms) => {
       record.write({ side: "source", owner: "unknown", runs: false });
@@ -144,7 +147,10 @@ export function recordedSource<H extends SourceHost>(host: H, record: HandoverRe
 }
 
 /** As `host`, and it runs the guest only if nobody took it back to the source before. */
-export function recordedDestination<H extends DestinationHost>(host: H, record: HandoverRecord): H {
+export function recordedDestination<H extends DestinationHost>(
+  host: H,
+  record: Pick<HandoverRecord, "decide" | "runs">,
+): H {
   return overridden(host, {
     resume: async () => {
       if (record.decide("destination").owner !== "destination") {
@@ -154,6 +160,39 @@ export function recordedDestination<H extends DestinationHost>(host: H, record: 
       ifPossible(() => record.runs());
     },
   });
+}
+
+/** Notes at the source how it ended. HANDOVER_UNKNOWN was noted before it could come to that. */
+export async function recordedOut<T>(
+  record: Pick<HandoverRecord, "write"> | undefined,
+  migrate: () => Promise<T>,
+): Promise<T> {
+  try {
+    const report = await migrate();
+    ifPossible(() => record?.write({ side: "source", owner: "destination", runs: false }));
+    return report;
+  } catch (error) {
+    const code = error instanceof MigrationError ? error.code : "";
+    // In post-copy it runs there, whatever it misses; and nobody may run it here.
+    const owner = code === "POSTCOPY_INTERRUPTED" ? "destination" : "source";
+    if (code !== "HANDOVER_UNKNOWN") {
+      ifPossible(() => record?.write({ side: "source", owner, runs: false }));
+    }
+    throw error;
+  }
+}
+
+/** At the destination: an attempt that failed before COMMIT will not run the guest any more. */
+export async function recordedIn<T>(
+  record: Pick<HandoverRecord, "decide"> | undefined,
+  migrate: () => Promise<T>,
+): Promise<T> {
+  try {
+    return await migrate();
+  } catch (error) {
+    ifPossible(() => record?.decide("source")); // Else it was decided.
+    throw error;
+  }
 }
 
 /** Notes the end of something. Where that fails, what was noted before is less exact, and as safe. */

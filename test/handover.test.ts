@@ -14,6 +14,7 @@ import { failureOf } from "./fixtures/cli-outcome.ts";
 import { HoldingRelay } from "./fixtures/cli-relay.ts";
 import { seedFromEnvironment } from "./prng.ts";
 import { type Cli, type CliExit, runCli, startCli } from "./run-cli.ts";
+import { SimulatedRecord } from "./sim/record.ts";
 
 const seed = seedFromEnvironment();
 
@@ -162,6 +163,34 @@ test("a guest that the destination could not run is its own all the same", async
   await expect(host.resume()).rejects.toThrow("no processor after 7 ms");
   expect(verdictOf({ destination: record.read() })).toBe("taken over");
   expect(record.decide("source").owner).toBe("destination");
+});
+
+test("the simulator's records say what those in files say", () => {
+  using folder = new CliFolder();
+  type Deed = (record: Pick<HandoverRecord, keyof SimulatedRecord>) => unknown;
+  const identify: Deed = (record) => record.identify("one");
+  const take: Deed = (record) => record.decide("destination");
+  const takeBack: Deed = (record) => record.decide("source");
+  const run: Deed = (record) => record.runs();
+  const writeAll = OWNERS.map((owner): Deed => {
+    return (record) => record.write({ side: "source", owner, runs: false });
+  });
+  const stories = [
+    ["source", [identify, ...writeAll]],
+    ["destination", [identify, take, run, takeBack]],
+    ["destination", [take, takeBack, identify]],
+    ["destination", [takeBack, identify, take]],
+  ] as const;
+  for (const [index, [side, deeds]] of stories.entries()) {
+    const file = new HandoverRecord(folder.at(`${index}`));
+    file.begin(side);
+    const simulated = new SimulatedRecord(side);
+    expect(simulated.read()).toEqual(file.read());
+    for (const deed of deeds) {
+      for (const record of [file, simulated]) deed(record);
+      expect(simulated.read()).toEqual(file.read());
+    }
+  }
 });
 
 test("a file that is no record, or is not there, is wrong usage", async () => {

@@ -60,7 +60,7 @@ export class Ledger {
   }
 
   setRunning(machine: Machine, runs: boolean): void {
-    if (runs === this.runs(machine)) return;
+    if (runs === this.runs(machine) || (runs && machine.side.isCrashed)) return;
     this.world.tell(`${machine.side.name}'s guest ${runs ? "runs" : "stands still"}`);
     if (runs) this.#running.add(machine);
     else this.#running.delete(machine);
@@ -234,12 +234,14 @@ export class SimulatedDestinationHost implements DestinationHost {
   machine: Machine | null = null;
   /** In post-copy, once the guest runs. */
   vcpus: Vcpus | null = null;
+  readonly #vcpus: number;
   #door: FaultDoor | null = null;
   #devices: readonly DeviceSection[] = [];
 
-  constructor(side: Side, origin: Machine) {
+  constructor(side: Side, origin: Machine, vcpus: number) {
     this.side = side;
     this.origin = origin;
+    this.#vcpus = vcpus;
   }
 
   async prepare(announced: readonly BlockAnnouncement[]): Promise<readonly Block[]> {
@@ -269,7 +271,8 @@ export class SimulatedDestinationHost implements DestinationHost {
   async resume(): Promise<void> {
     await this.#step("run", () => {
       const machine = must(this.machine, "only a guest that was prepared runs");
-      if (this.#door !== null) this.vcpus = new Vcpus(machine, this.#door, this.origin);
+      const [door, { origin }] = [this.#door, this];
+      if (door !== null) this.vcpus = new Vcpus(machine, { door, origin, count: this.#vcpus });
       this.#compare(machine);
       machine.runs = true;
       this.vcpus?.live();

@@ -12,7 +12,7 @@ import { HEADER_BYTES, SimulatedThread, type ThreadFlaws, usedOf } from "./threa
 import type { World } from "./world.ts";
 
 /** A lane looks so often whether somebody waits for a page, or all is over. */
-const LOOK_MS = 1;
+const LOOK_MS = 2;
 const PREFETCH_PAGES = 2;
 
 type SourceSetup = Extract<LaneSetup, { side: "source" }>;
@@ -31,6 +31,8 @@ export class SimulatedLanes implements LaneThreads {
   readonly #flaws: ThreadFlaws;
   readonly #lanes: readonly Lane[];
   readonly #channels = new Map<number, SimulatedThread>();
+  /** Those that have brought a page. */
+  readonly #busy = new Set<SimulatedThread>();
 
   constructor(world: World, network: Network, setups: readonly LaneSetup[], flaws: ThreadFlaws) {
     this.#world = world;
@@ -126,6 +128,8 @@ export class SimulatedLanes implements LaneThreads {
         throw error;
       }
       sentHere.add(key);
+      this.#busy.add(thread);
+      if (this.#busy.size > 1) this.#world.reached.add("several lanes bring pages");
       thread.counters.add("pages", 1);
     }
   }

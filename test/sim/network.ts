@@ -32,6 +32,7 @@ class Link {
   #lastArrivalMs = 0;
   #stalledUntilMs = 0;
   #inFlight = 0;
+  /** Nothing arrives of what is sent from now on. What is on its way still does. */
   isDead = false;
   /** Loss shows as delay: what was lost is sent again. */
   delayMs = 0;
@@ -54,6 +55,7 @@ class Link {
     if (hasRoom) this.#world.at(this.#freeAtMs - now, null, done);
     const arrivalMs = this.#freeAtMs + this.#quality.latencyMs + this.delayMs;
     this.#lastArrivalMs = Math.max(this.#lastArrivalMs, arrivalMs);
+    if (this.isDead) return;
     this.#world.at(this.#lastArrivalMs - now, null, () => this.#arrive(item, size));
   }
 
@@ -63,7 +65,6 @@ class Link {
   }
 
   #arrive(item: Item, size: number): void {
-    if (this.isDead) return;
     if (this.#held.length > 0 || this.#world.nowMs() < this.#stalledUntilMs) {
       this.#held.push({ item, size });
     } else this.#pass(item, size);
@@ -75,7 +76,6 @@ class Link {
   }
 
   #pass(item: Item, size: number): void {
-    if (this.isDead) return;
     this.#inFlight -= size;
     if (this.#inFlight <= BUFFER_BYTES) for (const { done } of this.#waiting.splice(0)) done();
     this.deliver(item);

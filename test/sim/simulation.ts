@@ -1,8 +1,17 @@
+import { must } from "../../base/assert.ts";
 import { MigrationError } from "../../base/errors.ts";
 import { parseAddress } from "../../channels/address.ts";
 import { loadChecksum } from "../../channels/checksum.ts";
 import { FrameStream } from "../../channels/frame-stream.ts";
-import { encodeHello, MIGRATION_ID_BYTES, TOKEN_BYTES, VERSION } from "../../channels/messages.ts";
+import {
+  encodeFailure,
+  encodeHello,
+  encodeRejoin,
+  MIGRATION_ID_BYTES,
+  TOKEN_BYTES,
+  VERSION,
+} from "../../channels/messages.ts";
+import { notesOf, settle, type Verdict, verdictOf } from "../../cli/handover.ts";
 import { migrateIn } from "../../engine/destination.ts";
 import type { ParameterOptions } from "../../engine/parameters.ts";
 import { PostcopyRecovery } from "../../engine/postcopy-recovery.ts";
@@ -10,9 +19,15 @@ import { PostcopySwitch } from "../../engine/postcopy-switch.ts";
 import { ReadyThreads } from "../../engine/ready-threads.ts";
 import { migrateOut } from "../../engine/source.ts";
 import type { Surroundings } from "../../engine/surroundings.ts";
+import {
+  recordedDestination,
+  recordedIn,
+  recordedOut,
+  recordedSource,
+} from "../../hosts/handover-record.ts";
 import type { ReceiveSetup, SendSetup } from "../../workers/protocol.ts";
 import { Prng } from "../prng.ts";
-import type { Fault, FaultKind, Plan } from "./faults.ts";
+import { type Fault, type FaultKind, isHarmless, type Plan, SILENT } from "./faults.ts";
 import {
   createGuest,
   Ledger,
@@ -22,6 +37,8 @@ import {
 } from "./guest.ts";
 import { SimulatedLanes } from "./lanes.ts";
 import { Network, type Wire } from "./network.ts";
+import { Operator, problemsOf, type Records } from "./operator.ts";
+import { SimulatedRecord } from "./record.ts";
 import type { ThreadFlaws } from "./thread.ts";
 import { SimulatedThreads } from "./threads.ts";
 import { Side, World } from "./world.ts";
@@ -31,9 +48,19 @@ export interface Engine {
   readonly migrateOut: typeof migrateOut;
   readonly migrateIn: typeof migrateIn;
   readonly threads: ThreadFlaws;
+  readonly recordedDestination: typeof recordedDestination;
+  readonly settle: typeof settle;
+  /** Puts a flaw into the coordinator itself, until it is disposed. */
+  spoil?(): Disposable;
 }
 
-export const REAL_ENGINE: Engine = { migrateOut, migrateIn, threads: {} };
+export const REAL_ENGINE: Engine = {
+  migrateOut,
+  migrateIn,
+  threads: {},
+  recordedDestination,
+  settle,
+};
 
 export interface Outcome {
   /** What is wrong with it; nothing, of an engine that keeps its promises. */
@@ -41,6 +68,8 @@ export interface Outcome {
   readonly trace: readonly string[];
   /** How each attempt at the source ended, and the first at the destination. */
   readonly ends: readonly string[];
+  /** What came about in it that a simulator must not miss: see COVERED in the test. */
+  readonly reached: ReadonlySet<string>;
 }
 
 const ADDRESS = "tcp:destination:4444";
@@ -67,10 +96,13 @@ const REST_MS = 20_000;
 /** Longer than it takes to give a thread up, and for an attempt to end without it. */
 const DISK_HANGS_MS = 5000;
 
-type Saying = "garbage" | "hello" | Uint8Array;
+type Saying = "garbage" | "hello" | "rejoin" | Uint8Array;
 
 /** No fault that strikes the migration's own channels strikes a stranger's. */
 const STRANGE_CHANNEL = 99;
+
+/** For another attempt: what a slow link does to one is seen before. */
+const HEALTHY = { latencyMs: 0.1, bytesPerMs: 100_000 };
 
 const LONG_STALL_MS = 5000;
 const SHORT_STALL_MS = 150;
@@ -91,6 +123,7 @@ export async function simulate(
   engine: Engine = REAL_ENGINE,
   watch?: Watch,
 ): Promise<Outcome> {
+  using _flaw = engine.spoil?.();
   return await new Simulation(plan, engine, watch).run();
 }
 
@@ -105,14 +138,25 @@ class Simulation {
   readonly #ledger: Ledger;
   readonly #guest: Machine;
   readonly #sourceHost: SimulatedSourceHost;
+  readonly #recordedSource: SimulatedSourceHost;
+  readonly #operator: Operator;
+  /** Of each attempt at the source one. */
+  readonly #sourceRecords: SimulatedRecord[] = [];
+  readonly #destinationRecord = new SimulatedRecord("destination");
+  /** The last one whose attempt came to the devices, which is when it notes that COMMIT may follow. */
+  #savingRecord: SimulatedRecord | null = null;
+  /** The machines that are gone for good, with the records on them. */
+  readonly #gone = new Set<Side>();
   readonly #cancels = { source: new AbortController(), destination: new AbortController() };
   readonly #ends: End[] = [];
   readonly #threads: { side: Side; threads: SimulatedThreads | SimulatedLanes }[] = [];
   readonly #switch = new PostcopySwitch();
   readonly #recovery = new PostcopyRecovery();
+  readonly #recoveryThere = new PostcopyRecovery();
   readonly #pending: Fault[];
-  /** How often each began. */
-  readonly #steps = new Map<string | null, number>();
+  /** How often each step has begun. */
+  readonly #begun = new Map<string | null, number>();
+  #sourceStep = "";
   #network: Network;
   #isAtRest = false;
 
@@ -121,21 +165,29 @@ class Simulation {
     this.#watch = watch;
     this.#engine = engine;
     this.#random = new Prng(plan.seed);
-    this.#network = this.#createNetwork();
+    const { latencyMs, bytesPerMs } = plan;
+    this.#network = new Network(this.#world, this.#random, { latencyMs, bytesPerMs });
     this.#ledger = new Ledger(this.#world, this.#random, SLOW_MS);
     this.#guest = createGuest(this.#source, this.#ledger);
     this.#sourceHost = new SimulatedSourceHost(this.#guest);
+    this.#operator = new Operator(this.#world, this.#sourceHost, engine.settle);
+    this.#recordedSource = recordedSource(this.#sourceHost, {
+      write: (word) => must(this.#savingRecord, "devices are an attempt's").write(word),
+    });
     this.#pending = [...plan.faults];
     for (const { call, trouble } of plan.troubles) this.#ledger.troubles.set(call, trouble);
   }
 
   async run(): Promise<Outcome> {
-    const host = new SimulatedDestinationHost(this.#destination, this.#guest);
-    const incoming = this.#moveIn(host, this.#destination, "migrateIn");
+    const { vcpus } = this.#plan;
+    const host = new SimulatedDestinationHost(this.#destination, this.#guest, vcpus);
+    const incoming = this.#moveIn(host, this.#destinationRecord, "migrateIn");
     this.#moveOut("migrateOut", 5);
     this.#arm(null);
     this.#operate();
     await this.#settle(host);
+    this.#checkPhases(host, incoming);
+    await this.#lookAfter(host);
     this.#checkOwner(host, incoming);
     this.#checkRest();
     await this.#retry();
@@ -143,12 +195,8 @@ class Simulation {
       violations: this.#world.violations,
       trace: this.#world.trace,
       ends: this.#ends.map(({ name, code }) => `${name} ${code}`),
+      reached: this.#world.reached,
     };
-  }
-
-  #createNetwork(): Network {
-    const { latencyMs, bytesPerMs } = this.#plan;
-    return new Network(this.#world, this.#random, { latencyMs, bytesPerMs });
   }
 
   /** Somebody begins post-copy, and looks after it. */
@@ -173,6 +221,7 @@ class Simulation {
     this.#isAtRest = false;
     this.#guest.live(this.#plan.eagerness);
     const isOver = (): boolean =>
+      this.#operator.isIdle &&
       this.#ends.every(({ side, code }) => code !== null || side.isCrashed);
     if (!(await this.#world.run(isOver, HANG_MS))) {
       for (const { name, side, code } of this.#ends) {
@@ -227,9 +276,11 @@ class Simulation {
   }
 
   #moveOut(name: string, afterMs: number, parameters = this.#parameters): void {
-    this.#follow(name, this.#source, afterMs, () =>
+    const record = new SimulatedRecord("source");
+    this.#sourceRecords.push(record);
+    const migrate = (): Promise<unknown> =>
       this.#engine.migrateOut(
-        this.#sourceHost,
+        this.#recordedSource,
         ADDRESS,
         {
           ...parameters,
@@ -239,17 +290,22 @@ class Simulation {
             ? { postcopySwitch: this.#switch, recovery: this.#recovery }
             : {}),
           ...this.#watched("source"),
-          onPhase: (phase) => this.#arm(`source ${phase}`),
+          onPhase: (phase) => {
+            if (phase === "devices") this.#savingRecord = record;
+            this.#arm(`source ${phase}`);
+          },
+          onMigration: (id) => record.identify(id),
         },
         this.#surroundings(this.#source),
-      ),
-    );
+      );
+    this.#follow(name, this.#source, afterMs, () => recordedOut(record, migrate));
   }
 
-  #moveIn(host: SimulatedDestinationHost, side: Side, name: string): End {
-    return this.#follow(name, side, 0, () =>
+  #moveIn(host: SimulatedDestinationHost, record: SimulatedRecord, name: string): End {
+    const { side } = host;
+    const migrate = (): Promise<unknown> =>
       this.#engine.migrateIn(
-        host,
+        this.#engine.recordedDestination(host, record),
         ADDRESS,
         {
           ...LIMITS,
@@ -258,14 +314,16 @@ class Simulation {
           chunkBytes: CHUNK_BYTES,
           signal: this.#cancels.destination.signal,
           ...this.#watched("destination"),
+          ...(name === "migrateIn" ? { recovery: this.#recoveryThere } : {}),
           onPhase: (phase) => {
             this.#checkLink(host, phase);
             this.#arm(`destination ${phase}`);
           },
+          onMigration: (id) => record.identify(id),
         },
         this.#surroundings(side),
-      ),
-    );
+      );
+    return this.#follow(name, side, 0, () => recordedIn(record, migrate));
   }
 
   #watched(side: "source" | "destination"): { onProgress?: () => void } {
@@ -302,23 +360,60 @@ class Simulation {
     if (end.code === "untyped" || end.code === "INTERNAL") {
       this.#world.blame(`${end.name} ended without a name: ${String(how)}`);
     }
+    this.#reach(`${end.name}: ${end.code}`);
+    const hasCome = end.name === "migrateIn" && this.#begun.has("destination resume");
+    if (hasCome && this.#operator.hasTakenBack) this.#reach("COMMIT is overtaken");
+    if (end.code === "HANDOVER_UNKNOWN") {
+      this.#operator.settle(this.#plan.settleAfterMs, () => this.#records);
+    }
+  }
+
+  /** Those that can be read from outside; of attempts, the one that met the destination. */
+  get #records(): Records {
+    const { migration } = this.#destinationRecord.read();
+    const source =
+      this.#sourceRecords.find((record) => record.read().migration === migration) ??
+      this.#sourceRecords[0];
+    return {
+      ...(source === undefined || this.#gone.has(this.#source) ? {} : { source }),
+      ...(this.#gone.has(this.#destination) ? {} : { destination: this.#destinationRecord }),
+    };
   }
 
   /** The faults whose step begins now will happen. */
   #arm(step: string | null): void {
-    if (step !== null) this.#world.tell(step);
-    const nth = (this.#steps.get(step) ?? 0) + 1;
-    this.#steps.set(step, nth);
-    const isNow = ({ moment }: Fault) => moment.step === step && (moment.nth ?? nth) === nth;
+    if (step !== null) this.#note(step);
+    const times = 1 + (this.#begun.get(step) ?? 0);
+    this.#begun.set(step, times);
+    const isNow = ({ moment: { step: its, nth = 1 } }: Fault): boolean =>
+      its === step && nth === times;
     for (const fault of this.#pending.filter(isNow)) {
       this.#pending.splice(this.#pending.indexOf(fault), 1);
       this.#world.at(fault.moment.afterMs, null, () => this.#strike(fault));
     }
   }
 
+  #note(step: string): void {
+    this.#world.tell(step);
+    if (step === "source postcopy-paused") {
+      const times = 1 + (this.#begun.get(step) ?? 0);
+      this.#reach(`post-copy pauses for the ${times}. time`);
+      this.#reach(`post-copy pauses: ${this.#recovery.pausedFor?.code}`);
+      if (this.#sourceStep === "source postcopy-recover") this.#reach("a recovery breaks");
+    }
+    if (step.startsWith("source ")) this.#sourceStep = step;
+  }
+
+  #reach(what: string): void {
+    this.#world.reached.add(what);
+  }
+
   #strike({ kind, target }: Fault): void {
     this.#world.tell(`fault: ${kind} (${target})`);
-    this.#strikes[kind](this.#wires(target));
+    const wires = this.#wires(target);
+    const isSilent = SILENT.has(kind) && wires.length > 0;
+    if (isSilent && this.#sourceStep === "source postcopy") this.#reach("post-copy falls silent");
+    this.#strikes[kind](wires);
   }
 
   readonly #strikes: Readonly<Record<FaultKind, (wires: readonly Wire[]) => void>> = {
@@ -338,6 +433,7 @@ class Simulation {
     "nobody listens": () => this.#network.closeDoors(),
     "stranger with garbage": () => this.#knock("garbage"),
     "stranger who says hello": () => this.#knock("hello"),
+    "stranger who joins again": () => this.#knock("rejoin"),
     "duplicate connection": (wires) => {
       for (const { source } of wires)
         if (source.out.opening !== null) this.#knock(source.out.opening);
@@ -351,6 +447,11 @@ class Simulation {
     "destination's machine is gone": () => this.#crash(this.#destination, { isSilent: true }),
     "source cancels": () => this.#cancel(this.#source),
     "destination cancels": () => this.#cancel(this.#destination),
+    "source gives up": () => this.#world.at(0, this.#source, () => this.#recovery.giveUp()),
+    "destination gives up": () => {
+      this.#world.at(0, this.#destination, () => this.#recoveryThere.giveUp());
+    },
+    "source breaks off": () => this.#world.at(0, this.#source, () => this.#recovery.pause()),
     "a source's thread dies": () => this.#killThread(this.#source),
     "a destination's thread dies": () => this.#killThread(this.#destination),
     "a source's disk hangs": () => this.#hangThread(this.#source),
@@ -381,6 +482,7 @@ class Simulation {
     if (side.isCrashed) return;
     this.#network.crash(side, isSilent);
     this.#ledger.crash(side);
+    if (isSilent) this.#gone.add(side);
   }
 
   #killThread(side: Side): void {
@@ -424,6 +526,7 @@ class Simulation {
         token: garbage.slice(0, TOKEN_BYTES),
       });
       if (saying === "hello") await stream.send("hello", hello, limitMs);
+      else if (saying === "rejoin") await this.#intrude(stream, hello);
       else connection.writer.write(saying === "garbage" ? garbage : saying);
       await this.#world.sleep(this.#random.below(1000));
     } finally {
@@ -431,43 +534,92 @@ class Simulation {
     }
   }
 
-  #checkOwner(host: SimulatedDestinationHost, incoming: End): void {
-    const outs = this.#ends.filter(({ name }) => name.startsWith("migrateOut"));
-    const codes = outs.map(({ code }) => code);
-    const blame = (what: string): void => this.#world.blame(`${what} (${codes.join(", ")})`);
-    const { machine } = host;
-    const runsThere = machine?.runs === true;
-    if (codes.includes("completed")) {
-      if (this.#guest.runs) blame("the guest that moved runs at the source");
-      if (!runsThere && !this.#destination.isCrashed) blame("the guest that moved runs nowhere");
+  /** As a source that lost its main channel, and then tells a failure; if it is let in. */
+  async #intrude(stream: FrameStream, hello: Uint8Array): Promise<void> {
+    const limitMs = LIMITS.connectTimeoutMs;
+    await stream.send("hello", hello, limitMs);
+    await stream.receive(["welcome"], limitMs);
+    await stream.send("rejoin", encodeRejoin(0), limitMs);
+    await stream.receive(["rejoin"], limitMs);
+    const failure = new MigrationError("CANCELLED", { phase: "precopy" });
+    await stream.send("failure", encodeFailure(failure), limitMs);
+  }
+
+  /** What must hold when all has come to rest, before somebody looks after it. */
+  #checkPhases(host: SimulatedDestinationHost, incoming: End): void {
+    const runsThere = host.machine?.runs === true;
+    const blame = this.#blame;
+    if (isHarmless(this.#plan) && !this.#codes.includes("completed")) {
+      blame("a migration fails that had no reason to");
+    }
+    if (this.#codes.includes("completed")) {
       if (!this.#destination.isCrashed) this.#checkWhole(host, blame);
       if (incoming.code === "POSTCOPY_INTERRUPTED") blame("what is complete was given up");
-    } else if (codes.includes("POSTCOPY_INTERRUPTED")) {
+    } else if (this.#codes.includes("POSTCOPY_INTERRUPTED")) {
       if (this.#guest.runs) blame("the source resumed a guest that went over");
-      if (!runsThere && !this.#destination.isCrashed)
-        blame("the guest that went over runs nowhere");
-    } else if (codes.includes("HANDOVER_UNKNOWN")) {
-      if (this.#guest.runs) blame("the source resumed a guest that it had handed over");
-    } else if (!this.#source.isCrashed && !codes.includes(null)) {
+    } else if (this.#codes.includes("HANDOVER_UNKNOWN")) {
+      const isIts = this.#operator.hasTakenBack;
+      if (this.#guest.runs && !isIts) blame("the source resumed a guest that it had handed over");
+    } else if (!this.#source.isCrashed && !this.#codes.includes(null)) {
       if (runsThere) blame("the guest runs at the destination, and the source does not know");
-      this.#checkRestored(codes, blame);
-    }
-    if (incoming.code === "completed" && !runsThere && !this.#destination.isCrashed) {
-      blame("the destination says that the guest runs, and it does not");
+      const isTold = this.#codes.includes("GUEST_NOT_RESTORED") && this.#plan.troubles.length > 0;
+      if (!isTold) this.#checkRestored(blame);
     }
     if (this.#destination.isCrashed) return;
     if (incoming.code === "completed") {
+      if (!runsThere) blame("the destination says that the guest runs, and it does not");
       this.#checkWhole(host, blame);
       const link = host.vcpus?.link ?? "open";
       if (link !== "open") blame(`the guest is whole, and its vCPUs have it that it is ${link}`);
     }
     if (incoming.code === "POSTCOPY_INTERRUPTED") {
-      if (!runsThere && this.#canRun) blame("a guest that went over does not run");
+      const mayRun = this.#canRun && !this.#operator.hasTakenBack;
+      if (!runsThere && mayRun) blame("a guest that went over does not run");
       const waits = host.vcpus !== null && host.vcpus.link !== "given-up";
       if (waits) blame("vCPUs wait for ever for what will not come");
     }
     host.vcpus?.check();
   }
+
+  /** What an operator does who finds a guest that its engine left at rest, and says so. */
+  async #lookAfter(host: SimulatedDestinationHost): Promise<void> {
+    if (this.#verdict === "taken over" && !this.#destination.isCrashed)
+      this.#operator.runThere(host);
+    if (this.#codes.includes("GUEST_NOT_RESTORED") && !this.#source.isCrashed) {
+      this.#operator.restore();
+    }
+    await this.#world.run(() => this.#operator.isIdle, HANG_MS);
+    host.vcpus?.rest();
+    if (!this.#operator.isIdle) this.#world.blame("the operator hangs");
+  }
+
+  /** Who owns the guest by the records, as `multifd handover` tells, and whether it runs just there. */
+  #checkOwner(host: SimulatedDestinationHost, incoming: End): void {
+    const isUndecided = this.#destinationRecord.read().owner === "unknown";
+    if (incoming.code !== null && isUndecided) this.#blame("the destination ended undecided");
+    const problems = problemsOf(this.#verdict, {
+      runsHere: this.#guest.runs,
+      runsThere: host.machine?.runs === true,
+      source: this.#source,
+      destination: this.#destination,
+    });
+    for (const problem of problems) this.#blame(problem);
+    const isRestored = this.#codes.includes("GUEST_NOT_RESTORED") && !this.#source.isCrashed;
+    if (isRestored) this.#checkRestored(this.#blame);
+  }
+
+  get #verdict(): Verdict {
+    return verdictOf(notesOf(this.#records));
+  }
+
+  /** How the attempts at the source ended. */
+  get #codes(): readonly (string | null)[] {
+    return this.#ends.filter(({ name }) => name.startsWith("migrateOut")).map(({ code }) => code);
+  }
+
+  readonly #blame = (what: string): void => {
+    this.#world.blame(`${what} (${this.#codes.join(", ")})`);
+  };
 
   /** A host that fails to run the guest leaves it at rest, whole as far as it came. */
   get #canRun(): boolean {
@@ -479,8 +631,7 @@ class Simulation {
     if (vcpus.missing !== 0) blame(`${vcpus.missing} pages never came`);
   }
 
-  #checkRestored(codes: readonly (string | null)[], blame: (what: string) => void): void {
-    if (codes.includes("GUEST_NOT_RESTORED") && this.#plan.troubles.length > 0) return;
+  #checkRestored(blame: (what: string) => void): void {
     if (!this.#guest.runs) blame("the guest runs nowhere");
     if (this.#guest.log !== null) blame("tracking is left on");
     if (this.#guest.throttlePercent !== 0) blame("the guest is left throttled");
@@ -497,13 +648,13 @@ class Simulation {
     if (this.#world.violations.length > 0 || this.#source.isCrashed || !this.#guest.runs) return;
     this.#ledger.troubles.clear();
     this.#pending.length = 0;
-    this.#network = this.#createNetwork();
+    this.#network = new Network(this.#world, this.#random, HEALTHY);
     this.#cancels.source = new AbortController();
     this.#cancels.destination = new AbortController();
     this.#ends.length = 0;
     const side = new Side("second destination");
-    const host = new SimulatedDestinationHost(side, this.#guest);
-    this.#moveIn(host, side, "migrateIn, retried");
+    const host = new SimulatedDestinationHost(side, this.#guest, this.#plan.vcpus);
+    this.#moveIn(host, new SimulatedRecord("destination"), "migrateIn, retried");
     const parameters = { timeoutMs: 20_000, nonConvergence: "switch-over", maxRounds: 10 } as const;
     this.#moveOut("migrateOut, retried", 5, { ...this.#parameters, ...parameters });
     await this.#settle(host);

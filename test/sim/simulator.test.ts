@@ -30,6 +30,44 @@ const RUNS = 2000;
 /** They take half a minute where two other programs want the processors. */
 const SLOW_MACHINE_MS = 240_000;
 
+/**
+ * What the runs must come to, or they show less than they seem to. Each of them comes about in a dozen
+ * of the runs, and most of them in many more: where none does, that is no accident.
+ */
+const COVERED: readonly string[] = [
+  ...[
+    "completed",
+    "CANCELLED",
+    "CHANNEL_LOST",
+    "HOST_FAILED",
+    "HOST_TIMEOUT",
+    "NOT_CONVERGING",
+    "PEER_SILENT",
+    "POSTCOPY_INTERRUPTED",
+    "TIMEOUT",
+    "WORKER_DIED",
+  ].flatMap((end) => [`migrateOut: ${end}`, `migrateIn: ${end}`]),
+  "migrateOut: CONNECT_FAILED",
+  "migrateOut: GUEST_NOT_RESTORED",
+  "migrateOut: HANDOVER_UNKNOWN",
+  "migrateOut again: TOKEN_REFUSED",
+  "migrateOut, retried: completed",
+  "migrateIn: NO_SOURCE",
+  "settled: at the source",
+  "settled: at the destination",
+  "settled: taken over",
+  "settled: in doubt",
+  "COMMIT is overtaken",
+  "post-copy falls silent",
+  "post-copy pauses: PEER_SILENT",
+  "post-copy pauses: CHANNEL_LOST",
+  "post-copy pauses: WORKER_DIED",
+  "a recovery breaks",
+  "post-copy pauses for the 3. time",
+  "several vCPUs wait for pages",
+  "several lanes bring pages",
+];
+
 /** So many of the runs are run twice, to compare. */
 const REPEATED_RUNS = 40;
 
@@ -56,24 +94,21 @@ function told(plan: Plan, { violations, trace }: Outcome): string {
 
 async function expectSound(plan: Plan): Promise<Outcome> {
   const outcome = await simulate(plan);
-  expect(outcome.violations, told(plan, outcome)).toEqual([]);
+  if (outcome.violations.length > 0) expect.fail(told(plan, outcome));
   return outcome;
 }
 
 test(`any faults at any moment leave one guest, whole (SEED=${seed})`, {
   timeout: SLOW_MACHINE_MS,
 }, async () => {
-  const ends = new Set<string>();
+  const reached = new Set<string>();
   for (let index = 0; index < (isReplay ? 1 : RUNS); index += 1) {
     const outcome = await expectSound(planOf(index));
-    for (const end of outcome.ends) ends.add(end);
+    for (const situation of outcome.reached) reached.add(situation);
     if (isReplay) process.stdout.write(`${told(planOf(index), outcome)}\n`);
   }
-  if (!isReplay) {
-    expect(ends, "the faults reach all that matters").toContain("migrateOut completed");
-    expect(ends).toContain("migrateOut HANDOVER_UNKNOWN");
-    expect(ends).toContain("migrateOut, retried completed");
-  }
+  const missed = COVERED.filter((situation) => !reached.has(situation));
+  if (!isReplay) expect(missed, "situations that no run came to").toEqual([]);
 });
 
 test(`the same seed gives the same run (SEED=${seed})`, async () => {
@@ -202,6 +237,8 @@ test("two channels do not pass a chunk that neither has begun to and fro for eve
     lanes: 1,
     operatorMs: 0,
     recoverTimeoutMs: 1500,
+    settleAfterMs: 0,
+    vcpus: 1,
     faults: [{ kind: "cut that only the source sees", target: "bulk", moment }],
     troubles: [],
   });

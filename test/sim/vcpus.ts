@@ -10,7 +10,6 @@ import {
 } from "../../workers/fault-door.ts";
 import { type Machine, memoryOf, PAGE_BYTES, USED_BYTES } from "./guest.ts";
 
-const VCPUS = 2;
 const WRITE_BYTES = 8;
 
 /**
@@ -21,19 +20,25 @@ const WRITE_BYTES = 8;
 export class Vcpus {
   readonly #machine: Machine;
   readonly #door: FaultDoor;
+  readonly #count: number;
   /** By block. */
   readonly #truth: readonly Uint8Array[];
+  readonly #waiting = new Set<number>();
   #isAtRest = false;
 
-  constructor(machine: Machine, door: FaultDoor, origin: Machine) {
+  constructor(
+    machine: Machine,
+    { door, origin, count }: { door: FaultDoor; origin: Machine; count: number },
+  ) {
     this.#machine = machine;
     this.#door = door;
+    this.#count = count;
     this.#truth = origin.blocks.map((block) => memoryOf(block).slice());
   }
 
   /** Until `rest`, or for as long as the guest runs. */
   live(): void {
-    for (let seat = 0; seat < VCPUS; seat += 1) this.#touch(seat, this.#choose());
+    for (let seat = 0; seat < this.#count; seat += 1) this.#touch(seat, this.#choose());
   }
 
   rest(): void {
@@ -66,6 +71,9 @@ export class Vcpus {
       const isThere = this.#ask(seat, wish);
       if (isThere === null) return; // It stands still for good.
       if (isThere) this.#use(wish);
+      if (isThere) this.#waiting.delete(seat);
+      else this.#waiting.add(seat);
+      if (this.#waiting.size > 1) world.reached.add("several vCPUs wait for pages");
       this.#touch(seat, isThere ? this.#choose() : wish);
     });
   }

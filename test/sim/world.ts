@@ -50,6 +50,8 @@ interface Happening {
 export class World implements Clock {
   readonly trace: string[] = [];
   readonly violations: string[] = [];
+  /** Situations that came about, by which the test knows that its runs lead anywhere. */
+  readonly reached = new Set<string>();
   /** Timers of the engine that are set: none may be left. */
   readonly timers = new Map<object, Side | null>();
   #now = 1000;
