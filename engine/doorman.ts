@@ -258,12 +258,12 @@ export class Doorman {
 
   /** The source is here again: it goes on where its last connection ended. */
   async #welcomeBack(stream: FrameStream, hello: Hello, version: number): Promise<void> {
-    if (this.#onOffer !== null && this.#isOfMigration(hello)) {
+    if (this.#onOffer !== null && this.isOfMigration(hello)) {
       await this.#welcomeOffer(stream, version, this.#onOffer);
       return;
     }
     const main = this.#rejoinable;
-    if (main?.mayBeRejoined !== true || !this.#isOfMigration(hello)) {
+    if (main?.mayBeRejoined !== true || !this.isOfMigration(hello)) {
       throw new MigrationError("TOKEN_REFUSED", { channel: 0 });
     }
     const token = new Uint8Array(TOKEN_BYTES);
@@ -286,7 +286,8 @@ export class Doorman {
     tell();
   }
 
-  #isOfMigration({ migrationId, token }: Hello, wanted = this.#token): boolean {
+  /** Whether who says hello knows the secret of the migration that was admitted. */
+  isOfMigration({ migrationId, token }: Hello, wanted = this.#token): boolean {
     return (
       this.#migrationId !== null &&
       timingSafeEqual(migrationId, this.#migrationId) &&
@@ -299,7 +300,7 @@ export class Doorman {
     const { channel } = hello;
     const isOurs =
       hello.lane === (channel > this.#channels - this.#lanes ? "priority" : "bulk") &&
-      this.#isOfMigration(hello, this.#channelToken) &&
+      this.isOfMigration(hello, this.#channelToken) &&
       channel <= this.#channels &&
       !this.#joined.has(channel);
     if (!isOurs) throw new MigrationError("TOKEN_REFUSED", { channel });

@@ -3,7 +3,17 @@ import { DestinationMigration } from "../../engine/destination-migration.ts";
 import type { migrateOut } from "../../engine/source.ts";
 import { SourceMigration } from "../../engine/source-migration.ts";
 import { REAL_SURROUNDINGS } from "../../engine/surroundings.ts";
-import type { Plan } from "./faults.ts";
+import { type Fault, LONG_POSTCOPY, type Plan } from "./faults.ts";
+import {
+  ADMITS_ANY_TOKEN,
+  ASKS_NO_DESTINATION,
+  ASKS_NO_RECORD,
+  FORGETS_WHAT_CAME,
+  FORGETS_WHAT_IS_UNFENCED,
+  RESUMES_WHEN_GIVEN_UP,
+  SKIPS_A_FRAME,
+  TRUSTS_ITS_BITMAP,
+} from "./flaws.ts";
 import { type Engine, REAL_ENGINE } from "./simulation.ts";
 
 /** As the real one, but what it undoes is as `flaw` says. */
@@ -40,36 +50,37 @@ function flawedSource(
   };
 }
 
-/** As the real one, but the guest runs as soon as it could. */
-const runsBeforeCommit: typeof migrateIn = async (
-  host,
-  address,
-  options = {},
-  surroundings = REAL_SURROUNDINGS,
-) => {
-  const migration = await DestinationMigration.prepare(host, address, options, surroundings);
-  const { attempt } = migration;
-  try {
-    await using undo = new AsyncDisposableStack();
-    await attempt.run("listen", () => migration.listen());
-    undo.defer(() => migration.discard());
-    await attempt.run("agree", () => migration.agree());
-    await attempt.run("receive", () => migration.receive());
-    await attempt.run("devices", () => migration.receiveDevices());
-    await attempt.run("load", () => migration.load());
-    await host.resume();
-    await attempt.run("commit", () => migration.awaitCommit());
-    attempt.commit();
-    undo.move();
-    await attempt.run("resume", () => migration.resume());
-    if (migration.isPostcopy) await attempt.run("postcopy", () => migration.receiveMissing());
-    return await migration.report();
-  } catch (error) {
-    throw await migration.failureOf(error);
-  } finally {
-    await migration.close();
-  }
-};
+/** As the real one, but the guest runs as soon as it could, or when COMMIT did not come. */
+function flawedDestination(
+  flaw: "runs before COMMIT" | "takes silence for COMMIT",
+): typeof migrateIn {
+  return async (host, address, options = {}, surroundings = REAL_SURROUNDINGS) => {
+    const migration = await DestinationMigration.prepare(host, address, options, surroundings);
+    const { attempt } = migration;
+    try {
+      await using undo = new AsyncDisposableStack();
+      await attempt.run("listen", () => migration.listen());
+      undo.defer(() => migration.discard());
+      await attempt.run("agree", () => migration.agree());
+      await attempt.run("receive", () => migration.receive());
+      await attempt.run("devices", () => migration.receiveDevices());
+      await attempt.run("load", () => migration.load());
+      if (flaw === "runs before COMMIT") await host.resume();
+      else undo.move();
+      await attempt.run("commit", () => migration.awaitCommit());
+      attempt.commit();
+      undo.move();
+      await attempt.run("resume", () => migration.resume());
+      if (migration.isPostcopy) await attempt.run("postcopy", () => migration.receiveMissing());
+      return await migration.report();
+    } catch (error) {
+      if (flaw === "takes silence for COMMIT" && attempt.phase === "commit") await host.resume();
+      throw await migration.failureOf(error);
+    } finally {
+      await migration.close();
+    }
+  };
+}
 
 /** COMMIT arrives, and nobody hears that it has. */
 const ANSWER_LOST: Partial<Plan> = {
@@ -79,6 +90,25 @@ const ANSWER_LOST: Partial<Plan> = {
   troubles: [],
   faults: [{ kind: "cut", target: "main", moment: { step: "source commit", afterMs: 3 } }],
 };
+
+/** A plan of nothing but this, with time enough. */
+function just(fault: Fault, ...others: readonly Fault[]): Partial<Plan> {
+  return {
+    timeoutMs: 20_000,
+    nonConvergence: "switch-over",
+    postcopy: "never",
+    troubles: [],
+    faults: [fault, ...others],
+  };
+}
+
+/** The link of a post-copy breaks in the middle, and another leg may follow. */
+const BREAK: Fault = {
+  kind: "cut",
+  target: "all",
+  moment: { step: "source postcopy", afterMs: 40 },
+};
+const BREAKS_ONCE: Partial<Plan> = { ...just(BREAK), ...LONG_POSTCOPY, reconnectTimeoutMs: 5000 };
 
 /** Engines with a flaw each, and what the simulator must say of them. */
 export const BROKEN: readonly {
@@ -96,8 +126,12 @@ export const BROKEN: readonly {
   },
   {
     states: "a destination that runs before COMMIT",
-    engine: { ...REAL_ENGINE, migrateIn: runsBeforeCommit },
+    engine: { ...REAL_ENGINE, migrateIn: flawedDestination("runs before COMMIT") },
     blamed: /two copies of the guest run|a guest that runs was discarded/,
+    setting: {
+      ...just({ kind: "cut", target: "main", moment: { step: "destination load", afterMs: 2 } }),
+      reconnectTimeoutMs: 0,
+    },
   },
   {
     states: "a source that leaves tracking on",
@@ -108,6 +142,14 @@ export const BROKEN: readonly {
     states: "a thread that drops the dirty bits of what it did not come to",
     engine: { ...REAL_ENGINE, threads: { dropsBits: true } },
     blamed: /is not the same when the guest runs/,
+    setting: {
+      nonConvergence: "switch-over",
+      timeoutMs: 60,
+      bytesPerMs: 2000,
+      postcopy: "never",
+      troubles: [],
+      faults: [],
+    },
   },
   {
     states: "a thread that loses a page",
@@ -129,7 +171,108 @@ export const BROKEN: readonly {
   {
     states: "a thread that loses a page in post-copy, for which both ends wait then",
     engine: { ...REAL_ENGINE, threads: { losesPage: true } },
-    blamed: /fails: POSTCOPY_INTERRUPTED/,
-    setting: { postcopy: "after-rounds", eagerness: 24 },
+    blamed: /a migration fails that had no reason to/,
+    setting: {
+      ...LONG_POSTCOPY,
+      troubles: [],
+      faults: [],
+      reconnectTimeoutMs: 0,
+      operatorMs: 0,
+      mustComplete: true,
+    },
+  },
+  {
+    states: "a destination that takes silence for COMMIT",
+    engine: { ...REAL_ENGINE, migrateIn: flawedDestination("takes silence for COMMIT") },
+    blamed: /two copies of the guest run/,
+    setting: {
+      ...just({
+        kind: "cut",
+        target: "main",
+        moment: { step: "destination commit", afterMs: 0 },
+      }),
+      reconnectTimeoutMs: 0,
+    },
+  },
+  {
+    states: "a destination that runs what an operator has taken back",
+    engine: { ...REAL_ENGINE, ...ASKS_NO_RECORD },
+    blamed: /two copies of the guest run/,
+    setting: {
+      ...just({
+        kind: "cut that only the source sees",
+        target: "main",
+        moment: { step: "source commit", afterMs: 0 },
+      }),
+      latencyMs: 5,
+      settleAfterMs: 0,
+    },
+  },
+  {
+    states: "an operator who takes the guest back without asking the destination",
+    engine: { ...REAL_ENGINE, ...ASKS_NO_DESTINATION },
+    blamed: /two copies of the guest run/,
+    setting: { ...ANSWER_LOST, postcopy: "never" },
+  },
+  {
+    states: "a destination that forgets in a recovery what it has",
+    engine: { ...REAL_ENGINE, ...FORGETS_WHAT_CAME },
+    blamed: /is not what the guest has there/,
+    setting: BREAKS_ONCE,
+  },
+  {
+    states: "a source that sends after a recovery only what it had not sent",
+    engine: { ...REAL_ENGINE, ...TRUSTS_ITS_BITMAP },
+    blamed: /a migration fails that had no reason to|hangs/,
+    setting: { ...BREAKS_ONCE, mustComplete: true },
+  },
+  {
+    states: "a source that resumes the guest when a paused post-copy is given up",
+    engine: { ...REAL_ENGINE, ...RESUMES_WHEN_GIVEN_UP },
+    blamed: /two copies of the guest run/,
+    setting: {
+      ...just(BREAK, {
+        kind: "source gives up",
+        target: "all",
+        moment: { step: "source postcopy-paused", afterMs: 10 },
+      }),
+      ...LONG_POSTCOPY,
+      reconnectTimeoutMs: 0,
+    },
+  },
+  {
+    states: "a source that holds what a lost channel has sent to have arrived",
+    engine: { ...REAL_ENGINE, ...FORGETS_WHAT_IS_UNFENCED },
+    blamed: /is not the same when the guest runs/,
+    setting: {
+      ...just({
+        kind: "cut that only the destination sees",
+        target: "bulk",
+        moment: { step: "source rest", afterMs: 0 },
+      }),
+    },
+  },
+  {
+    states: "a destination that is joined again by whoever comes",
+    engine: { ...REAL_ENGINE, ...ADMITS_ANY_TOKEN },
+    blamed: /a migration fails that had no reason to/,
+    setting: {
+      ...just({
+        kind: "stranger who joins again",
+        target: "main",
+        moment: { step: "source precopy", afterMs: 0 },
+      }),
+      reconnectTimeoutMs: 1000,
+    },
+  },
+  {
+    states: "an end that says, joined again, that it has a frame more than it has",
+    engine: { ...REAL_ENGINE, ...SKIPS_A_FRAME },
+    blamed: /a migration fails that had no reason to/,
+    setting: {
+      ...just({ kind: "cut", target: "main", moment: { step: "source precopy", afterMs: 0 } }),
+      reconnectTimeoutMs: 2000,
+      mustComplete: true,
+    },
   },
 ];
