@@ -25,6 +25,8 @@ const BUFFER_BYTES = 64 * 1024;
 class Link {
   readonly #world: World;
   readonly #quality: LinkQuality;
+  readonly #writer: Side;
+  readonly #reader: Side;
   readonly #held: { item: Item; size: number }[] = [];
   readonly #waiting: { size: number; done: () => void }[] = [];
   readonly deliver: (item: Item) => void;
@@ -39,10 +41,15 @@ class Link {
   /** What was said first: somebody may say it once more. */
   opening: Uint8Array | null = null;
 
-  constructor(world: World, quality: LinkQuality, deliver: (item: Item) => void) {
+  constructor(
+    world: World,
+    terms: { quality: LinkQuality; writer: Side; reader: Side; deliver: (item: Item) => void },
+  ) {
     this.#world = world;
-    this.#quality = quality;
-    this.deliver = deliver;
+    this.#quality = terms.quality;
+    this.#writer = terms.writer;
+    this.#reader = terms.reader;
+    this.deliver = terms.deliver;
   }
 
   send(item: Item, size: number, done: () => void): void {
@@ -52,11 +59,11 @@ class Link {
     this.#inFlight += size;
     const now = this.#world.nowMs();
     this.#freeAtMs = Math.max(now, this.#freeAtMs) + size / this.#quality.bytesPerMs;
-    if (hasRoom) this.#world.at(this.#freeAtMs - now, null, done);
+    if (hasRoom) this.#world.at(this.#freeAtMs - now, this.#writer, done);
     const arrivalMs = this.#freeAtMs + this.#quality.latencyMs + this.delayMs;
     this.#lastArrivalMs = Math.max(this.#lastArrivalMs, arrivalMs);
     if (this.isDead) return;
-    this.#world.at(this.#lastArrivalMs - now, null, () => this.#arrive(item, size));
+    this.#world.at(this.#lastArrivalMs - now, this.#reader, () => this.#arrive(item, size));
   }
 
   stall(forMs: number): void {
@@ -72,12 +79,16 @@ class Link {
 
   #release(): void {
     if (this.#world.nowMs() < this.#stalledUntilMs) return;
-    for (const { item, size } of this.#held.splice(0)) this.#pass(item, size);
+    for (const { item, size } of this.#held.splice(0)) {
+      this.#world.at(0, this.#reader, () => this.#pass(item, size));
+    }
   }
 
   #pass(item: Item, size: number): void {
     this.#inFlight -= size;
-    if (this.#inFlight <= BUFFER_BYTES) for (const { done } of this.#waiting.splice(0)) done();
+    if (this.#inFlight <= BUFFER_BYTES) {
+      for (const { done } of this.#waiting.splice(0)) this.#world.at(0, this.#writer, done);
+    }
     this.deliver(item);
   }
 }
@@ -114,8 +125,11 @@ export class SimulatedSocket {
   }
 
   connectTo(peer: SimulatedSocket, quality: LinkQuality): void {
-    this.#out = new Link(this.#world, quality, (item) => {
-      this.#world.at(0, peer.side, () => peer.#take(item));
+    this.#out = new Link(this.#world, {
+      quality,
+      writer: this.side,
+      reader: peer.side,
+      deliver: (item) => peer.#take(item),
     });
   }
 
@@ -188,7 +202,7 @@ export class SimulatedSocket {
       this.#world.at(0, this.side, () => reject(new Error("write EPIPE")));
     } else {
       this.#unwritten.add(reject);
-      this.out.send(item, size, () => this.#world.at(0, this.side, resolve));
+      this.out.send(item, size, resolve);
     }
     try {
       await promise;
