@@ -79,7 +79,7 @@ export const DEMO = {
     help: HELP_FLAG,
   },
   parameters: true,
-  features: () => ({ migration: "live", throttle: true, address: "tcp" }),
+  features: () => ({ host: "memory-guest", migration: "live", address: "tcp" }),
 } as const satisfies Command;
 
 type DemoFlags = ReturnType<typeof parseFlags<typeof DEMO.flags>>["flags"];

@@ -1,15 +1,11 @@
 import { parseArgs } from "node:util";
 import { assert } from "../base/assert.ts";
 import { type ChoiceDomain, type Domain, domainText, type NumberDomain } from "../engine/domain.ts";
-import type { Features } from "../engine/legality.ts";
+import type { Features } from "../engine/features.ts";
 import { nearest } from "../engine/nearest.ts";
-import {
-  configurationProblems,
-  flagOf,
-  PARAMETER_KEYS,
-  type ParameterOptions,
-  rowOf,
-} from "../engine/parameters.ts";
+import { flagOf, PARAMETER_KEYS, type ParameterOptions, rowOf } from "../engine/parameters.ts";
+import type { GuestFeatures } from "./guest-rules.ts";
+import { brokenRules } from "./rules.ts";
 import { AS_FLAGS, type FlagValue, formatValue, parseValue } from "./values.ts";
 
 /** A flag of one command. Without `value` it is a switch: there or not. */
@@ -44,7 +40,7 @@ export interface Command<F extends CommandFlags = CommandFlags> {
   /** Whether every parameter of a migration is a flag, too. */
   readonly parameters: boolean;
   /** What the command knows of its migration, for the rules of legality; see `addressFeatures`. */
-  readonly features?: (positionals: readonly string[], flags: FlagValues) => Features;
+  readonly features?: (positionals: readonly string[], flags: FlagValues) => GuestFeatures;
 }
 
 /** What the flags of some command were given, or their defaults. */
@@ -249,14 +245,12 @@ class Reading<F extends CommandFlags> {
     const values: FlagValues = Object.fromEntries(
       Object.entries(flags).map(([name, flag]) => [name, this.#valueOf(name, flag)]),
     );
-    const illegal = parameters
-      ? configurationProblems(options, features?.(this.positionals, values), { wording: AS_FLAGS })
-      : [];
+    const illegal = brokenRules(options, features?.(this.positionals, values as FlagValues) ?? {});
     return {
       options,
       flags: values as Parsed<F>["flags"],
       positionals: this.positionals,
-      problems: [...this.#problems, ...illegal],
+      problems: [...this.#problems, ...illegal.map(({ message }) => message)],
       mistakes: this.#problems,
     };
   }

@@ -1,5 +1,6 @@
 import type { FileGuestOptions, MemoryFile } from "../hosts/file-guest.ts";
-import type { CommandFlag, CommandFlags } from "./flags.ts";
+import type { CommandFlag, CommandFlags, FlagValues } from "./flags.ts";
+import type { GuestFeatures } from "./guest-rules.ts";
 import { MEMORY_FLAG, parseMemoryFlags } from "./memory-flag.ts";
 
 const QEMU_FLAG = {
@@ -16,9 +17,8 @@ export const GUEST_FLAGS = { memory: MEMORY_FLAG, qemu: QEMU_FLAG } as const;
 export const WRITER_FLAGS = {
   "dirty-log": {
     value: { type: "choice", choices: ["none", "scan"] },
-    default: "none",
     meaning:
-      "How writes to the memory are found: none, nobody writes it; scan, by reading all of it in every round. With --qemu it is always scan.",
+      "How writes to the memory are found: none, nobody writes it; scan, by reading all of it in every round. Default none; with --qemu it is always scan.",
   },
   "pause-command": {
     value: "text",
@@ -33,48 +33,70 @@ export const WRITER_FLAGS = {
   },
 } as const satisfies CommandFlags;
 
+/** What is known of a guest by the flags of a command, which are not looked into. */
+export function guestFeatures(flags: FlagValues, host: GuestFeatures["host"]): GuestFeatures {
+  return {
+    ...(host === undefined ? {} : { host }),
+    memory: isGiven(flags["memory"]),
+    qemu: isGiven(flags["qemu"]),
+    pauseCommand: isGiven(flags["pause-command"]),
+    resumeCommand: isGiven(flags["resume-command"]),
+  };
+}
+
+/** How writes are found, for the rules. Not said of files, it is that nobody writes them. */
+export function writerFeatures(flags: FlagValues, host: GuestFeatures["host"]): GuestFeatures {
+  const dirtyLog = flags["dirty-log"] ?? (host === "files" ? "none" : undefined);
+  return isDirtyLog(dirtyLog) ? { dirtyLog } : {};
+}
+
+/** Which host the flags name: who gives both means QEMU, and a rule tells what is wrong. */
+export function namedHost(flags: FlagValues): "files" | "qemu" | undefined {
+  if (isGiven(flags["qemu"]) === "given") return "qemu";
+  return isGiven(flags["memory"]) === "given" ? "files" : undefined;
+}
+
+/** Which host a command has that cannot do without one. */
+export function hostOf(flags: FlagValues): "files" | "qemu" {
+  return namedHost(flags) ?? "files";
+}
+
+function isGiven(value: FlagValues[string]): "given" | "left out" {
+  return value === undefined || (Array.isArray(value) && value.length === 0) ? "left out" : "given";
+}
+
+function isDirtyLog(value: unknown): value is "none" | "bitmap" | "scan" {
+  return value === "none" || value === "bitmap" || value === "scan";
+}
+
 /** A guest of QEMU, by its monitor's socket, or RAM in files. */
 export type GuestChoice =
   | { readonly kind: "qemu"; readonly path: string }
   | { readonly kind: "files"; readonly files: readonly MemoryFile[] };
 
 interface GivenWriter {
-  readonly "dirty-log": "none" | "scan";
+  readonly "dirty-log": "none" | "scan" | undefined;
   readonly "pause-command": string | undefined;
   readonly "resume-command": string | undefined;
 }
 
-/** Which guest it is; what is wrong goes to `problems`. */
+/** Which guest it is; what is wrong with how it is told goes to `problems`. */
 export function parseGuestFlags(
   { memory, qemu }: { readonly memory: readonly string[]; readonly qemu: string | undefined },
   problems: string[],
 ): GuestChoice {
   const isQemu = qemu !== undefined || problems.some((problem) => problem.startsWith("--qemu "));
   if (!isQemu) return { kind: "files", files: parseMemoryFlags(memory, problems) };
-  if (memory.length > 0) {
-    problems.push("--memory and --qemu exclude each other: QEMU says itself where its RAM is");
-  }
   return { kind: "qemu", path: qemu ?? "" };
 }
 
-/** How the files are written; what is wrong goes to `problems`. */
-export function parseWriterFlags(
-  flags: GivenWriter,
-  guest: GuestChoice,
-  problems: string[],
-): FileGuestOptions {
-  const { "pause-command": pause, "resume-command": resume, "dirty-log": dirtyLog } = flags;
-  if (pause === undefined && resume === undefined) return { dirtyLog };
-  if (guest.kind === "qemu") {
-    problems.push(
-      "--pause-command and --resume-command are for --memory: QEMU stops its own guest",
-    );
-  } else if (dirtyLog === "none") {
-    problems.push("--pause-command and --resume-command need --dirty-log scan");
-  }
-  if (pause === undefined || resume === undefined) {
-    problems.push("--pause-command and --resume-command need each other: a failure undoes a pause");
-    return { dirtyLog };
-  }
+/** How the files are written. Which of these go together is asked of the rules. */
+export function writerOf(flags: GivenWriter): FileGuestOptions {
+  const {
+    "pause-command": pause,
+    "resume-command": resume,
+    "dirty-log": dirtyLog = "none",
+  } = flags;
+  if (pause === undefined || resume === undefined) return { dirtyLog };
   return { dirtyLog, commands: { pause, resume } };
 }

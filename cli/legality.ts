@@ -1,17 +1,15 @@
 import { parseAddress } from "../channels/address.ts";
-import {
-  type Features,
-  LEGALITY,
-  type LegalityProblem,
-  legalityProblems,
-} from "../engine/legality.ts";
-import { type ParameterOptions, resolveParameters } from "../engine/parameters.ts";
-import { addressFeatures, type Command, parseFlags } from "./flags.ts";
+import { addressFeatures, type Command, type FlagValues, parseFlags } from "./flags.ts";
+import { guestFeatures, namedHost, WRITER_FLAGS, writerFeatures } from "./guest-flags.ts";
+import type { GuestFeatures } from "./guest-rules.ts";
+import { RECORD_FLAG } from "./handover.ts";
+import { MEMORY_FLAG, parseMemoryFlags } from "./memory-flag.ts";
 import { chooseOutput } from "./output.ts";
+import { CONTROL_FLAG } from "./recover.ts";
+import { FEATURE_FLAGS, type UndecidedRule, type Verdict, verdictOf } from "./rules.ts";
 import { checkUsage, EXIT, tellFailure } from "./run.ts";
 import { HELP_FLAG, JSON_FLAG } from "./shared-flags.ts";
 import { flushed, say } from "./standard-streams.ts";
-import { AS_FLAGS } from "./values.ts";
 
 const SIDE = { type: "choice", choices: ["source", "destination"] } as const;
 
@@ -26,18 +24,45 @@ export const LEGALITY_CHECK = {
   flags: {
     check: {
       meaning:
-        "Says whether this configuration is legal, before anything starts: exit status 0, or 1 and the rules that it breaks.",
+        "Says whether this configuration is legal, before anything starts. Exit status 0: it breaks no rule, as far as is known; what could not be decided is listed. 1: it breaks the rules listed. 2: wrong usage.",
     },
     side: { value: SIDE, default: "source", meaning: "With --check: the end that is configured." },
-    throttle: {
-      value: { type: "boolean" },
+    host: {
+      value: { type: "choice", choices: ["files", "qemu", "memory-guest"] },
       meaning:
-        "With --check: whether the source's host can slow its guest down; unknown unless given.",
+        "With --check: whose guest it is, where neither --memory nor --qemu says it; memory-guest is the one of `demo`.",
+    },
+    memory: { ...MEMORY_FLAG, meaning: "With --check: as of `send` and `receive`; not opened." },
+    qemu: {
+      value: "text",
+      placeholder: "QMP_SOCKET",
+      meaning: "With --check: as of `send` and `receive`; not opened.",
     },
     "dirty-log": {
       value: { type: "choice", choices: ["none", "bitmap", "scan"] },
-      meaning: "With --check: how writes to the guest's memory are found; unknown unless given.",
+      meaning:
+        "With --check: how writes to the guest's memory are found, where the host does not say it; for files it is none unless given.",
     },
+    "pause-command": {
+      ...WRITER_FLAGS["pause-command"],
+      meaning: "With --check: as of `send`; not run.",
+    },
+    "resume-command": {
+      ...WRITER_FLAGS["resume-command"],
+      meaning: "With --check: as of `send`; not run.",
+    },
+    throttle: {
+      value: { type: "boolean" },
+      meaning:
+        "With --check: whether the source's host can slow its guest down, where the host does not say it.",
+    },
+    faults: {
+      value: { type: "boolean" },
+      meaning:
+        "With --check: whether the destination's host lets a guest wait for pages (post-copy), where the host does not say it.",
+    },
+    record: { ...RECORD_FLAG, meaning: "With --check: as of `send` and `receive`; not opened." },
+    control: { ...CONTROL_FLAG, meaning: "With --check: as of `send` and `receive`; not opened." },
     json: JSON_FLAG,
     help: HELP_FLAG,
   },
@@ -49,46 +74,48 @@ export function isCheck(argument: string): boolean {
   return argument === "--check" || argument.startsWith("--check=");
 }
 
-/** A rule that a configuration breaks, as `--check` tells it. */
-export interface BrokenRule extends LegalityProblem {
-  readonly reason: string;
-}
-
-/** Judges one configuration. Returns the exit status: 0 where it is legal, 1 where it is not. */
+/**
+ * Judges one configuration. Returns the exit status: 0 where nothing that is known breaks a rule, 1
+ * where something does, 2 for what is no configuration.
+ */
 export async function checkLegality(argv: readonly string[]): Promise<number> {
   const { options, flags, positionals, mistakes } = parseFlags(LEGALITY_CHECK, argv);
   const [address] = positionals;
-  const { "dirty-log": dirtyLog } = flags;
   try {
-    checkUsage([...addressMistakes(address), ...mistakes]);
+    checkUsage([...addressMistakes(address), ...mistakes, ...memoryMistakes(flags.memory)]);
   } catch (error) {
     return tellFailure(chooseOutput({ json: flags.json }), error);
   }
-  const problems = brokenRules(options, {
-    side: flags.side,
-    migration: "live",
-    ...addressFeatures(address),
-    ...(flags.throttle === undefined ? {} : { throttle: flags.throttle }),
-    ...(dirtyLog === undefined ? {} : { dirtyLog }),
-  });
-  say(flags.json ? asJson(problems) : asText(problems));
+  const verdict = verdictOf(options, checkedFeatures(flags, address));
+  say(flags.json ? `${JSON.stringify(verdict)}\n` : asText(verdict));
   // The answer is all there is to this command, so losing it is its failure.
   const isTold = (await flushed()) === null;
-  return isTold && problems.length === 0 ? EXIT.completed : EXIT.failed;
+  return isTold && verdict.legal !== false ? EXIT.completed : EXIT.failed;
 }
 
-/** The rules that parameters, each right by itself, break together with the features. */
-export function brokenRules(options: ParameterOptions, features: Features): BrokenRule[] {
-  const configuration = {
-    parameters: { ...resolveParameters(), ...options },
-    given: Object.keys(options),
-    features,
+/** What the flags of a check and an address say, which may leave much open. */
+export function checkedFeatures(
+  flags: ReturnType<typeof parseFlags<typeof LEGALITY_CHECK.flags>>["flags"],
+  address?: string,
+): GuestFeatures {
+  const { side, throttle, faults } = flags;
+  const values: FlagValues = { ...flags };
+  const host = flags.host ?? namedHost(values);
+  return {
+    side,
+    migration: "live",
+    ...guestFeatures(values, host),
+    ...writerFeatures(values, side === "source" ? host : undefined),
+    ...(throttle === undefined ? {} : { throttle }),
+    ...(faults === undefined ? {} : { faults }),
+    ...addressFeatures(address),
   };
-  const reasons = new Map(LEGALITY.map(({ id, reason }) => [id, reason]));
-  return legalityProblems(configuration, AS_FLAGS).map((problem) => ({
-    ...problem,
-    reason: reasons.get(problem.rule) ?? "",
-  }));
+}
+
+function memoryMistakes(memory: readonly string[]): string[] {
+  const mistakes: string[] = [];
+  if (memory.length > 0) parseMemoryFlags(memory, mistakes);
+  return mistakes;
 }
 
 /** An address that cannot be read is no configuration; a file is one, and a rule speaks about it. */
@@ -103,11 +130,14 @@ function addressMistakes(address: string | undefined): string[] {
   }
 }
 
-function asJson(problems: readonly BrokenRule[]): string {
-  return `${JSON.stringify({ legal: problems.length === 0, problems })}\n`;
+function asText({ legal, problems, undecided }: Verdict): string {
+  const broken = problems.map(({ rule, message }) => `${rule}: ${message}\n`);
+  const open = undecided.map((rule) => `not decided, ${openText(rule)}\n`);
+  const verdict = { true: ["legal\n"], null: ["legal, as far as is known\n"], false: broken };
+  return [...verdict[`${legal}`], ...open].join("");
 }
 
-function asText(problems: readonly BrokenRule[]): string {
-  if (problems.length === 0) return "legal\n";
-  return problems.map(({ rule, message }) => `${rule}: ${message}\n`).join("");
+function openText({ rule, message, needs }: UndecidedRule): string {
+  const wanted = needs.map((name) => `${name} (${FEATURE_FLAGS[name] ?? "unknown"})`);
+  return `${rule}: ${message}; needs to be known: ${wanted.join(", ")}`;
 }

@@ -6,7 +6,13 @@ import { recordedDestination, recordedIn } from "../hosts/handover-record.ts";
 import { QemuDestination } from "../hosts/qemu.ts";
 import { addressProblems } from "./address-problems.ts";
 import { addressFeatures, type Command, parseFlags } from "./flags.ts";
-import { GUEST_FLAGS, type GuestChoice, parseGuestFlags } from "./guest-flags.ts";
+import {
+  GUEST_FLAGS,
+  type GuestChoice,
+  guestFeatures,
+  hostOf,
+  parseGuestFlags,
+} from "./guest-flags.ts";
 import { beginRecord, RECORD_FLAG } from "./handover.ts";
 import { chooseOutput } from "./output.ts";
 import { CONTROL_FLAG, controlled } from "./recover.ts";
@@ -28,9 +34,10 @@ export const RECEIVE = {
     help: HELP_FLAG,
   },
   parameters: true,
-  features: ([address]) => ({
+  features: ([address], flags) => ({
     side: "destination",
     migration: "live",
+    ...guestFeatures(flags, hostOf(flags)),
     ...addressFeatures(address),
   }),
 } as const satisfies Command;

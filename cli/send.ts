@@ -10,9 +10,12 @@ import { addressFeatures, type Command, parseFlags } from "./flags.ts";
 import {
   GUEST_FLAGS,
   type GuestChoice,
+  guestFeatures,
+  hostOf,
   parseGuestFlags,
-  parseWriterFlags,
   WRITER_FLAGS,
+  writerFeatures,
+  writerOf,
 } from "./guest-flags.ts";
 import { beginRecord, RECORD_FLAG } from "./handover.ts";
 import { chooseOutput, type Output } from "./output.ts";
@@ -34,20 +37,18 @@ export const SEND = {
     help: HELP_FLAG,
   },
   parameters: true,
-  features: ([address], { "dirty-log": dirtyLog, qemu }) => ({
-    side: "source",
-    migration: "live",
-    // Whether QEMU's guest can be throttled is found out when it is there.
-    ...(qemu === undefined ? { throttle: false } : {}),
-    ...(qemu === undefined && isDirtyLog(dirtyLog) ? { dirtyLog } : {}),
-    ...(qemu === undefined ? {} : { dirtyLog: "scan" }),
-    ...addressFeatures(address),
-  }),
+  // Whether QEMU's guest can be throttled is found out when it is there.
+  features: ([address], flags) => {
+    const host = hostOf(flags);
+    return {
+      side: "source",
+      migration: "live",
+      ...guestFeatures(flags, host),
+      ...writerFeatures(flags, host),
+      ...addressFeatures(address),
+    };
+  },
 } as const satisfies Command;
-
-function isDirtyLog(value: unknown): value is "none" | "scan" {
-  return value === "none" || value === "scan";
-}
 
 /** `ready` threads are the caller's; without them some are started while the guest is looked for. */
 export async function send(argv: readonly string[], ready?: ReadyThreads): Promise<number> {
@@ -57,8 +58,8 @@ export async function send(argv: readonly string[], ready?: ReadyThreads): Promi
   try {
     const problems = [...addressProblems(positionals[0]), ...found];
     const guest = parseGuestFlags(flags, problems);
-    const writer = parseWriterFlags(flags, guest, problems);
     checkUsage(problems);
+    const writer = writerOf(flags);
     const record = beginRecord(flags.record, "source");
     await using own = ready === undefined ? threadsFor(options) : null;
     const threads = ready ?? own ?? undefined;

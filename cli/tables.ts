@@ -1,8 +1,9 @@
 import { FAILURES, type FailureCode } from "../base/errors.ts";
 import { domainText } from "../engine/domain.ts";
-import { FEATURES, LEGALITY, ruleText } from "../engine/legality.ts";
+import { ruleText, subjectsOf } from "../engine/legality.ts";
 import { flagOf, PARAMETER_KEYS, rowOf } from "../engine/parameters.ts";
 import { aligned } from "./layout.ts";
+import { ALL_FEATURES, FEATURE_FLAGS, RULES } from "./rules.ts";
 import { AS_FLAGS, formatValue } from "./values.ts";
 
 /** How a table is wanted: for a manager, or for people in so many columns. */
@@ -30,10 +31,25 @@ export function parameterRows() {
   });
 }
 
-/** Every rule as data, and in words under `rule`. */
-export function legalityRows() {
-  return LEGALITY.map((rule) => ({ ...rule, rule: ruleText(rule) }));
+/**
+ * The matrix: every parameter and every feature with the rules that speak of it, and every rule as
+ * data and in words under `rule`. What no rule speaks of goes with everything.
+ */
+export function legalityTable() {
+  const rulesOf = (name: string) =>
+    RULES.filter((rule) => (subjectsOf(rule) as Set<string>).has(name)).map(({ id }) => id);
+  return {
+    parameters: PARAMETER_KEYS.map((name) => {
+      return { name, flag: `--${flagOf(name)}`, rules: rulesOf(name) };
+    }),
+    features: FEATURE_NAMES.map((name) => {
+      return { name, ...ALL_FEATURES[name], flag: FEATURE_FLAGS[name], rules: rulesOf(name) };
+    }),
+    rules: RULES.map((rule) => ({ ...rule, rule: ruleText(rule) })),
+  };
 }
+
+const FEATURE_NAMES = Object.keys(ALL_FEATURES) as (keyof typeof ALL_FEATURES)[];
 
 /** Every failure, with the names of its facts where the message will hold their values. */
 export function failureRows() {
@@ -60,14 +76,21 @@ export function printParameters(style: TableStyle = {}): string {
 
 /** The text of `multifd legality`. */
 export function printLegality(style: TableStyle = {}): string {
-  if (style.json) return asJson(legalityRows());
-  const rows = LEGALITY.map((rule) => [
+  if (style.json) return asJson(legalityTable());
+  const rows = RULES.map((rule) => [
     rule.id,
     rule.kind,
     `${capitalised(ruleText(rule, AS_FLAGS))}. ${rule.reason}`,
   ]);
-  const features = Object.entries(FEATURES).map(([name, meaning]) => `${name}: ${meaning}.\n`);
-  return `${forPeople(["RULE", "KIND", "MEANING"], rows, style)}\n${features.join("")}`;
+  const features = FEATURE_NAMES.map((name) => [
+    name,
+    FEATURE_FLAGS[name] ?? "",
+    `${capitalised(ALL_FEATURES[name].meaning)}.`,
+  ]);
+  return [
+    forPeople(["RULE", "KIND", "MEANING"], rows, style),
+    forPeople(["FEATURE", "TOLD BY", "MEANING"], features, style),
+  ].join("\n");
 }
 
 /** The text of `multifd failures`. */
@@ -85,7 +108,7 @@ function forPeople(head: string[], rows: string[][], { columns }: TableStyle): s
   return aligned([head, ...rows], columns === undefined ? {} : { columns });
 }
 
-function asJson(rows: readonly object[]): string {
+function asJson(rows: object): string {
   return `${JSON.stringify(rows, null, 2)}\n`;
 }
 

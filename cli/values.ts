@@ -88,6 +88,12 @@ function inUnits(value: number, units: Readonly<Record<string, number>>): string
 export const AS_FLAGS: Wording = {
   name: (key) => `--${flagOf(key)}`,
   value: (key, value) => formatValue(rowOf(key), value),
+  features: {
+    memory: "--memory",
+    qemu: "--qemu",
+    pauseCommand: "--pause-command",
+    resumeCommand: "--resume-command",
+  },
   number: formatValue,
   nouns: {
     count: "a whole number",

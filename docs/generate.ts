@@ -5,10 +5,11 @@
 import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { FRAMES } from "../channels/frame.ts";
-import { failureRows } from "../cli/tables.ts";
+import { RULES } from "../cli/rules.ts";
+import { failureRows, legalityTable } from "../cli/tables.ts";
 import { AS_FLAGS, formatValue } from "../cli/values.ts";
 import { domainText } from "../engine/domain.ts";
-import { FEATURES, LEGALITY, ruleText } from "../engine/legality.ts";
+import { ruleText } from "../engine/legality.ts";
 import { flagOf, PARAMETER_KEYS, rowOf } from "../engine/parameters.ts";
 import { STATISTICS, type StatisticRow } from "../engine/statistics.ts";
 
@@ -86,23 +87,44 @@ ${entries.join("\n")}`;
 }
 
 function legalityPage(): string {
-  const rows = LEGALITY.map((rule) => [
+  const rows = RULES.map((rule) => [
     code(rule.id),
     rule.kind,
     ruleText(rule, AS_FLAGS),
     rule.reason,
   ]);
-  const features = Object.entries(FEATURES).map(([name, meaning]) => [code(name), meaning]);
+  const { parameters, features } = legalityTable();
+  const list = (rules: readonly string[]) => rules.map(code).join(", ");
+  const featureRows = features.map(({ name, meaning, values, flag, call, rules }) => [
+    code(name),
+    meaning,
+    typeof values === "string" ? values : values.map(String).join(", "),
+    flag ?? "",
+    call ?? "",
+    list(rules),
+  ]);
+  const parameterRows = parameters.map(({ flag, rules }) => [code(flag), list(rules)]);
   return `# Legality
 
 Which parameters and features go together. A configuration that breaks a rule is refused with
-\`CONFIGURATION_INVALID\`, which lists every problem at once.
+\`CONFIGURATION_INVALID\`, which lists every problem at once. Parameters and features that no rule
+names go with everything.
 
 ${table(["rule", "kind", "what holds", "reason"], rows)}
+## Features
+
+What a configuration has beside its parameters: by what flags a command is told, and by what call or
+property the engine. Rules about \`host\` and about flags are of the commands, all others of the engine.
+
+${table(["feature", "what it is", "values", "told by", "call", "rules"], featureRows)}
+## Parameters
+
+${table(["parameter", "rules"], parameterRows)}
 ## For programs
 
-\`multifd legality --json\` gives the same rules as data. Where \`when\` holds, \`claim\` must hold, too,
-in a rule that *requires* or *limits*; it must not in one that *excludes*. A condition is one of
+\`multifd legality --json\` gives all of this as data: \`rules\`, \`features\` and \`parameters\`, the
+latter two each with the ids of the rules that speak of it. Where \`when\` holds, \`claim\` must hold,
+too, in a rule that *requires* or *limits*; it must not in one that *excludes*. A condition is one of
 
 - \`{ "given": P }\`: parameter P was given, not left to its default;
 - \`{ "parameter": P, … }\` or \`{ "feature": F, … }\` with \`"is": value\`, with \`"oneOf": [values]\`, or
@@ -111,9 +133,10 @@ in a rule that *requires* or *limits*; it must not in one that *excludes*. A con
 - \`{ "all": [conditions] }\`: all of them hold; an empty list always holds.
 
 A parameter that is left out has its default. A rule about a feature that is not known is not asked.
-\`multifd legality --check FLAGS\` answers for one configuration before anything starts.
-
-${table(["feature", "what it is"], features)}`;
+Who knows the host knows what the rules about it require.
+[\`multifd legality --check\`](../operating.md#asking-before) answers for one configuration before
+anything starts.
+`;
 }
 
 function failuresPage(): string {

@@ -3,7 +3,7 @@ import { MigrationError, reasonOf } from "../base/errors.ts";
 import { type Address, parseAddress } from "../channels/address.ts";
 import { DESCRIPTION_BYTES_MAX } from "../channels/frame.ts";
 import { type Block, blockProblems } from "./block.ts";
-import type { Features } from "./legality.ts";
+import type { Features } from "./features.ts";
 import {
   configurationProblems,
   type ParameterOptions,
@@ -32,6 +32,7 @@ export function configure(
     side: "source" | "destination";
     blocks?: readonly Block[];
     throttle?: boolean;
+    faults?: boolean;
     dirtyLog?: Features["dirtyLog"] | undefined;
     description?: string | undefined;
     preferences?: ParameterOptions | undefined;
@@ -43,6 +44,7 @@ export function configure(
     side: known.side,
     migration: "live",
     ...(known.throttle === undefined ? {} : { throttle: known.throttle }),
+    ...(known.faults === undefined ? {} : { faults: known.faults }),
     ...(known.dirtyLog === undefined ? {} : { dirtyLog: known.dirtyLog }),
     ...(address === null ? {} : { address: address.kind }),
     ...(address?.kind === "fd" ? { descriptors: address.descriptors.length } : {}),

@@ -179,7 +179,11 @@ export class DestinationMigration {
       threads,
       ...given
     } = options;
-    const configuration = configure(given, address, { side: "destination", threads });
+    const configuration = configure(given, address, {
+      side: "destination",
+      faults: host.takeFaults !== undefined,
+      threads,
+    });
     const checksum = await loadChecksum();
     return new DestinationMigration(host, options, { ...configuration, checksum }, surroundings);
   }

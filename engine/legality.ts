@@ -1,66 +1,37 @@
-import type { AddressKind } from "../channels/address.ts";
 import { CHANNELS_MAX } from "../channels/frame.ts";
 import { PRIORITY_CHANNELS_MAX } from "../channels/messages.ts";
+import type { FeatureName, Features, FeatureValue } from "./features.ts";
 import type { ParameterKey, Parameters } from "./parameters.ts";
 import { AS_OPTIONS, type Wording } from "./wording.ts";
 
-/** What rules ask about beside parameters. A rule about something that is not known is not asked. */
-export interface Features {
-  /** The end that is configured. */
-  readonly side?: "source" | "destination";
-  readonly address?: AddressKind | "file";
-  /** Descriptors that an `fd:` address names. */
-  readonly descriptors?: number;
-  /** Whether the guest runs while it moves. */
-  readonly migration?: "live";
-  /** How the engine learns what the guest writes. */
-  readonly dirtyLog?: "none" | "bitmap" | "scan";
-  /** Whether the source's host can slow its guest down (`SourceHost.throttle`). */
-  readonly throttle?: boolean;
-}
-
-export type FeatureName = keyof Features;
-
-/** What each feature is, for readers of the rules. */
-export const FEATURES: Readonly<Record<FeatureName, string>> = {
-  side: "the end that is configured: source or destination",
-  address: "the kind of address: tcp, unix, fd, exec or file",
-  descriptors: "how many descriptors an fd address names",
-  migration: "live: the guest runs while it moves",
-  dirtyLog: "how writes are found: none, nobody writes; bitmap, the host marks them; or scan",
-  throttle: "whether the source's host can slow its guest down",
-};
-
-type Value = number | boolean | string;
-
-/** Something a configuration has a value for. */
-type Subject = { readonly parameter: ParameterKey } | { readonly feature: FeatureName };
+/** Something a configuration has a value for. `F` names the features that there are. */
+type Subject<F extends string> = { readonly parameter: ParameterKey } | { readonly feature: F };
 
 /** What a subject is compared with: a value, or another subject and something on top. */
-type Bound = number | (Subject & { readonly plus?: number });
+type Bound<F extends string> = number | (Subject<F> & { readonly plus?: number });
 
 /** A claim about one subject. */
-type Comparison =
-  | (Subject & { readonly is: Value })
-  | (Subject & { readonly oneOf: readonly Value[] })
-  | (Subject & { readonly atLeast: Bound })
-  | (Subject & { readonly atMost: Bound });
+type Comparison<F extends string> =
+  | (Subject<F> & { readonly is: FeatureValue })
+  | (Subject<F> & { readonly oneOf: readonly FeatureValue[] })
+  | (Subject<F> & { readonly atLeast: Bound<F> })
+  | (Subject<F> & { readonly atMost: Bound<F> });
 
 /** Plain data, also in JSON, so that a manager can evaluate it without asking us. */
-export type Condition =
-  | Comparison
+export type Condition<F extends string = FeatureName> =
+  | Comparison<F>
   | { readonly given: ParameterKey }
-  | { readonly all: readonly Condition[] };
+  | { readonly all: readonly Condition<F>[] };
 
 /**
  * Where `when` holds, `claim` must hold too (requires, limits) or must not (excludes). A parameter
  * that is left out has its default; `given` tells whether it was left out.
  */
-export interface LegalityRule {
+export interface LegalityRule<F extends string = FeatureName> {
   readonly id: string;
   readonly kind: "requires" | "excludes" | "limits";
-  readonly when: Condition;
-  readonly claim: Comparison;
+  readonly when: Condition<F>;
+  readonly claim: Comparison<F>;
   /** A sentence that begins with an ordinary word, so that a message can go on with it. */
   readonly reason: string;
 }
@@ -144,6 +115,13 @@ export const LEGALITY: readonly LegalityRule[] = [
     when: { given: "priorityChannels" },
     claim: { parameter: "postcopy", is: "never" },
     reason: "Only a guest that runs before its memory is there waits for pages.",
+  },
+  {
+    id: "postcopy-needs-faults",
+    kind: "requires",
+    when: POSTCOPY,
+    claim: { feature: "faults", is: true },
+    reason: "Before its memory is there, a guest must wait for what it touches.",
   },
   {
     id: "postcopy-leaves-room-for-priority",
@@ -249,10 +227,10 @@ export const LEGALITY: readonly LegalityRule[] = [
 ];
 
 /** What is judged: all parameters, those that were given, and what else is known. */
-export interface Configuration {
+export interface Configuration<F extends string = FeatureName> {
   readonly parameters: Parameters;
   readonly given: readonly string[];
-  readonly features: Features;
+  readonly features: Readonly<Partial<Record<F, FeatureValue>>>;
 }
 
 export interface LegalityProblem {
@@ -261,25 +239,63 @@ export interface LegalityProblem {
   readonly message: string;
 }
 
-/** Every rule that `configuration` breaks, in the order of the table. */
-export function legalityProblems(
-  configuration: Configuration,
-  wording: Wording = AS_OPTIONS,
-): LegalityProblem[] {
-  return LEGALITY.filter((rule) => isBroken(rule, configuration)).map((rule) => ({
-    rule: rule.id,
-    message: messageOf(rule, configuration, wording),
-  }));
+/** A rule that may be broken or kept: that depends on what is not known. */
+export interface UndecidedRule<F extends string = FeatureName> {
+  /** The rule's `id`. */
+  readonly rule: string;
+  /** The features that need to be known. */
+  readonly needs: readonly F[];
 }
 
-function isBroken(rule: LegalityRule, configuration: Configuration): boolean {
-  const applies = holds(rule.when, configuration);
-  const outcome = holds(rule.claim, configuration);
-  return applies === true && outcome === (rule.kind === "excludes");
+/** Every rule of the engine's that `configuration` breaks, in the order of the table. */
+export function legalityProblems(
+  configuration: Configuration & { readonly features: Features },
+  wording: Wording = AS_OPTIONS,
+): LegalityProblem[] {
+  return brokenOf(LEGALITY, configuration, wording);
+}
+
+/** Every one of `rules` that `configuration` breaks. What is not known breaks none. */
+export function brokenOf<F extends string>(
+  rules: readonly LegalityRule<F>[],
+  configuration: Configuration<F>,
+  wording: Wording,
+): LegalityProblem[] {
+  return rules
+    .filter((rule) => isBroken(rule, configuration) === true)
+    .map((rule) => ({ rule: rule.id, message: messageOf(rule, configuration, wording) }));
+}
+
+/** Every one of `rules` that cannot be decided, with what needs to be known for it. */
+export function undecidedOf<F extends string>(
+  rules: readonly LegalityRule<F>[],
+  configuration: Configuration<F>,
+): UndecidedRule<F>[] {
+  return rules
+    .filter((rule) => isBroken(rule, configuration) === undefined)
+    .map(({ id, when, claim }) => ({
+      rule: id,
+      needs: [...new Set([when, claim].flatMap((part) => unknownIn(part, configuration)))],
+    }));
 }
 
 /** Undefined when it depends on a feature that nobody told us about. */
-function holds(condition: Condition, configuration: Configuration): boolean | undefined {
+function isBroken<F extends string>(
+  rule: LegalityRule<F>,
+  configuration: Configuration<F>,
+): boolean | undefined {
+  const applies = holds(rule.when, configuration);
+  const outcome = holds(rule.claim, configuration);
+  const isKept = outcome === (rule.kind !== "excludes");
+  if (applies === false || isKept) return false;
+  return applies === undefined || outcome === undefined ? undefined : true;
+}
+
+/** Whether a condition holds; undefined when that depends on a feature that is not known. */
+export function holds<F extends string>(
+  condition: Condition<F>,
+  configuration: Configuration<F>,
+): boolean | undefined {
   if ("given" in condition) return configuration.given.includes(condition.given);
   if ("all" in condition) {
     const parts = condition.all.map((part) => holds(part, configuration));
@@ -296,21 +312,56 @@ function holds(condition: Condition, configuration: Configuration): boolean | un
   return atLeast ? value >= bound : value <= bound;
 }
 
-function subjectValue(
-  subject: Subject,
-  { parameters, features }: Configuration,
-): Value | undefined {
+/** Features that keep a condition from being decided. */
+function unknownIn<F extends string>(
+  condition: Condition<F>,
+  configuration: Configuration<F>,
+): F[] {
+  if (holds(condition, configuration) !== undefined || "given" in condition) return [];
+  if ("all" in condition) return condition.all.flatMap((part) => unknownIn(part, configuration));
+  const bound = boundSubject(condition);
+  return [condition, ...(bound === undefined ? [] : [bound])].flatMap((subject) =>
+    "feature" in subject && configuration.features[subject.feature] === undefined
+      ? [subject.feature]
+      : [],
+  );
+}
+
+/** Every parameter and feature that a rule speaks of. */
+export function subjectsOf<F extends string>(rule: LegalityRule<F>): Set<ParameterKey | F> {
+  return new Set([...namesIn(rule.when), ...namesIn(rule.claim)]);
+}
+
+function namesIn<F extends string>(condition: Condition<F>): (ParameterKey | F)[] {
+  if ("given" in condition) return [condition.given];
+  if ("all" in condition) return condition.all.flatMap((part) => namesIn(part));
+  const bound = boundSubject(condition);
+  return [condition, ...(bound === undefined ? [] : [bound])].map((subject) =>
+    "parameter" in subject ? subject.parameter : subject.feature,
+  );
+}
+
+function subjectValue<F extends string>(
+  subject: Subject<F>,
+  { parameters, features }: Configuration<F>,
+): FeatureValue | undefined {
   return "parameter" in subject ? parameters[subject.parameter] : features[subject.feature];
 }
 
-function boundOf(bound: Bound, configuration: Configuration): number | undefined {
+function boundOf<F extends string>(
+  bound: Bound<F>,
+  configuration: Configuration<F>,
+): number | undefined {
   if (typeof bound === "number") return bound;
   const value = subjectValue(bound, configuration);
   return typeof value === "number" ? value + (bound.plus ?? 0) : undefined;
 }
 
 /** A rule in words: 'where "autoConverge" is true, "maxRounds" must be at least 2'. */
-export function ruleText(rule: LegalityRule, wording: Wording = AS_OPTIONS): string {
+export function ruleText<F extends string>(
+  rule: LegalityRule<F>,
+  wording: Wording = AS_OPTIONS,
+): string {
   const when = conditionText(rule.when, wording);
   const must = rule.kind === "excludes" ? "must not be" : "must be";
   const claim = `${nameOf(rule.claim, wording)} ${must} ${claimText(rule.claim, wording)}`;
@@ -318,8 +369,12 @@ export function ruleText(rule: LegalityRule, wording: Wording = AS_OPTIONS): str
 }
 
 /** The rule, what was found instead, and why it is a rule. */
-function messageOf(rule: LegalityRule, configuration: Configuration, wording: Wording): string {
-  const found = (subject: Subject) =>
+function messageOf<F extends string>(
+  rule: LegalityRule<F>,
+  configuration: Configuration<F>,
+  wording: Wording,
+): string {
+  const found = (subject: Subject<F>) =>
     valueText(subject, subjectValue(subject, configuration) ?? "unknown", wording);
   const facts = [`it is ${found(rule.claim)}`];
   const bound = boundSubject(rule.claim);
@@ -328,14 +383,14 @@ function messageOf(rule: LegalityRule, configuration: Configuration, wording: Wo
   return `${ruleText(rule, wording)}: ${facts.join(" and ")} (${reason})`;
 }
 
-function conditionText(condition: Condition, wording: Wording): string {
+function conditionText<F extends string>(condition: Condition<F>, wording: Wording): string {
   if ("given" in condition) return `${wording.name(condition.given)} is given`;
   if ("all" in condition)
     return condition.all.map((part) => conditionText(part, wording)).join(" and ");
   return `${nameOf(condition, wording)} is ${claimText(condition, wording)}`;
 }
 
-function claimText(claim: Comparison, wording: Wording): string {
+function claimText<F extends string>(claim: Comparison<F>, wording: Wording): string {
   if ("is" in claim) return valueText(claim, claim.is, wording);
   if ("oneOf" in claim) {
     return claim.oneOf.map((value) => valueText(claim, value, wording)).join(" or ");
@@ -347,16 +402,22 @@ function claimText(claim: Comparison, wording: Wording): string {
   return `${relation} ${nameOf(bound, wording)}${plus}`;
 }
 
-function boundSubject(claim: Comparison): Subject | undefined {
+function boundSubject<F extends string>(claim: Comparison<F>): Subject<F> | undefined {
   if ("is" in claim || "oneOf" in claim) return undefined;
   const bound = "atLeast" in claim ? claim.atLeast : claim.atMost;
   return typeof bound === "number" ? undefined : bound;
 }
 
-function nameOf(subject: Subject, wording: Wording): string {
-  return "parameter" in subject ? wording.name(subject.parameter) : subject.feature;
+function nameOf<F extends string>(subject: Subject<F>, wording: Wording): string {
+  return "parameter" in subject
+    ? wording.name(subject.parameter)
+    : (wording.features?.[subject.feature] ?? subject.feature);
 }
 
-function valueText(subject: Subject, value: Value, wording: Wording): string {
+function valueText<F extends string>(
+  subject: Subject<F>,
+  value: FeatureValue,
+  wording: Wording,
+): string {
   return "parameter" in subject ? wording.value(subject.parameter, value) : String(value);
 }

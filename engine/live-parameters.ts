@@ -1,4 +1,4 @@
-import type { Features } from "./legality.ts";
+import type { Features } from "./features.ts";
 import { changeParameters, type ParameterOptions, type Parameters } from "./parameters.ts";
 
 /**

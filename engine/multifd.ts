@@ -35,14 +35,9 @@ export {
   type PagePresence,
   type ScanLog,
 } from "./dirty-log.ts";
+export { FEATURES, type FeatureRow, type Features, FREE_FEATURES } from "./features.ts";
 export type { DestinationHost, DeviceSection, DeviceTerms, SourceHost } from "./host.ts";
-export {
-  type Condition,
-  FEATURES,
-  type Features,
-  LEGALITY,
-  type LegalityRule,
-} from "./legality.ts";
+export { type Condition, LEGALITY, type LegalityRule } from "./legality.ts";
 export { LiveParameters } from "./live-parameters.ts";
 export {
   PARAMETERS,

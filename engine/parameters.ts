@@ -10,7 +10,8 @@ import {
   domainText,
   type NumberDomain,
 } from "./domain.ts";
-import { type Features, legalityProblems } from "./legality.ts";
+import type { Features } from "./features.ts";
+import { legalityProblems } from "./legality.ts";
 import { nearest } from "./nearest.ts";
 import { AS_OPTIONS, type Wording } from "./wording.ts";
 

@@ -5,6 +5,8 @@ import type { ParameterKey } from "./parameters.ts";
 export interface Wording extends NumberWording {
   name(key: ParameterKey): string;
   value(key: ParameterKey, value: number | boolean | string): string;
+  /** What features are called that are not called by their name. */
+  readonly features?: Readonly<Partial<Record<string, string>>>;
 }
 
 /** For embedders: the option as it stands in code, in the unit that its name ends in. */

@@ -62,12 +62,19 @@ test("a report and a failure tell what QEMU says", async () => {
 });
 
 test.for<[args: readonly string[], problem: RegExp]>([
-  [["--qemu", "/a", "--memory", "ram=file:/b"], /--memory and --qemu exclude each other/],
+  [
+    ["--qemu", "/a", "--memory", "ram=file:/b"],
+    /--memory is given, host must be files: it is qemu \(another host knows itself/,
+  ],
   [["--qemu"], /--qemu needs a value: QMP_SOCKET/],
   [["--qemu", "/a", "--qemu", "/b"], /--qemu is given twice/],
   [
     ["--qemu", "/a", "--pause-command", "x", "--resume-command", "y"],
-    /are for --memory: QEMU stops its own guest/,
+    /--pause-command is given, host must be files: .*\(other hosts stop their guests/,
+  ],
+  [
+    ["--qemu", "/a", "--dirty-log", "none"],
+    /dirtyLog must be scan: it is none \(unmodified, it tells/,
   ],
   [["--qemu", "/a", "--max-rounds", "1"], /--max-rounds/],
   [[], /--memory NAME=file:PATH is needed, once per block, or --qemu QMP_SOCKET/],

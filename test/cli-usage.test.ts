@@ -2,7 +2,7 @@ import { execFileSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { expect, test } from "vitest";
 import { FAILURES } from "../base/errors.ts";
-import { LEGALITY } from "../engine/legality.ts";
+import { ALL_FEATURES, RULES } from "../cli/rules.ts";
 import { flagOf, PARAMETER_KEYS, PARAMETERS } from "../engine/parameters.ts";
 import { CliFolder } from "./fixtures/cli-folder.ts";
 import { expectNoTrace, failureOf } from "./fixtures/cli-outcome.ts";
@@ -38,7 +38,14 @@ const WRONG: readonly { readonly args: readonly string[]; readonly problems: rea
     },
     {
       args: ["send", "tcp:127.0.0.1:4444", ...MEMORY, "--pause-command", "true"],
-      problems: [/need --dirty-log scan$/, /need each other/],
+      problems: [
+        /^where host is files and --pause-command is given, dirtyLog must be scan: it is none/,
+        /^where --pause-command is given, --resume-command must be given: it is left out/,
+      ],
+    },
+    {
+      args: ["receive", ANYWHERE, ...MEMORY, "--postcopy", "manual"],
+      problems: [/^where --postcopy is .*, faults must be true: it is false/],
     },
     {
       args: ["send", "tcp:127.0.0.1:99999", ...MEMORY],
@@ -166,14 +173,17 @@ test("the version is the package's", async () => {
 
 test("managers get the tables as JSON, and they are the engine's", async () => {
   // Not events: one document, as `JSON.parse` takes it.
-  const parse = (name: string): Record<string, unknown>[] =>
+  const read = (name: string) =>
     JSON.parse(
       execFileSync(process.execPath, ["cli/multifd.js", name, "--json"], { encoding: "utf8" }),
     );
+  const parse = (name: string): Record<string, unknown>[] => read(name);
   expect(parse("parameters").map(({ name, default: preset }) => [name, preset])).toEqual(
     Object.entries(PARAMETERS).map(([key, row]) => [key, row.default]),
   );
-  expect(parse("legality").map(({ rule: _inWords, ...row }) => row)).toEqual(LEGALITY);
+  const { rules, features } = read("legality") as Record<string, Record<string, unknown>[]>;
+  expect(rules?.map(({ id }) => id)).toEqual(RULES.map(({ id }) => id));
+  expect(features?.map(({ name }) => name)).toEqual(Object.keys(ALL_FEATURES));
   expect(parse("failures").map(({ code, remedy, advice }) => [code, remedy, advice])).toEqual(
     Object.entries(FAILURES).map(([code, { remedy, advice }]) => [code, remedy, advice]),
   );

@@ -1,5 +1,13 @@
 import { expect, test } from "vitest";
-import { type Condition, type Features, LEGALITY, legalityProblems } from "../engine/legality.ts";
+import { FEATURES, type Features } from "../engine/features.ts";
+import {
+  brokenOf,
+  type Condition,
+  type Configuration,
+  LEGALITY,
+  legalityProblems,
+  undecidedOf,
+} from "../engine/legality.ts";
 import {
   PARAMETER_KEYS,
   PARAMETERS,
@@ -8,6 +16,7 @@ import {
   resolveParameters,
   rowOf,
 } from "../engine/parameters.ts";
+import { AS_OPTIONS } from "../engine/wording.ts";
 import { Prng, seedFromEnvironment } from "./prng.ts";
 
 type Case = readonly [options: ParameterOptions, features?: Features];
@@ -56,6 +65,10 @@ const CASES: Readonly<Record<string, { breaks: Case; keeps: Case }>> = {
   "priority-channels-need-postcopy": {
     breaks: [{ priorityChannels: 2 }],
     keeps: [{ priorityChannels: 2, postcopy: "manual" }],
+  },
+  "postcopy-needs-faults": {
+    breaks: [{ postcopy: "manual" }, { ...DESTINATION, faults: false }],
+    keeps: [{ postcopy: "manual" }, { ...DESTINATION, faults: true }],
   },
   "postcopy-leaves-room-for-priority": {
     breaks: [{ channels: 61, postcopy: "manual" }],
@@ -183,6 +196,23 @@ function isBrokenByTheBook(
 
 const seed = seedFromEnvironment();
 
+/** About half of the parameters, each with a value that is right by itself. */
+function anyOptions(random: Prng): ParameterOptions {
+  const options: Record<string, unknown> = {};
+  for (const key of PARAMETER_KEYS) {
+    const row = rowOf(key);
+    if (random.below(2) === 0) continue;
+    const values =
+      row.type === "boolean"
+        ? [false, true]
+        : row.type === "choice"
+          ? row.choices
+          : [row.min, row.max, row.default, row.min + 1];
+    options[key] = values[random.below(values.length)];
+  }
+  return options as ParameterOptions;
+}
+
 test(`a manager who evaluates the JSON comes to the same verdicts (SEED=${seed})`, () => {
   const random = new Prng(seed);
   const below = (limit: number) => random.below(limit);
@@ -195,22 +225,17 @@ test(`a manager who evaluates the JSON comes to the same verdicts (SEED=${seed})
   }[];
   let broken = 0;
   for (let run = 0; run < 2000; run += 1) {
-    const options: Record<string, unknown> = {};
-    for (const key of PARAMETER_KEYS) {
-      const row = rowOf(key);
-      if (below(2) === 0) continue;
-      if (row.type === "boolean") options[key] = below(2) === 0;
-      else if (row.type === "choice") options[key] = pick(row.choices);
-      else options[key] = pick([row.min, row.max, row.default, row.min + 1]);
-    }
+    const options = anyOptions(random);
     const features = {
       ...(below(2) === 0 ? { side: pick(["source", "destination"] as const) } : {}),
       ...(below(2) === 0 ? { address: pick(["tcp", "fd", "file"] as const) } : {}),
       ...(below(2) === 0 ? { descriptors: below(6) } : {}),
       ...(below(2) === 0 ? { migration: "live" } : {}),
       ...(below(2) === 0 ? { throttle: below(2) === 0 } : {}),
+      ...(below(2) === 0 ? { faults: below(2) === 0 } : {}),
+      ...(below(2) === 0 ? { dirtyLog: pick(["none", "bitmap", "scan"] as const) } : {}),
     } as Features;
-    const configuration = judged([options as ParameterOptions, features]);
+    const configuration = judged([options, features]);
     const ours = legalityProblems(configuration).map(({ rule }) => rule);
     const theirs = rules
       .filter((rule) => isBrokenByTheBook(rule, configuration))
@@ -219,4 +244,41 @@ test(`a manager who evaluates the JSON comes to the same verdicts (SEED=${seed})
     broken += ours.length;
   }
   expect(broken).toBeGreaterThan(100);
+});
+
+/** Each feature with some value, all values that there are being likely. */
+function anyFeatures(random: Prng): Configuration["features"] {
+  return Object.fromEntries(
+    Object.entries(FEATURES).map(([name, { values }]) => [
+      name,
+      values === "count" ? random.below(6) : values[random.below(values.length)],
+    ]),
+  );
+}
+
+test(`what is not decided hangs on just what it says, and what is decided on nothing (SEED=${seed})`, () => {
+  const random = new Prng(seed);
+  const seen = { open: 0, closed: 0 };
+  for (let run = 0; run < 1000; run += 1) {
+    const whole = { ...judged([anyOptions(random)]), features: anyFeatures(random) };
+    const known = Object.entries(whole.features).filter(() => random.below(2) === 0);
+    const part = { ...whole, features: Object.fromEntries(known) };
+    const brokenIn = (configuration: Configuration) =>
+      brokenOf(LEGALITY, configuration, AS_OPTIONS).map(({ rule }) => rule);
+    const open = undecidedOf(LEGALITY, part);
+    const openIds = open.map(({ rule }) => rule);
+    // Whatever else comes to be known changes only what was not decided.
+    expect(brokenIn(whole).filter((rule) => !openIds.includes(rule))).toEqual(brokenIn(part));
+    for (const { rule, needs } of open) {
+      expect(needs.length).toBeGreaterThan(0);
+      expect(needs.filter((name) => name in part.features)).toEqual([]);
+      const told = Object.fromEntries(needs.map((name) => [name, whole.features[name]]));
+      const more = { ...part, features: { ...part.features, ...told } };
+      expect(undecidedOf(LEGALITY, more).map((each) => each.rule)).not.toContain(rule);
+    }
+    expect(undecidedOf(LEGALITY, whole)).toEqual([]);
+    seen.open += open.length;
+    seen.closed += LEGALITY.length - open.length;
+  }
+  expect(Math.min(seen.open, seen.closed)).toBeGreaterThan(500);
 });
