@@ -255,7 +255,8 @@ export const PARAMETERS = {
     agreed: false,
     live: true,
     side: "source",
-    meaning: "The processor time that compression chosen by auto may take, all channels together.",
+    meaning:
+      "The processor time that compression and deltas chosen by auto may take, all channels together.",
     why: "It is spent only where that makes the migration shorter.",
   },
   autoExtraTimePercent: {

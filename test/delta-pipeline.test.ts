@@ -4,13 +4,15 @@ import { syncBuiltinESMExports } from "node:module";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Worker } from "node:worker_threads";
-import { afterAll, beforeAll, expect, test } from "vitest";
+import { afterAll, beforeAll, expect, onTestFinished, test, vi } from "vitest";
 import { assert, must } from "../base/assert.ts";
+import { useClock } from "../base/clock.ts";
 import { KIB, MIB } from "../base/units.ts";
 import { HEADER_BYTES, PAGES_HEAD_BYTES, RUN_BYTES } from "../channels/frame.ts";
 import { CODECS, codecNamed } from "../workers/codecs/list.ts";
 import type { CodecSettings } from "../workers/control.ts";
-import { shardBytes } from "../workers/delta-cache.ts";
+import { DeltaCache, shardBytes } from "../workers/delta-cache.ts";
+import { FrameWriter } from "../workers/frame-writer.ts";
 import { PageSender } from "../workers/page-sender.ts";
 import { sharedMemory } from "./fixtures/wire-memory.ts";
 import { SocketPairs } from "./fixtures/wire-pair.ts";
@@ -230,10 +232,13 @@ function rewrite(random: Prng, content: Uint8Array, page: number): void {
   random.bytes(content.subarray(page * 4096, (page + 1) * 4096));
 }
 
+/** With `auto`, deltas are worth whatever they take: what is chosen does not depend on this machine. */
+const PATIENT = { isAuto: true, extraTime: 1000 };
+
 test(`auto leaves chunks alone in which all changes, and has deltas of the others (SEED=${seed})`, async () => {
   const random = new Prng(seed);
   const block = makeBlock();
-  const shrinking = { cacheBytes: WHOLE, codec: codec("zstd", { isAuto: true }) };
+  const shrinking = { cacheBytes: WHOLE, codec: codec("zstd", PATIENT) };
   const pipeline = await Pipeline.start(pairs, [block], false, shrinking);
   const pages = pipeline.sendAll();
   const half = pages / 2;
@@ -259,7 +264,7 @@ test(`what is sent of a chunk that is left alone is never what a delta is based 
   const random = new Prng(seed);
   // Changes come from some pages of all chunks: pieces reach over chunks of either kind.
   const block = makeBlock();
-  const shrinking = { cacheBytes: WHOLE, codec: codec("zstd", { isAuto: true }) };
+  const shrinking = { cacheBytes: WHOLE, codec: codec("zstd", PATIENT) };
   const pipeline = await Pipeline.start(pairs, [block], true, shrinking);
   const pages = pipeline.sendAll();
   for (let round = 2; round <= 60; round += 1) {
@@ -288,7 +293,7 @@ test(`what is sent of a chunk that is left alone is never what a delta is based 
 test(`what is sent while auto is off is never what a delta is based on when it is back (SEED=${seed})`, async () => {
   const random = new Prng(seed);
   const block = makeBlock();
-  const auto = codec("zstd", { isAuto: true });
+  const auto = codec("zstd", PATIENT);
   const shrinking = { cacheBytes: WHOLE, xbzrle: false, codec: auto };
   const pipeline = await Pipeline.start(pairs, [block], true, shrinking);
   const pages = pipeline.sendAll();
@@ -413,6 +418,71 @@ for (const [name, shrinking] of Object.entries(WAYS)) {
     expectSame([block]);
   });
 }
+
+/** Calls `look` whenever a page's version is looked up: the page was copied, and nothing said of it yet. */
+function onLookup(look: (page: number) => void): void {
+  const { find } = DeltaCache.prototype;
+  const spy = vi.spyOn(DeltaCache.prototype, "find");
+  onTestFinished(() => spy.mockRestore());
+  spy.mockImplementation(function (this: DeltaCache, key, round) {
+    look(key);
+    return find.call(this, key, round);
+  });
+}
+
+test(`auto gives deltas up where they take longer than sending, and has them back (SEED=${seed})`, async () => {
+  const random = new Prng(seed);
+  // Time goes by where the test says so: in looking a version up, and in writing a frame.
+  let ms = 0;
+  let writeMs = 1;
+  const never = (): (() => void) => () => {};
+  onTestFinished(useClock({ nowMs: () => ms, after: never, every: never }));
+  onLookup(() => {
+    ms += 0.02;
+  });
+  const { write } = FrameWriter.prototype;
+  const spy = vi.spyOn(FrameWriter.prototype, "write");
+  onTestFinished(() => spy.mockRestore());
+  spy.mockImplementation(function (this: FrameWriter, ...frame) {
+    write.call(this, ...frame);
+    ms += writeMs;
+    return { elapsedMs: writeMs, waitedMs: writeMs };
+  });
+  const block = makeBlock(12 * MIB);
+  const pages = block.sizeBytes / 4096;
+  const content = block.source.read();
+  random.bytes(content);
+  const shrinking = { cacheBytes: WHOLE, codec: codec("zstd", { isAuto: true }) };
+  const pipeline = await Pipeline.start(pairs, [block], false, shrinking);
+  const deltasOf = (round: number): number => {
+    for (let page = 0; page < pages; page += 1) content[page * 4096 + round] = random.below(256);
+    block.source.write(content);
+    const before = pipeline.sent.read("delta") + pipeline.sent.read("unchanged");
+    pipeline.sendAll();
+    return pipeline.sent.read("delta") + pipeline.sent.read("unchanged") - before;
+  };
+  expect(deltasOf(1)).toBe(0);
+  // What half a MiB takes: 1 ms, and 2.56 ms to compare it. This is known after some MiB of it.
+  const tried = deltasOf(2);
+  expect(tried).toBeGreaterThan(1000);
+  expect(tried).toBeLessThan(pages);
+  // Two frames, which go by their first chunks.
+  const scouts = (2 * 512 * KIB) / 4096;
+  expect([deltasOf(3), deltasOf(4)]).toEqual([scouts, scouts]);
+  expect(pipeline.sent.read("deltaChoice")).toBe(2);
+  expect(pipeline.sent.read("deltaComparingMsPerMiB")).toBeCloseTo(5.12);
+  // Two, and what little was sent as deltas had to wait for, too.
+  expect(pipeline.sent.read("deltaWholeMsPerMiB")).toBeGreaterThan(1.9);
+  expect(pipeline.sent.read("deltaWholeMsPerMiB")).toBeLessThan(5.12 / 1.1);
+  writeMs = 50;
+  deltasOf(5);
+  deltasOf(6); // What it finds brings them back; versions of the others are remembered anew.
+  expect(deltasOf(7)).toBe(pages);
+  expect(pipeline.sent.read("deltaChoice")).toBe(1);
+  expect(pipeline.sent.read("deltaChoiceChanges")).toBe(2);
+  expect(await pipeline.end()).toEqual({ state: "done", pages: 0 });
+  expectSame([block]);
+});
 
 test(`codecs and levels change between frames, and all arrives (SEED=${seed})`, async () => {
   const random = new Prng(seed);

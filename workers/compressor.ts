@@ -1,7 +1,7 @@
 import { must } from "../base/assert.ts";
 import { nowMs } from "../base/clock.ts";
 import { MIB } from "../base/units.ts";
-import { Choice } from "./choice.ts";
+import { Choice, type FrameFacts } from "./choice.ts";
 import { CODEC_WAYS, CodecChoice, SAMPLE_BYTES, type Sample } from "./codec-choice.ts";
 import type { Codec } from "./codecs/codec.ts";
 import { letGo } from "./codecs/let-go.ts";
@@ -15,6 +15,7 @@ import {
   readCodecSettings,
 } from "./control.ts";
 import { CpuBudget } from "./cpu-budget.ts";
+import type { Terms } from "./delta-choice.ts";
 import type { WriteFigures } from "./frame-writer.ts";
 import { Stubbornness } from "./stubbornness.ts";
 import { Trials } from "./trials.ts";
@@ -102,6 +103,18 @@ export class Compressor {
     return !this.#isForced;
   }
 
+  /** How payloads go with `auto`, and by what else it decides. */
+  get terms(): Terms {
+    const { cpuShare, extraTime } = this.#takeSettings();
+    const isSpent = cpuShare > 0 && !this.#budget.allows(cpuShare, nowMs());
+    return { way: this.#choice.chosen, isSpent, extraTime };
+  }
+
+  /** Others took so much of the processor time that `auto` may take. */
+  spend(ms: number): void {
+    this.#budget.spend(ms);
+  }
+
   /** The payload made smaller, or null to send it as it is. */
   compress(payload: Uint8Array, memory: Memory): Compressed | null {
     if (!this.takes(payload.length, memory)) return null;
@@ -122,8 +135,12 @@ export class Compressor {
     return { codec, bytes };
   }
 
-  /** A frame has gone: `auto` learns from what it cost. */
-  learn(frame: { payloadBytes: number; wireBytes: number; write: WriteFigures }): void {
+  /** A frame has gone: `auto` learns from what it cost, which is returned. */
+  learn(frame: {
+    payloadBytes: number;
+    wireBytes: number;
+    write: WriteFigures;
+  }): FrameFacts & { atMs: number } {
     const endMs = nowMs();
     const elapsedMs = endMs - this.#lastEndMs;
     this.#lastEndMs = endMs;
@@ -132,13 +149,14 @@ export class Compressor {
     this.#codecMs = 0;
     this.#hasShrunk = false;
     this.#isForced = false;
-    if (!this.#settings.isAuto) return;
     const { payloadBytes, wireBytes, write } = frame;
-    const cost = { payloadBytes, wireBytes, elapsedMs, blockedMs: write.waitedMs };
-    this.#choice.learn({ ...cost, way });
+    const cost = { way, payloadBytes, wireBytes, elapsedMs, blockedMs: write.waitedMs };
+    if (!this.#settings.isAuto) return { ...cost, atMs: endMs };
+    this.#choice.learn(cost);
     this.#trials.consult(this.#choice, endMs);
     if (hasShrunk) this.#codecChoice.learn({ ...cost, codecMs }, this.#settings.cpuShare);
     this.#tell();
+    return { ...cost, atMs: endMs };
   }
 
   /** What `auto` chose, and why, for the report. */

@@ -93,6 +93,11 @@ export const COUNTERS = [
   "deltaOverflows",
   "deltaBeforeBytes",
   "deltaAfterBytes",
+  "deltaPassedPages",
+  "deltaChoice",
+  "deltaComparingMsPerMiB",
+  "deltaWholeMsPerMiB",
+  "deltaChoiceChanges",
   "codecMs",
   "codecTriedBytes",
   "codecBeforeBytes",
@@ -127,7 +132,7 @@ const INDEX = Object.fromEntries(COUNTERS.map((counter, index) => [counter, inde
 >;
 
 /** Doubles per row: whole cache lines, since two channels in one line cost each other a factor. */
-const ROW = 48;
+const ROW = 64;
 assert(COUNTERS.length <= ROW, "a row holds every counter");
 
 /** `gate` is that of a control before, which others still hold. */

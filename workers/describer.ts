@@ -24,6 +24,7 @@ export interface Description {
   readonly payloadBytes: number;
   /** Pages that go as they are; not counted yet, for the payload may still be compressed. */
   readonly rawPages: number;
+  readonly zeroPages: number;
   /** Pages of which a version was known, and those of them that changed too much for a delta. */
   readonly hits: number;
   readonly overflows: number;
@@ -81,8 +82,8 @@ export class Describer {
         : [PAGE_FLAG.delta];
       payloadBytes += this.#addDeltas(runs, piece, told, { pageBytes, at: payloadBytes });
     }
-    this.#count(pages);
-    return { runs, payloadBytes, rawPages, ...found };
+    const zeroPages = this.#count(pages);
+    return { runs, payloadBytes, rawPages, zeroPages, ...found };
   }
 
   /** The usual case where much is the same: a piece of one run needs no look at each page. */
@@ -95,6 +96,7 @@ export class Describer {
       runs: [{ firstPage, pages, encoding: isZero ? zero : raw, bytes }],
       payloadBytes: bytes,
       rawPages: isZero ? 0 : pages,
+      zeroPages: isZero ? pages : 0,
       ...NOTHING,
     };
   }
@@ -194,15 +196,18 @@ export class Describer {
     }
   }
 
-  #count(pages: number): void {
+  /** Counts each page. Returns how many are zero. */
+  #count(pages: number): number {
     const counts = [0, 0, 0, 0, 0];
     for (let page = 0; page < pages; page += 1) {
       const flag = this.#bench.flags[page] as number;
       counts[flag] = (counts[flag] ?? 0) + 1;
     }
     assert((counts[PAGE_FLAG.overflow] ?? 0) === 0, "pages that overflowed go raw");
-    this.#counters.add("zero", counts[PAGE_FLAG.zero] ?? 0);
+    const zeros = counts[PAGE_FLAG.zero] ?? 0;
+    this.#counters.add("zero", zeros);
     this.#counters.add("unchanged", counts[PAGE_FLAG.unchanged] ?? 0);
     this.#counters.add("delta", counts[PAGE_FLAG.delta] ?? 0);
+    return zeros;
   }
 }

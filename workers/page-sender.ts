@@ -20,7 +20,7 @@ import { letGo } from "./codecs/let-go.ts";
 import { Compressor, type Memory } from "./compressor.ts";
 import { type Control, CounterRow, isStopped, mustLeave, stopOf } from "./control.ts";
 import { DeltaCache, shardBytes } from "./delta-cache.ts";
-import { DeltaChoice } from "./delta-choice.ts";
+import { DeltaChooser } from "./delta-chooser.ts";
 import { type DescribedRun, Describer, type Description, type Versions } from "./describer.ts";
 import { takeWords, undoWords } from "./dirty-words.ts";
 import type { Run } from "./encodings/encoding.ts";
@@ -84,7 +84,7 @@ export class PageSender {
   #tables: ReadonlyMap<number, ScanTables> = new Map();
   readonly #describer: Describer;
   readonly #compressor: Compressor;
-  readonly #deltaChoice = new DeltaChoice();
+  readonly #deltas: DeltaChooser;
   readonly #xbzrle: boolean;
   #makesDeltas = false;
   #readSequence: number;
@@ -122,6 +122,7 @@ export class PageSender {
     this.#scanner = new PageScanner(this.#bench, this.#piece, this.#counters);
     this.#describer = new Describer(this.#bench, this.#counters);
     this.#compressor = new Compressor(control, this.#counters);
+    this.#deltas = new DeltaChooser(this.#compressor, this.#counters);
     this.#caches = makeCaches(this.#bench, setup);
     this.#blocks = setup.blocks.map((block, index) => {
       const cache = this.#caches.get(block.pageBytes) ?? null;
@@ -168,7 +169,7 @@ export class PageSender {
     let pages = 0;
     let before = -1;
     this.#round = round;
-    this.#compressor.begin();
+    this.#deltas.begin();
     this.left = chunks.length;
     try {
       for (const chunk of chunks) {
@@ -241,19 +242,27 @@ export class PageSender {
     if (pages === 0) return;
     const memory = this.#memoryOf(block, pageNumbers[0] as number);
     const cache = this.#cacheFor(block, memory);
-    const versions = cache === null ? null : this.#versionsIn(cache, block);
-    const description = this.#describer.describe(this.#piece, block.pageBytes, versions);
-    if (cache !== null) this.#deltaChoice.learn(memory, description);
-    else if (block.cache !== null && this.#makesDeltas) this.#forgetPiece(block);
+    const description = this.#describe(block, memory, cache);
     this.#piece.pages = 0;
     if (description.runs.length > 0) this.#sendPages(block, description, memory);
+  }
+
+  #describe(block: OpenBlock, memory: Memory, cache: DeltaCache | null): Description {
+    const versions = cache === null ? null : this.#versionsIn(cache, block);
+    const startMs = nowMs();
+    const description = this.#describer.describe(this.#piece, block.pageBytes, versions);
+    const pageBytes = (this.#piece.pages - description.zeroPages) * block.pageBytes;
+    this.#deltas.described(pageBytes);
+    if (cache !== null) {
+      this.#deltas.compared(memory, description, { pageBytes, ms: nowMs() - startMs });
+    } else if (block.cache !== null && this.#makesDeltas) this.#forgetPiece(block);
+    return description;
   }
 
   /** The cache, if pages are to be compared with what it has of them. */
   #cacheFor({ cache }: OpenBlock, memory: Memory): DeltaCache | null {
     if (cache === null || !this.#makesDeltas) return null;
-    if (!this.#compressor.isAuto) return cache;
-    return this.#deltaChoice.mayTry(memory) ? cache : null;
+    return this.#deltas.mayTry(memory) ? cache : null;
   }
 
   #versionsIn(cache: DeltaCache, { firstKey }: OpenBlock): Versions {
@@ -267,6 +276,7 @@ export class PageSender {
     const { pages, pageNumbers } = this.#piece;
     for (let page = 0; page < pages; page += 1) forget(block, pageNumbers[page] as number, 1);
     this.#counters.add("deltaMisses", pages);
+    this.#deltas.passedOver(pages);
   }
 
   #sendPages(
@@ -287,7 +297,7 @@ export class PageSender {
     const tableAt = this.#writeTable(block, runs, compressed?.codec.number ?? 0);
     const bodyEnd = PAGES_AT + sentBytes;
     const write = this.#writer.write("pages", tableAt, bodyEnd);
-    this.#compressor.learn({ payloadBytes, wireBytes: bodyEnd - tableAt, write });
+    this.#deltas.sent({ payloadBytes, wireBytes: bodyEnd - tableAt, write });
   }
 
   /**
@@ -332,7 +342,7 @@ export class PageSender {
     this.#zeros = null;
     const tableAt = this.#writeTable(block, [{ firstPage, pages, encoding: zero, bytes: 0 }], 0);
     const write = this.#writer.write("pages", tableAt, PAGES_AT);
-    this.#compressor.learn({ payloadBytes: 0, wireBytes: PAGES_AT - tableAt, write });
+    this.#deltas.sent({ payloadBytes: 0, wireBytes: PAGES_AT - tableAt, write });
     this.#counters.add("zero", pages);
   }
 
@@ -354,7 +364,8 @@ export class PageSender {
     const tableAt = this.#writeTable(block, [run], 0);
     const write = this.#writer.write("pages", tableAt, PAGES_AT, bytes.subarray(0, sentBytes));
     const wireBytes = PAGES_AT - tableAt + sentBytes;
-    this.#compressor.learn({ payloadBytes: sentBytes, wireBytes, write });
+    this.#deltas.described(sentBytes);
+    this.#deltas.sent({ payloadBytes: sentBytes, wireBytes, write });
     this.#counters.add("raw", pages);
     this.#passOver(block, firstPage, pages);
     return pages;
@@ -387,6 +398,7 @@ export class PageSender {
     if (block.cache === null || !this.#makesDeltas) return;
     forget(block, firstPage, pages);
     this.#counters.add("deltaMisses", pages);
+    if (!this.#deltas.mayTry(this.#memoryOf(block, firstPage))) this.#deltas.passedOver(pages);
   }
 
   /** Pages before the first one that the cache has a version of, or would remember. */
