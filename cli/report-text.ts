@@ -24,8 +24,12 @@ export function reportText(report: Report): string {
     ...hypervisorRows(report),
     ["guest", formatBytes(report.guestBytes)],
     ["sent", `${formatBytes(report.sentBytes)}; ${pagesText(report.pages)}`],
+    ...wayRows(report),
     ...roundRows(rounds),
-    ...report.channels.map((channel) => [`channel ${channel.id}`, channelText(channel)]),
+    ...report.channels.flatMap((channel) => [
+      [`channel ${channel.id}`, channelText(channel)],
+      ...choiceRows(channel),
+    ]),
     ["processor", formatMs(report.cpuMs)],
     ...faultRows(report),
   ];
@@ -102,6 +106,29 @@ function pagesText({ untouched, ...sent }: PageFigures): string {
     .filter(([, count]) => count > 0)
     .map(([kind, count]) => `${count} ${kind}${kind === "zero" ? untouchedText(untouched) : ""}`);
   return kinds.length === 0 ? "no pages" : `pages: ${kinds.join(", ")}`;
+}
+
+const WAY_NAMES = { raw: "raw", delta: "deltas", codec: "compressed" } as const;
+
+/** How much of the memory went which way, in all channels together; for who had more than one. */
+function wayRows({ channels }: Report): string[][] {
+  const parts = (["raw", "delta", "codec"] as const).flatMap((way) => {
+    const figures = channels.map(({ ways }) => ways[way]);
+    const pages = figures.reduce((sum, each) => sum + each.pages, 0);
+    const bytes = figures.reduce((sum, each) => sum + each.sentBytes, 0);
+    return pages === 0 ? [] : [`${WAY_NAMES[way]} ${formatBytes(bytes)} of ${pages} pages`];
+  });
+  return parts.length < 2 ? [] : [["by way", parts.join(", ")]];
+}
+
+/** What auto chose in a channel, and by which figures; how often it has changed is told in JSON. */
+function choiceRows({ codec, delta }: ChannelFigures): string[][] {
+  const choices = [codec.choice, delta.choice].filter((choice) => choice !== "");
+  if (choices.length === 0) return [];
+  const forced = codec.forcedFrames;
+  const limited = forced === 0 ? [] : [`${forced} frames held back by --cpu-limit`];
+  const heads = choices.map((choice) => choice.replace(/, changed .*/, ""));
+  return [["  chose", [...heads, ...limited].join("; ")]];
 }
 
 /** Untouched pages are counted among the zero pages, too. */

@@ -7,6 +7,7 @@ import {
   type Control,
   type Counter,
   CounterRow,
+  WAY_COUNTERS,
 } from "../workers/control.ts";
 import type {
   ChannelFigures,
@@ -14,6 +15,7 @@ import type {
   FaultFigures,
   PageFigures,
   Report,
+  WayFigures,
 } from "./statistics.ts";
 
 const NOTHING = Object.fromEntries(COUNTERS.map((counter) => [counter, 0])) as Record<
@@ -43,18 +45,25 @@ export function channelFigures(
     sentBytes: row.read("movedBytes"),
     waitMs: row.read("waitMs"),
     busyMs: row.read("busyMs"),
+    ways: {
+      raw: wayFigures(row, "raw"),
+      delta: wayFigures(row, "delta"),
+      codec: wayFigures(row, "codec"),
+    },
     delta: {
       hits: row.read("deltaHits"),
       misses: row.read("deltaMisses"),
       overflows: row.read("deltaOverflows"),
       beforeBytes: row.read("deltaBeforeBytes"),
       afterBytes: row.read("deltaAfterBytes"),
+      choice: deltaChoiceText(row),
     },
     codec: {
       triedBytes: row.read("codecTriedBytes"),
       beforeBytes: row.read("codecBeforeBytes"),
       afterBytes: row.read("codecAfterBytes"),
       workMs: row.read("codecMs"),
+      forcedFrames: row.read("codecForcedFrames"),
       choice: choiceText(row),
     },
     scan: { readBytes: row.read("scannedBytes"), workMs: row.read("scanMs") },
@@ -95,20 +104,46 @@ export function mainChannelFigures(sentBytes: number): ChannelFigures {
     sentBytes,
     waitMs: 0,
     busyMs: 0,
-    delta: { hits: 0, misses: 0, overflows: 0, beforeBytes: 0, afterBytes: 0 },
-    codec: { triedBytes: 0, beforeBytes: 0, afterBytes: 0, workMs: 0, choice: "" },
+    ways: { raw: NOTHING_SENT, delta: NOTHING_SENT, codec: NOTHING_SENT },
+    delta: { hits: 0, misses: 0, overflows: 0, beforeBytes: 0, afterBytes: 0, choice: "" },
+    codec: {
+      ...{ triedBytes: 0, beforeBytes: 0, afterBytes: 0, workMs: 0 },
+      ...{ forcedFrames: 0, choice: "" },
+    },
     scan: { readBytes: 0, workMs: 0 },
   };
+}
+
+const NOTHING_SENT: WayFigures = { pages: 0, sentBytes: 0 };
+
+function wayFigures(row: CounterRow, way: keyof typeof WAY_COUNTERS): WayFigures {
+  const { pages, bytes } = WAY_COUNTERS[way];
+  return { pages: row.read(pages), sentBytes: row.read(bytes) };
+}
+
+/** What auto did about deltas, and the figures that decided it; empty where it compared nothing. */
+function deltaChoiceText(row: CounterRow): string {
+  const choice = row.read("deltaChoice");
+  if (choice === 0) return "";
+  const costs = [
+    `comparing ${costText(row, "deltaComparingMsPerMiB", "not known")}`,
+    `sending without ${costText(row, "deltaWholeMsPerMiB", "not known")}`,
+    `changed ${row.read("deltaChoiceChanges")} times`,
+  ];
+  const passed = `${row.read("deltaPassedPages")} pages passed over`;
+  return `${choice === 1 ? "deltas" : "no deltas"}: ${costs.join(", ")}; ${passed}`;
+}
+
+function costText(row: CounterRow, counter: Counter, none = "not tried"): string {
+  const ms = row.read(counter);
+  return ms === 0 ? none : `${ms.toFixed(2)} ms per MiB`;
 }
 
 /** What auto chose, and the figures that decided it; empty where nothing was chosen. */
 function choiceText(row: CounterRow): string {
   const way = row.read("choiceWay");
   if (way === 0) return "";
-  const cost = (counter: Counter): string => {
-    const ms = row.read(counter);
-    return ms === 0 ? "not tried" : `${ms.toFixed(2)} ms per MiB`;
-  };
+  const cost = (counter: Counter): string => costText(row, counter);
   const codec = codecWayName(row.read("choiceCodec"));
   const changes = row.read("choiceChanges") + row.read("choiceCodecChanges");
   const costs = `raw ${cost("choiceRawMsPerMiB")}, compressed ${cost("choiceCodecMsPerMiB")}`;

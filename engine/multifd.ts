@@ -60,4 +60,5 @@ export {
   type Report,
   type RoundFigures,
   STATISTICS,
+  type WayFigures,
 } from "./statistics.ts";

@@ -45,9 +45,16 @@ export interface ChannelFigures {
   readonly sentBytes: number;
   readonly waitMs: number;
   readonly busyMs: number;
+  readonly ways: { readonly [way in "raw" | "delta" | "codec"]: WayFigures };
   readonly delta: DeltaFigures;
   readonly codec: CodecFigures;
   readonly scan: ScanFigures;
+}
+
+/** What of a channel's pages went one way; at the source only. */
+export interface WayFigures {
+  readonly pages: number;
+  readonly sentBytes: number;
 }
 
 /** How a channel's cache of sent versions served; at the source only. */
@@ -57,6 +64,8 @@ export interface DeltaFigures {
   readonly overflows: number;
   readonly beforeBytes: number;
   readonly afterBytes: number;
+  /** Whether auto made deltas in the end, and why. */
+  readonly choice: string;
 }
 
 /** What compression did in a channel; at the source only. */
@@ -65,6 +74,7 @@ export interface CodecFigures {
   readonly beforeBytes: number;
   readonly afterBytes: number;
   readonly workMs: number;
+  readonly forcedFrames: number;
   /** What auto chose in the end, and why. */
   readonly choice: string;
 }
@@ -312,6 +322,27 @@ export const STATISTICS = {
       unit: "milliseconds",
       meaning: "Time that the channel's thread worked, waiting not included.",
     },
+    "channels[].ways.raw.pages": {
+      unit: "pages",
+      meaning: "Pages of the channel that were sent byte for byte; at the source only.",
+    },
+    "channels[].ways.raw.sentBytes": {
+      unit: "bytes",
+      meaning: "What was sent of them, headers not included.",
+    },
+    "channels[].ways.delta.pages": {
+      unit: "pages",
+      meaning: "Pages that were sent as differences, and these as they were.",
+    },
+    "channels[].ways.delta.sentBytes": {
+      unit: "bytes",
+      meaning: "What was sent of them, lengths and generations included.",
+    },
+    "channels[].ways.codec.pages": {
+      unit: "pages",
+      meaning: "Pages that were sent in compressed payloads, differences among them included.",
+    },
+    "channels[].ways.codec.sentBytes": { unit: "bytes", meaning: "What was sent of them." },
     "channels[].delta.hits": {
       unit: "pages",
       meaning: "Dirty pages whose version at the destination was in the cache.",
@@ -326,6 +357,11 @@ export const STATISTICS = {
       meaning: "Guest memory that was sent as differences.",
     },
     "channels[].delta.afterBytes": { unit: "bytes", meaning: "What these differences came to." },
+    "channels[].delta.choice": {
+      unit: "name",
+      meaning:
+        "With compression auto: whether deltas were made in the end or given up, with what comparing pages and sending them without deltas were measured to take, and how many pages were not compared.",
+    },
     "channels[].codec.triedBytes": { unit: "bytes", meaning: "Payload given to a codec." },
     "channels[].codec.beforeBytes": {
       unit: "bytes",
@@ -333,6 +369,11 @@ export const STATISTICS = {
     },
     "channels[].codec.afterBytes": { unit: "bytes", meaning: "What it was compressed to." },
     "channels[].codec.workMs": { unit: "milliseconds", meaning: "Time spent in compressing." },
+    "channels[].codec.forcedFrames": {
+      unit: "count",
+      meaning:
+        "Frames that went uncompressed because compression had used up its processor time; see --cpu-limit.",
+    },
     "channels[].codec.choice": {
       unit: "name",
       meaning:

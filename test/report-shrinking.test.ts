@@ -45,8 +45,14 @@ function sumOf(report: Report, figure: (channel: ChannelFigures) => number): num
   return bulkOf(report).reduce((sum, channel) => sum + figure(channel), 0);
 }
 
-const NO_DELTAS = { hits: 0, misses: 0, overflows: 0, beforeBytes: 0, afterBytes: 0 };
-const NO_CODEC = { triedBytes: 0, beforeBytes: 0, afterBytes: 0, workMs: 0, choice: "" };
+const NO_DELTAS = {
+  ...{ hits: 0, misses: 0, overflows: 0, beforeBytes: 0, afterBytes: 0 },
+  choice: "",
+};
+const NO_CODEC = {
+  ...{ triedBytes: 0, beforeBytes: 0, afterBytes: 0, workMs: 0 },
+  ...{ forcedFrames: 0, choice: "" },
+};
 
 test(`deltas are counted for each channel, and add up to what was sent (SEED=${seed})`, async () => {
   const report = await reported({ xbzrle: true, xbzrleCacheBytes: 64 * MIB });
@@ -112,9 +118,18 @@ const CHOICE = new RegExp(
   `^(?:raw|${WAY}): raw ${COST}, compressed ${COST}, changed \\d+ times${SAMPLES}$`,
 );
 
+const DELTA_COST = String.raw`(?:not known|\d+\.\d\d ms per MiB)`;
+const DELTA_CHOICE = new RegExp(
+  `^(?:no )?deltas: comparing ${DELTA_COST}, sending without ${DELTA_COST}, ` +
+    "changed \\d+ times; \\d+ pages passed over$",
+);
+
 test(`auto says for each channel what it chose, and by which figures (SEED=${seed})`, async () => {
   const report = await reported({ compression: "auto" });
-  for (const { codec } of bulkOf(report)) expect(codec.choice).toMatch(CHOICE);
+  for (const { codec, delta } of bulkOf(report)) {
+    expect(codec.choice).toMatch(CHOICE);
+    expect(delta.choice).toMatch(DELTA_CHOICE);
+  }
   expect(report.channels[0]?.codec.choice).toBe("");
 });
 
@@ -148,5 +163,29 @@ test(`a cache smaller than a page makes no deltas, one larger than memory makes 
     );
     expect(sumOf(large, (each) => each.delta.misses)).toBe(large.guestBytes / pageBytes);
     expect(large.pages.delta).toBeGreaterThan(0);
+  }
+});
+
+test(`by way, a channel's pages and bytes are all that was sent, headers aside (SEED=${seed})`, async () => {
+  for (const given of [
+    { xbzrle: true },
+    { compression: "zstd", xbzrle: true },
+    { compression: "auto" },
+  ] as const) {
+    const report = await reported({ ...given, xbzrleCacheBytes: 64 * MIB });
+    const { raw, delta, compressed } = report.pages;
+    const ways = (["raw", "delta", "codec"] as const).map((way) => ({
+      pages: sumOf(report, (each) => each.ways[way].pages),
+      bytes: sumOf(report, (each) => each.ways[way].sentBytes),
+    }));
+    const [rawWay, deltaWay, codecWay] = ways;
+    expect(rawWay).toEqual({ pages: raw, bytes: raw * 4 * KIB });
+    expect((deltaWay?.pages ?? 0) + (codecWay?.pages ?? 0)).toBe(delta + compressed);
+    expect(codecWay?.bytes).toBe(sumOf(report, ({ codec }) => codec.afterBytes));
+    const payload = ways.reduce((sum, { bytes }) => sum + bytes, 0);
+    const sent = sumOf(report, ({ sentBytes }) => sentBytes);
+    expect(payload).toBeLessThan(sent);
+    // Frames have heads, and tables of runs: of a few bytes for each page at the most.
+    expect(payload).toBeGreaterThan(sent * 0.75);
   }
 });

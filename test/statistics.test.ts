@@ -3,6 +3,8 @@ import { type Progress, type Report, STATISTICS } from "../engine/statistics.ts"
 
 const LATENCY = { count: 1, p50Us: 1, p90Us: 1, p99Us: 1, p999Us: 1, maxUs: 1 };
 
+const WAY = { pages: 1, sentBytes: 1 };
+
 const REPORT: Required<Report> = {
   totalMs: 1,
   downtimeMs: 1,
@@ -20,8 +22,12 @@ const REPORT: Required<Report> = {
       sentBytes: 1,
       waitMs: 1,
       busyMs: 1,
-      delta: { hits: 1, misses: 1, overflows: 1, beforeBytes: 1, afterBytes: 1 },
-      codec: { triedBytes: 1, beforeBytes: 1, afterBytes: 1, workMs: 1, choice: "" },
+      ways: { raw: WAY, delta: WAY, codec: WAY },
+      delta: { hits: 1, misses: 1, overflows: 1, beforeBytes: 1, afterBytes: 1, choice: "" },
+      codec: {
+        ...{ triedBytes: 1, beforeBytes: 1, afterBytes: 1, workMs: 1 },
+        ...{ forcedFrames: 1, choice: "" },
+      },
       scan: { readBytes: 1, workMs: 1 },
     },
   ],

@@ -66,6 +66,8 @@ export class Compressor {
   #codecMs = 0;
   #hasShrunk = false;
   #isForced = false;
+  /** Because the processor time that it may take was used up. */
+  #isSpent = false;
   #lastEndMs = nowMs();
   readonly #trials: Trials;
 
@@ -96,9 +98,11 @@ export class Compressor {
   takes(bytes: number, memory: Memory): boolean {
     const settings = this.#takeSettings();
     this.#isForced = false;
+    this.#isSpent = false;
     if (settings.codec === 0 || bytes < PAYLOAD_BYTES_MIN) return false;
     if (settings.isAuto && this.#choice.way === "raw") return false;
     const isAllowed = !settings.isAuto || this.#budget.allows(settings.cpuShare, nowMs());
+    this.#isSpent = !isAllowed;
     this.#isForced = !isAllowed || !this.#stubbornness.mayTry(memory);
     return !this.#isForced;
   }
@@ -146,9 +150,11 @@ export class Compressor {
     this.#lastEndMs = endMs;
     const [codecMs, hasShrunk] = [this.#codecMs, this.#hasShrunk];
     const way = this.#isForced ? "raw" : this.#choice.way;
+    if (this.#isSpent) this.#counters.add("codecForcedFrames", 1);
     this.#codecMs = 0;
     this.#hasShrunk = false;
     this.#isForced = false;
+    this.#isSpent = false;
     const { payloadBytes, wireBytes, write } = frame;
     const cost = { way, payloadBytes, wireBytes, elapsedMs, blockedMs: write.waitedMs };
     if (!this.#settings.isAuto) return { ...cost, atMs: endMs };

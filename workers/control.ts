@@ -87,6 +87,12 @@ export const COUNTERS = [
   "compressed",
   "raw",
   "repeated",
+  "rawWayPages",
+  "rawWayBytes",
+  "deltaWayPages",
+  "deltaWayBytes",
+  "codecWayPages",
+  "codecWayBytes",
   "untouched",
   "deltaHits",
   "deltaMisses",
@@ -102,6 +108,7 @@ export const COUNTERS = [
   "codecTriedBytes",
   "codecBeforeBytes",
   "codecAfterBytes",
+  "codecForcedFrames",
   "choiceWay",
   "choiceChanges",
   "choiceRawMsPerMiB",
@@ -126,6 +133,16 @@ export const CODEC_COUNTERS: readonly { readonly ms: Counter; readonly share: Co
   { ms: "codecWay2Ms", share: "codecWay2Share" },
   { ms: "codecWay3Ms", share: "codecWay3Share" },
 ];
+
+/**
+ * By the way that pages went to the other end: how many, and what was sent of them. What is in a
+ * compressed payload counts there, deltas included; zero pages are nowhere, for nothing is sent of them.
+ */
+export const WAY_COUNTERS = {
+  raw: { pages: "rawWayPages", bytes: "rawWayBytes" },
+  delta: { pages: "deltaWayPages", bytes: "deltaWayBytes" },
+  codec: { pages: "codecWayPages", bytes: "codecWayBytes" },
+} as const satisfies Record<string, { readonly pages: Counter; readonly bytes: Counter }>;
 
 const INDEX = Object.fromEntries(COUNTERS.map((counter, index) => [counter, index])) as Readonly<
   Record<Counter, number>

@@ -13,7 +13,7 @@ import {
   RUN_BYTES,
 } from "../channels/frame.ts";
 import { decodeFailure, decodeRequest, type RequestMessage } from "../channels/messages.ts";
-import { type Control, CounterRow, stopOf } from "./control.ts";
+import { type Control, CounterRow, stopOf, WAY_COUNTERS } from "./control.ts";
 import { orBits } from "./dirty-words.ts";
 import type { PageEncoding } from "./encodings/encoding.ts";
 import { raw } from "./encodings/raw.ts";
@@ -184,6 +184,9 @@ export class LaneSender {
     const encoding = this.#writePage(block, page);
     this.#counters.add("pages", 1);
     this.#counters.add(encoding.counter, 1);
+    if (encoding === zero) return;
+    this.#counters.add(WAY_COUNTERS.raw.pages, 1);
+    this.#counters.add(WAY_COUNTERS.raw.bytes, block.pageBytes);
   }
 
   #writePage({ index, ram, pageBytes, sentHere }: OpenBlock, page: number): PageEncoding {

@@ -18,11 +18,12 @@ import {
 import { decodeFailure, decodeFence, encodeFence } from "../channels/messages.ts";
 import { letGo } from "./codecs/let-go.ts";
 import { Compressor, type Memory } from "./compressor.ts";
-import { type Control, CounterRow, isStopped, mustLeave, stopOf } from "./control.ts";
+import { type Control, CounterRow, isStopped, mustLeave, stopOf, WAY_COUNTERS } from "./control.ts";
 import { DeltaCache, shardBytes } from "./delta-cache.ts";
 import { DeltaChooser } from "./delta-chooser.ts";
 import { type DescribedRun, Describer, type Description, type Versions } from "./describer.ts";
 import { takeWords, undoWords } from "./dirty-words.ts";
+import { delta } from "./encodings/delta.ts";
 import type { Run } from "./encodings/encoding.ts";
 import { raw } from "./encodings/raw.ts";
 import { zero } from "./encodings/zero.ts";
@@ -293,11 +294,24 @@ export class PageSender {
       letGo(compressed.bytes);
     }
     this.#counters.add(compressed === null ? "raw" : "compressed", rawPages);
+    this.#countWays(runs, compressed === null ? null : sentBytes);
 
     const tableAt = this.#writeTable(block, runs, compressed?.codec.number ?? 0);
     const bodyEnd = PAGES_AT + sentBytes;
     const write = this.#writer.write("pages", tableAt, bodyEnd);
     this.#deltas.sent({ payloadBytes, wireBytes: bodyEnd - tableAt, write });
+  }
+
+  /** `compressedBytes`: what became of all of them together, or null if nothing. */
+  #countWays(runs: readonly DescribedRun[], compressedBytes: number | null): void {
+    for (const { encoding, pages, bytes } of runs) {
+      if (encoding === zero) continue;
+      const alone = encoding === delta ? WAY_COUNTERS.delta : WAY_COUNTERS.raw;
+      const way = compressedBytes === null ? alone : WAY_COUNTERS.codec;
+      this.#counters.add(way.pages, pages);
+      if (compressedBytes === null) this.#counters.add(way.bytes, bytes);
+    }
+    if (compressedBytes !== null) this.#counters.add(WAY_COUNTERS.codec.bytes, compressedBytes);
   }
 
   /**
@@ -367,6 +381,7 @@ export class PageSender {
     this.#deltas.described(sentBytes);
     this.#deltas.sent({ payloadBytes: sentBytes, wireBytes, write });
     this.#counters.add("raw", pages);
+    this.#countWays([run], null);
     this.#passOver(block, firstPage, pages);
     return pages;
   }
