@@ -269,6 +269,30 @@ test(`auto tries harder while the link is waited for, and says what samples came
   for (const { share } of CODEC_COUNTERS) expect(counters.read(share)).toBeGreaterThan(0);
 });
 
+test(`a look at another codec takes time, and is no sign that the link has become fast (SEED=${seed})`, () => {
+  const { compressor, counters } = makeCompressor(AUTO);
+  const payload = prose();
+  let ms = 0;
+  const never = (): (() => void) => () => {};
+  onTestFinished(useClock({ nowMs: () => ms, after: never, every: never }));
+  compressor.begin();
+  const seen = () => CODEC_COUNTERS.map(({ share }) => counters.read(share)).join();
+  let looks = 0;
+  for (let chunk = 0; chunk < 12; chunk += 1) {
+    const before = seen();
+    const made = must(compressor.compress(payload, { chunk, round: 1 }), "words shrink");
+    const hasLooked = seen() !== before;
+    if (hasLooked) looks += 1;
+    // While samples are made the link drains, and nothing is waited for behind them.
+    ms += 60_000;
+    const write = written(hasLooked ? 0 : 60_000);
+    compressor.learn({ payloadBytes: payload.length, wireBytes: made.bytes.length, write });
+  }
+  expect(looks).toBeGreaterThan(2);
+  expect(counters.read("choiceCodec")).toBeGreaterThan(0);
+  expect(counters.read("choiceRawMsPerMiB"), "raw memory was not tried").toBe(0);
+});
+
 test(`what auto tells belongs to what is set, and its changes are counted on (SEED=${seed})`, () => {
   const { compressor, control, counters } = makeCompressor(AUTO);
   const payload = prose();

@@ -68,6 +68,8 @@ export class Compressor {
   #isForced = false;
   /** Because the processor time that it may take was used up. */
   #isSpent = false;
+  /** Samples of it were compressed in two ways. */
+  #hasLooked = false;
   #lastEndMs = nowMs();
   readonly #trials: Trials;
 
@@ -139,12 +141,15 @@ export class Compressor {
     return { codec, bytes };
   }
 
-  /** A frame has gone: `auto` learns from what it cost, which is returned. */
+  /**
+   * A frame has gone: `auto` learns from what it cost, which is returned. Not from one in which samples
+   * were compressed as well: that took its time, while the link was left to drain.
+   */
   learn(frame: {
     payloadBytes: number;
     wireBytes: number;
     write: WriteFigures;
-  }): FrameFacts & { atMs: number } {
+  }): (FrameFacts & { atMs: number }) | null {
     const endMs = nowMs();
     const elapsedMs = endMs - this.#lastEndMs;
     this.#lastEndMs = endMs;
@@ -157,7 +162,9 @@ export class Compressor {
     this.#isSpent = false;
     const { payloadBytes, wireBytes, write } = frame;
     const cost = { way, payloadBytes, wireBytes, elapsedMs, blockedMs: write.waitedMs };
-    if (!this.#settings.isAuto) return { ...cost, atMs: endMs };
+    const hasLooked = this.#hasLooked;
+    this.#hasLooked = false;
+    if (!this.#settings.isAuto || hasLooked) return null;
     this.#choice.learn(cost);
     this.#trials.consult(this.#choice, endMs);
     if (hasShrunk) this.#codecChoice.learn({ ...cost, codecMs }, this.#settings.cpuShare);
@@ -188,6 +195,7 @@ export class Compressor {
   #look(payload: Uint8Array): void {
     const { candidate, way } = this.#codecChoice;
     if (candidate === null || payload.length < SAMPLE_BYTES) return;
+    this.#hasLooked = true;
     const sample = payload.subarray(0, SAMPLE_BYTES);
     this.#codecChoice.compare(SAMPLE_BYTES, {
       chosen: this.#sampled(sample, way),

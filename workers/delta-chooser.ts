@@ -65,8 +65,8 @@ export class DeltaChooser {
   /** A frame of what was described has gone: `auto` learns from what it cost. */
   sent(frame: { payloadBytes: number; wireBytes: number; write: WriteFigures }): void {
     const cost = this.#compressor.learn(frame);
-    const elapsedMs = Math.max(0, cost.elapsedMs - this.#comparedMs);
-    if (this.#compressor.isAuto) {
+    if (cost !== null) {
+      const elapsedMs = Math.max(0, cost.elapsedMs - this.#comparedMs);
       this.#choice.learnFrame({ ...cost, elapsedMs, pageBytes: this.#pageBytes });
     }
     this.#comparedMs = 0;
