@@ -32,6 +32,7 @@ export function reportText(report: Report): string {
     ]),
     ["processor", formatMs(report.cpuMs)],
     ...faultRows(report),
+    ...noteRows(report),
   ];
   if (report.verified !== undefined) {
     rows.push(["verified", report.verified ? "yes: nothing was lost" : "NO: memory differs"]);
@@ -51,6 +52,21 @@ function hypervisorRows({ hypervisor }: Report): string[][] {
   return [
     ["hypervisor", `stood still for ${formatMs(hypervisor.downtimeMs)}: ${parts.join(", ")}`],
   ];
+}
+
+/** With fewer versions lost than this, a larger cache would change little. */
+const VERSIONS_LOST_MIN = 1000;
+
+/** What somebody should know, and can do something about. */
+function noteRows({ channels }: Report): string[][] {
+  const total = (figure: "hits" | "evictions" | "refusals"): number => {
+    return channels.reduce((sum, { delta }) => sum + delta[figure], 0);
+  };
+  const [hits, lost] = [total("hits"), total("evictions") + total("refusals")];
+  if (lost < VERSIONS_LOST_MIN || lost <= hits) return [];
+  const what = `the cache was too small to be of much use: ${hits} versions of pages were found`;
+  const remedy = "with a larger --xbzrle-cache-size there are more deltas";
+  return [["deltas", `${what}, ${lost} found no room or gave way; ${remedy}`]];
 }
 
 function faultRows({ faults }: Report): string[][] {

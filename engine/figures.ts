@@ -54,6 +54,8 @@ export function channelFigures(
       hits: row.read("deltaHits"),
       misses: row.read("deltaMisses"),
       overflows: row.read("deltaOverflows"),
+      evictions: row.read("deltaEvictions"),
+      refusals: row.read("deltaRefusals"),
       beforeBytes: row.read("deltaBeforeBytes"),
       afterBytes: row.read("deltaAfterBytes"),
       choice: deltaChoiceText(row),
@@ -105,7 +107,10 @@ export function mainChannelFigures(sentBytes: number): ChannelFigures {
     waitMs: 0,
     busyMs: 0,
     ways: { raw: NOTHING_SENT, delta: NOTHING_SENT, codec: NOTHING_SENT },
-    delta: { hits: 0, misses: 0, overflows: 0, beforeBytes: 0, afterBytes: 0, choice: "" },
+    delta: {
+      ...{ hits: 0, misses: 0, overflows: 0, evictions: 0, refusals: 0 },
+      ...{ beforeBytes: 0, afterBytes: 0, choice: "" },
+    },
     codec: {
       ...{ triedBytes: 0, beforeBytes: 0, afterBytes: 0, workMs: 0 },
       ...{ forcedFrames: 0, choice: "" },

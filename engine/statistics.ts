@@ -62,6 +62,8 @@ export interface DeltaFigures {
   readonly hits: number;
   readonly misses: number;
   readonly overflows: number;
+  readonly evictions: number;
+  readonly refusals: number;
   readonly beforeBytes: number;
   readonly afterBytes: number;
   /** Whether auto made deltas in the end, and why. */
@@ -351,6 +353,15 @@ export const STATISTICS = {
     "channels[].delta.overflows": {
       unit: "pages",
       meaning: "Pages whose difference would have been no smaller than the page.",
+    },
+    "channels[].delta.evictions": {
+      unit: "pages",
+      meaning: "Versions in the cache that gave way to another page's.",
+    },
+    "channels[].delta.refusals": {
+      unit: "pages",
+      meaning:
+        "Pages that were written again, and whose version found no room in the cache: it was full of others that were of use lately.",
     },
     "channels[].delta.beforeBytes": {
       unit: "bytes",

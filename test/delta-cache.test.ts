@@ -236,3 +236,20 @@ test("the first round fills a cache for half of the memory, and none that is sma
     expect(cache.find(3, 3)?.generation).toBe(2);
   }
 });
+
+test("versions that give way are counted, and those that find no room after the first round", () => {
+  const { cache } = cacheOf(4);
+  const rival = rivalOf(2, 4);
+  const store = (key: number, round: number) => cache.store(key, page(0), { generation: 1, round });
+  store(2, 1);
+  expect(store(rival, 1), "all that there is").toBe(false);
+  expect([cache.evictions, cache.refusals]).toEqual([0, 0]);
+  cache.find(2, 2);
+  store(2, 2);
+  expect(store(rival, 2)).toBe(false);
+  expect(store(rival, 3)).toBe(false);
+  expect([cache.evictions, cache.refusals]).toEqual([0, 2]);
+  expect(store(rival, 4)).toBe(true);
+  store(rival, 5);
+  expect([cache.evictions, cache.refusals]).toEqual([1, 2]);
+});

@@ -46,8 +46,8 @@ function sumOf(report: Report, figure: (channel: ChannelFigures) => number): num
 }
 
 const NO_DELTAS = {
-  ...{ hits: 0, misses: 0, overflows: 0, beforeBytes: 0, afterBytes: 0 },
-  choice: "",
+  ...{ hits: 0, misses: 0, overflows: 0, evictions: 0, refusals: 0 },
+  ...{ beforeBytes: 0, afterBytes: 0, choice: "" },
 };
 const NO_CODEC = {
   ...{ triedBytes: 0, beforeBytes: 0, afterBytes: 0, workMs: 0 },
@@ -164,6 +164,20 @@ test(`a cache smaller than a page makes no deltas, one larger than memory makes 
     expect(sumOf(large, (each) => each.delta.misses)).toBe(large.guestBytes / pageBytes);
     expect(large.pages.delta).toBeGreaterThan(0);
   }
+});
+
+test(`a cache for far less than what is rewritten loses versions, and people are told (SEED=${seed})`, async () => {
+  const small = await reported({ xbzrle: true, xbzrleCacheBytes: 1 * MIB, channels: 2 });
+  for (const { delta } of bulkOf(small)) {
+    expect(delta.evictions).toBeGreaterThan(0);
+    expect(delta.refusals).toBeGreaterThan(0);
+  }
+  const lost = sumOf(small, ({ delta }) => delta.evictions + delta.refusals);
+  const hits = sumOf(small, ({ delta }) => delta.hits);
+  expect(lost).toBeGreaterThan(hits);
+  expect(lost + hits).toBeLessThanOrEqual(sumOf(small, ({ delta }) => delta.hits + delta.misses));
+  const large = await reported({ xbzrle: true, xbzrleCacheBytes: 64 * MIB, channels: 2 });
+  expect(sumOf(large, ({ delta }) => delta.evictions + delta.refusals)).toBe(0);
 });
 
 test(`by way, a channel's pages and bytes are all that was sent, headers aside (SEED=${seed})`, async () => {

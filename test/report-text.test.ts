@@ -54,3 +54,15 @@ test("people are told what auto chose in each channel, and what decided it", () 
   ]);
   expect(linesOf("  chose", {})).toEqual([]);
 });
+
+test("people are told of a cache that lost more versions than were found, and what to do", () => {
+  const cache = (hits: number, evictions: number, refusals: number) => {
+    return linesOf("deltas", { delta: { ...BULK.delta, hits, evictions, refusals } }, 2);
+  };
+  const [line] = cache(700, 300, 500);
+  expect(line).toContain("too small to be of much use: 1400 versions of pages were found, 1600");
+  expect(line).toContain("--xbzrle-cache-size");
+  expect(cache(900, 300, 500)).toEqual([]);
+  // A few are no matter.
+  expect(cache(0, 100, 100)).toEqual([]);
+});

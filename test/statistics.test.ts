@@ -23,7 +23,10 @@ const REPORT: Required<Report> = {
       waitMs: 1,
       busyMs: 1,
       ways: { raw: WAY, delta: WAY, codec: WAY },
-      delta: { hits: 1, misses: 1, overflows: 1, beforeBytes: 1, afterBytes: 1, choice: "" },
+      delta: {
+        ...{ hits: 1, misses: 1, overflows: 1, evictions: 1, refusals: 1 },
+        ...{ beforeBytes: 1, afterBytes: 1, choice: "" },
+      },
       codec: {
         ...{ triedBytes: 1, beforeBytes: 1, afterBytes: 1, workMs: 1 },
         ...{ forcedFrames: 1, choice: "" },

@@ -97,6 +97,8 @@ export const COUNTERS = [
   "deltaHits",
   "deltaMisses",
   "deltaOverflows",
+  "deltaEvictions",
+  "deltaRefusals",
   "deltaBeforeBytes",
   "deltaAfterBytes",
   "deltaPassedPages",

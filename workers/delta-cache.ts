@@ -67,6 +67,10 @@ export class DeltaCache {
   readonly #generations: Uint32Array;
   readonly #usedRounds: Uint32Array;
   readonly #firstRound: number;
+  /** Versions that gave way to another page's. */
+  evictions = 0;
+  /** Versions that were not remembered, as their slot was another page's; see `isCrowded`. */
+  refusals = 0;
 
   /**
    * `bytes` is the wasm memory; the cache takes `slots` pages of `pageBytes` from `at` on, for a
@@ -104,6 +108,14 @@ export class DeltaCache {
     return round >= this.#firstRound;
   }
 
+  /**
+   * Whether a version that finds no room in this round is one too many. The first round brings all
+   * there is, and most of it is not written again.
+   */
+  isCrowded(round: number): boolean {
+    return this.isOpen(round) && round > 1;
+  }
+
   /** The cached version of page `key`, see `firstKeys`, or null. */
   find(key: number, round: number): CachedVersion | null {
     const slot = this.#slotOf(key);
@@ -132,9 +144,13 @@ export class DeltaCache {
    */
   store(key: number, source: Uint8Array, version: { generation: number; round: number }): boolean {
     assert(source.length === this.#pageBytes, "an entry is one page");
-    if (!this.wants(key, version.round)) return false;
+    if (!this.wants(key, version.round)) {
+      if (this.isCrowded(version.round)) this.refusals += 1;
+      return false;
+    }
     const slot = this.#slotOf(key);
     const held = this.#keys[slot];
+    if (held !== EMPTY && held !== key) this.evictions += 1;
     this.#keys[slot] = key;
     this.#generations[slot] = version.generation;
     this.#usedRounds[slot] = version.round - (held === key ? 0 : 1);

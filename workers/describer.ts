@@ -117,6 +117,7 @@ export class Describer {
     this.#counters.add("deltaHits", hits);
     this.#counters.add("deltaMisses", pages - hits);
     this.#bench.classify(pages, pageBytes);
+    const [evictions, refusals] = [cache.evictions, cache.refusals];
     const deltaBytes = hits === 0 ? 0 : this.#bench.encodeDeltas(pages, pageBytes);
     this.#counters.add("deltaAfterBytes", deltaBytes);
     let overflows = 0;
@@ -131,6 +132,8 @@ export class Describer {
       cache.store(firstKey + (pageNumbers[page] as number), source, { generation, round });
     }
     this.#counters.add("deltaOverflows", overflows);
+    this.#counters.add("deltaEvictions", cache.evictions - evictions);
+    this.#counters.add("deltaRefusals", cache.refusals - refusals);
     return { hits, overflows };
   }
 

@@ -335,7 +335,7 @@ export class PageSender {
     const zeroPages = Math.floor(zerosAtOnce(bytes) / pageBytes);
     const pages = this.#strangers(block, firstPage, Math.min(zeroPages, RUN_PAGES_MAX));
     if (pages === 0) return 0;
-    this.#passOver(block, firstPage, pages);
+    this.#passOver(block, { firstPage, pages }, { hasContent: false });
     const before = this.#zeros;
     const isNext = before?.block === block && before.firstPage + before.pages === firstPage;
     if (isNext && before.pages + pages <= RUN_PAGES_MAX) {
@@ -382,7 +382,7 @@ export class PageSender {
     this.#deltas.sent({ payloadBytes: sentBytes, wireBytes, write });
     this.#counters.add("raw", pages);
     this.#countWays([run], null);
-    this.#passOver(block, firstPage, pages);
+    this.#passOver(block, { firstPage, pages }, { hasContent: true });
     return pages;
   }
 
@@ -409,11 +409,18 @@ export class PageSender {
   }
 
   /** Pages that go as they are, past the cache. */
-  #passOver(block: OpenBlock, firstPage: number, pages: number): void {
+  #passOver(
+    block: OpenBlock,
+    { firstPage, pages }: Run,
+    { hasContent }: { hasContent: boolean },
+  ): void {
     if (block.cache === null || !this.#makesDeltas) return;
     forget(block, firstPage, pages);
     this.#counters.add("deltaMisses", pages);
     if (!this.#deltas.mayTry(this.#memoryOf(block, firstPage))) this.#deltas.passedOver(pages);
+    else if (hasContent && block.cache.isCrowded(this.#round)) {
+      this.#counters.add("deltaRefusals", pages);
+    }
   }
 
   /** Pages before the first one that the cache has a version of, or would remember. */
