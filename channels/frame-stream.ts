@@ -184,6 +184,8 @@ export class FrameStream {
     this.#unread = other.#unread;
     this.heardAtMs = nowMs();
     this.#attach();
+    // Some may have arrived although the connection was lost before it said that they had gone.
+    for (const { sent } of this.#lasting.slice(0, peerReceived)) sent.resolve();
     for (const frame of this.#lasting.slice(peerReceived)) this.#transmitLasting(frame);
     for (const frame of other.#queue.splice(0)) this.#accept(frame);
     this.#takeFrames();

@@ -274,7 +274,7 @@ test(`a look at another codec takes time, and is no sign that the link has becom
   const payload = prose();
   let ms = 0;
   const never = (): (() => void) => () => {};
-  onTestFinished(useClock({ nowMs: () => ms, after: never, every: never }));
+  onTestFinished(useClock({ nowMs: () => ms, cpuMs: () => 0, after: never, every: never }));
   compressor.begin();
   const seen = () => CODEC_COUNTERS.map(({ share }) => counters.read(share)).join();
   let looks = 0;

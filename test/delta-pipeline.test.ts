@@ -468,7 +468,7 @@ test(`auto gives deltas up where they take longer than sending, and has them bac
   let ms = 0;
   let writeMs = 1;
   const never = (): (() => void) => () => {};
-  onTestFinished(useClock({ nowMs: () => ms, after: never, every: never }));
+  onTestFinished(useClock({ nowMs: () => ms, cpuMs: () => 0, after: never, every: never }));
   onLookup(() => {
     ms += 0.02;
   });

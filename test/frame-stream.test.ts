@@ -1,6 +1,6 @@
 import { once } from "node:events";
 import type { Socket } from "node:net";
-import { afterAll, beforeAll, expect, test } from "vitest";
+import { afterAll, beforeAll, expect, test, vi } from "vitest";
 import { MigrationError } from "../base/errors.ts";
 import { type Checksum, loadChecksum } from "../channels/checksum.ts";
 import { FRAMES, type FrameName } from "../channels/frame.ts";
@@ -349,6 +349,24 @@ test("a stream that has ended releases nothing, but says what ended it", async (
   expect(() => stream.release()).toThrow(lost);
   stream.close();
   expect(() => stream.release()).toThrow(lost);
+});
+
+test("a frame has gone when the peer has it, also if its connection was lost before it said so", async () => {
+  const pair = await pairs.make();
+  const options = { channel: 0, checksum, peer: "destination" } as const;
+  const stream = new FrameStream(connectionOf(pair.near), options);
+  stream.mayRejoin(() => {});
+  vi.spyOn(pair.near, "write").mockReturnValue(true); // It is never said to be written.
+  const sending = [
+    stream.send("round", new Uint8Array(40), LIMIT_MS),
+    stream.send("commit", NOTHING, LIMIT_MS),
+  ];
+  stream.interrupt(new MigrationError("CHANNEL_LOST", { channel: 0, reason: "cut" }));
+  const { near, far } = await makeStreams();
+  stream.adopt(near, 1);
+  await Promise.all(sending);
+  expect((await far.receive(["round", "commit"], LIMIT_MS)).name).toBe("commit");
+  stream.close();
 });
 
 test("a peer that loses its connection again and again is given up", async () => {
