@@ -382,6 +382,8 @@ export class SourceMigration {
     const deadline = new Deadline(limitMs);
     const ownTries = new Deadline(reconnectTimeoutMs);
     for (;;) {
+      // It was given up while its leg ended: nobody is left to end a wait that begins now.
+      if (attempt.failure !== null) throw attempt.failure;
       // However often somebody tries: the limit must end this some time.
       if (deadline.passed) throw must(this.#pausedFor, "it is paused for a reason");
       const isOwn = !ownTries.passed;

@@ -21,6 +21,8 @@ import { seedFromEnvironment } from "./prng.ts";
 
 const seed = seedFromEnvironment();
 
+const NO_GATE = new Int32Array(2);
+
 type Options = ConstructorParameters<typeof MemoryGuestDestination>[0];
 
 async function runningGuest(shape: GuestShape): Promise<MemoryGuest> {
@@ -105,6 +107,26 @@ test("a page that did not arrive is still missed after the guest went on", async
   const problems = await to.guest.verify();
   expect(problems[0]).toMatch(/^block "ram" page 100 is lost: it holds write \d+, wanted \d+$/);
   expect(problems.at(-1)).toBe("and 143 more pages");
+});
+
+test("what has come of a guest is checked while the rest of it comes", async () => {
+  const guest = await runningGuest(smallShape(1));
+  await guest.pause();
+  const to = destination();
+  const [target] = await to.prepare(announced(guest));
+  const memory = bytesOf(must(target, "one block"));
+  memory.set(bytesOf(must(guest.blocks[0], "one block")));
+  const pageCount = memory.length / PAGE_BYTES;
+  const door = createFaultDoor([{ name: "ram", pageBytes: PAGE_BYTES, pageCount }], NO_GATE);
+  discardPages(door, 0, 0, 0b111000);
+  memory.fill(0xff, 3 * PAGE_BYTES, 6 * PAGE_BYTES);
+  to.takeFaults(door);
+  await to.loadDevices(await guest.saveDevices());
+  expect(await to.guest.verify()).toHaveLength(3);
+  expect(await to.guest.verifyPresent()).toEqual([]);
+  memory.fill(0xff, 7 * PAGE_BYTES, 8 * PAGE_BYTES);
+  const damaged = [expect.stringMatching(/^block "ram" page 7 is /)];
+  expect(await to.guest.verifyPresent()).toEqual(damaged);
 });
 
 test("memory that is provided reads as zero, says that it is pristine, and is not shared", async () => {

@@ -1,6 +1,8 @@
 import { expect, test } from "vitest";
 import { must } from "../base/assert.ts";
+import type { FailureCode } from "../base/errors.ts";
 import { KIB, MIB } from "../base/units.ts";
+import { FRAMES, type FrameName, HEADER_BYTES } from "../channels/frame.ts";
 import type { ParameterOptions } from "../engine/parameters.ts";
 import type { GuestShape } from "../hosts/memory-guest/shape.ts";
 import {
@@ -15,7 +17,7 @@ import {
 import { Story } from "./fixtures/cli-story.ts";
 import { halvesShape } from "./fixtures/memory-guest-shapes.ts";
 import { type Point, Relay } from "./harness/relay.ts";
-import { seedFromEnvironment } from "./prng.ts";
+import { Prng, seedFromEnvironment } from "./prng.ts";
 import type { Cli, CliEvent } from "./run-cli.ts";
 
 /**
@@ -62,10 +64,14 @@ class Journey implements AsyncDisposable {
     await this.#bothIn("postcopy");
   }
 
-  /** The one copy that may run is there, and what it waits for does not stop it from obeying. */
-  async paused(): Promise<void> {
+  /**
+   * The one copy that may run is there, and what it waits for does not stop it from obeying. Returns
+   * why they are paused.
+   */
+  async paused(): Promise<unknown[]> {
     const said = await this.#bothIn("postcopy-paused");
     expect(said.map(({ running }) => running)).toEqual([false, true]);
+    return said.map(({ pausedFor }) => pausedFor);
   }
 
   /** So often, with what was before. */
@@ -166,6 +172,50 @@ test(`19, 21: postcopy/recovery, multifd+postcopy/recovery: several blocks, of o
   }
   await journey.expectArrival();
   expect(journey.phases.filter((phase) => phase === "postcopy-recover")).toHaveLength(2);
+});
+
+const LANE = 3;
+
+function noise(bytes: number): Buffer {
+  const all = Buffer.alloc(bytes);
+  new Prng(seed).bytes(all);
+  return all;
+}
+
+/** The frame's header, and anything behind it. */
+const behindHeader = (frame: Buffer): Buffer =>
+  Buffer.concat([frame.subarray(0, HEADER_BYTES), noise(frame.length - HEADER_BYTES)]);
+
+/** The frame, as if it were of another kind. */
+function asKind(kind: number, frame: Buffer): Buffer {
+  const other = Buffer.from(frame);
+  other.writeUInt8(kind, 4);
+  return other;
+}
+
+/** What a lane may bring instead of a frame, and what whoever gets it says. */
+const GARBAGE = [
+  ["request", (frame) => noise(frame.length), "FRAME_CORRUPT"],
+  ["request", behindHeader, "FRAME_CORRUPT"],
+  ["request", (frame) => asKind(FRAMES.pages.kind, frame), "FRAME_UNEXPECTED"],
+  ["pages", (frame) => noise(frame.length), "FRAME_CORRUPT"],
+  ["pages", behindHeader, "FRAME_CORRUPT"],
+  ["pages", (frame) => asKind(FRAMES.discard.kind, frame), "FRAME_UNEXPECTED"],
+] as const satisfies readonly [FrameName, (frame: Buffer) => Buffer, FailureCode][];
+
+test(`garbage on a priority lane is refused, and each time a recovery goes on with all memory as it was (SEED=${seed})`, async () => {
+  await using journey = await Journey.begin({ maxBandwidthBytesPerSecond: 6 * MIB });
+  journey.relay.isMended = true;
+  for (const [frame, forged, code] of GARBAGE) {
+    await journey.moving();
+    journey.relay.forge(LANE, frame, forged);
+    expect(await journey.paused(), frame).toContain(code);
+    journey.destination.tell("check");
+    await journey.expectRecovery();
+  }
+  const { events } = await journey.expectArrival();
+  const checked = events.filter(({ event }) => event === "checked");
+  expect(checked.map(({ problems }) => problems)).toEqual(GARBAGE.map(() => []));
 });
 
 /**

@@ -9,7 +9,7 @@ import { type Cli, type CliEvent, startCli } from "./run-cli.ts";
 
 const PROGRAM = fileURLToPath(new URL("fixtures/to-and-fro.ts", import.meta.url));
 
-/** `MOVES=1000` for the whole story. */
+/** `npm run soak` has a thousand. */
 const MOVES = Number(process.env["MOVES"] ?? 20);
 const MOVE_LIMIT_MS = 5000;
 
@@ -75,8 +75,13 @@ class Place {
 
 type Counts = Omit<Holdings, "residentBytes">;
 
+/** Both ends do it both ways. */
+function isFollowed(move: number): boolean {
+  return move % 4 >= 2;
+}
+
 test(
-  `a guest that moves ${MOVES} times to and fro leaves nothing behind`,
+  `a guest that moves ${MOVES} times to and fro, every other time before its memory, leaves nothing behind`,
   async () => {
     const places = [new Place(), new Place()];
     await using _first = must(places[0], "there are two").cli;
@@ -87,8 +92,9 @@ test(
       const from = must(places[move % 2], "there are two");
       const to = must(places[1 - (move % 2)], "there are two");
       const { address } = await to.order("receive", "listening");
-      from.cli.tell(String(address));
-      const [arrived] = await Promise.all([to.next("arrived"), from.next("left")]);
+      from.cli.tell(`${isFollowed(move) ? "post-copy " : ""}${address}`);
+      const [arrived, left] = await Promise.all([to.next("arrived"), from.next("left")]);
+      expect(left["isFollowed"]).toBe(isFollowed(move));
       expect(arrived).toMatchObject({ runsOn: true, problems: [] });
       const isWarm = move >= WARM_UP_MOVES;
       const counts = await from.settled(isWarm ? (before.get(from) ?? null) : null);

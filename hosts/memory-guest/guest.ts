@@ -1,6 +1,6 @@
 import { assert, must } from "../../base/assert.ts";
 import { createDirtyLog, type DirtyLog } from "../../engine/dirty-log.ts";
-import { type FaultDoor, SEATS_MAX } from "../../engine/faults.ts";
+import { type FaultDoor, isPresent, SEATS_MAX } from "../../engine/faults.ts";
 import type { DeviceSection, SourceHost } from "../../engine/host.ts";
 import { type Control, createControl, readState, writeState } from "./control.ts";
 import { encodeDevices, type GuestDevices } from "./devices.ts";
@@ -9,7 +9,7 @@ import { checkShape, type GuestShape } from "./shape.ts";
 import { firstState, sweepsOf, type VcpuState } from "./sweep.ts";
 import type { VcpuFaults } from "./vcpu.ts";
 import { startVcpuThreads, stopVcpuThreads, type VcpuThread } from "./vcpu-thread.ts";
-import { verifyMemory } from "./verify.ts";
+import { type IsHere, verifyMemory } from "./verify.ts";
 
 /** A vCPU answers in a millisecond; far beyond this its thread hangs and nobody should wait. */
 const ANSWER_LIMIT_MS = 10_000;
@@ -40,6 +40,7 @@ export class MemoryGuest implements SourceHost {
   readonly #threads: readonly VcpuThread[];
   readonly #controls: readonly Control[];
   readonly #logs: readonly DirtyLog[];
+  readonly #door: FaultDoor | undefined;
   #running = false;
   #tracking = false;
   #throttlePercent = 0;
@@ -53,6 +54,7 @@ export class MemoryGuest implements SourceHost {
     this.shape = shape;
     this.blocks = memory;
     this.#threads = threads;
+    this.#door = door;
     this.#logs = memory.map((block) => createDirtyLog(block.name, block));
     this.#controls = states.map((state) => {
       const control = createControl();
@@ -185,12 +187,19 @@ export class MemoryGuest implements SourceHost {
    * looked at, about 2 GB each second, without keeping the event loop for longer than 5 ms.
    */
   verify(): Promise<string[]> {
-    return this.#inTurn(async () => {
-      const deaths = this.#threads.flatMap(({ death }) => death ?? []);
-      if (deaths.length > 0) return deaths;
-      this.#checkIsStill("verify");
-      return await verifyMemory(this.shape, this.blocks, this.#states());
-    });
+    return this.#inTurn(() => this.#verify());
+  }
+
+  /** As `verify`, of a guest whose memory still comes after it: of the pages that have come. */
+  verifyPresent(): Promise<string[]> {
+    const door = this.#door;
+    if (door === undefined) return this.verify();
+    const numbers = new Map(door.blocks.map(({ name }, number) => [name, number]));
+    return this.#inTurn(() =>
+      this.#verify((name, page) => {
+        return isPresent(door, must(numbers.get(name), "a door has every block"), page);
+      }),
+    );
   }
 
   /**
@@ -224,6 +233,13 @@ export class MemoryGuest implements SourceHost {
       control: must(this.#controls[index], "a vCPU has its control words"),
       ...(door === undefined ? {} : { faults: faultsOf(door, { seat: index, name: block.name }) }),
     });
+  }
+
+  async #verify(isHere?: IsHere): Promise<string[]> {
+    const deaths = this.#threads.flatMap(({ death }) => death ?? []);
+    if (deaths.length > 0) return deaths;
+    this.#checkIsStill("verify");
+    return await verifyMemory(this.shape, this.blocks, this.#states(), isHere);
   }
 
   async #run(): Promise<void> {

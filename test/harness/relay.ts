@@ -10,7 +10,8 @@ export interface Point {
   readonly frame: FrameName;
   /** Counts from 1. */
   readonly nth?: number;
-  readonly where: "before" | "middle" | "after";
+  /** A number is so many bytes into it, or behind it where it is shorter. */
+  readonly where: "before" | "middle" | "after" | number;
 }
 
 /** What happens there. A link is all channels of the migration. */
@@ -26,7 +27,12 @@ const HELLO_CHANNEL_AT = HEADER_BYTES + 20;
  */
 export class Relay implements AsyncDisposable {
   readonly #server: Server;
-  readonly #incidents: { point: Point; deed: Deed | (() => void); seen: number }[] = [];
+  readonly #incidents: {
+    point: Point;
+    deed: Deed | (() => void);
+    onDone: () => void;
+    seen: number;
+  }[] = [];
   readonly #forgeries: {
     channel: number;
     frame: FrameName;
@@ -61,8 +67,8 @@ export class Relay implements AsyncDisposable {
   }
 
   /** Plans a deed; a function is called there and then, and everything goes on. */
-  at(point: Point, deed: Deed | (() => void)): this {
-    this.#incidents.push({ point, deed, seen: 0 });
+  at(point: Point, deed: Deed | (() => void), onDone: () => void = () => {}): this {
+    this.#incidents.push({ point, deed, onDone, seen: 0 });
     return this;
   }
 
@@ -125,10 +131,11 @@ export class Relay implements AsyncDisposable {
       pass(flipped(frame.bytes));
     } else {
       const { length } = frame.bytes;
-      const size = { before: 0, middle: length >> 1, after: length }[incident.point.where];
+      const size = bytesTo(incident.point.where, length);
       if (size > 0) pass(frame.bytes.subarray(0, size));
       this.#perform(incident.deed, channel);
       this.onDeed();
+      incident.onDone();
       if (typeof incident.deed === "function") pass(frame.bytes.subarray(size));
     }
   }
@@ -138,6 +145,11 @@ export class Relay implements AsyncDisposable {
     else if (deed === "cut" || deed === "stall") channel[deed]();
     else this.do(deed === "cut link" ? "cut" : "stall");
   }
+}
+
+function bytesTo(where: Point["where"], length: number): number {
+  if (typeof where === "number") return Math.min(where, length);
+  return { before: 0, middle: length >> 1, after: length }[where];
 }
 
 type Look = (channel: RelayedChannel, frame: PassingFrame, pass: (bytes: Buffer) => void) => void;
