@@ -20,6 +20,7 @@ import {
 } from "./fixtures/cli-live-pair.ts";
 import { Relay } from "./harness/relay.ts";
 import { Prng, seedFromEnvironment } from "./prng.ts";
+import type { CliEvent } from "./run-cli.ts";
 
 /**
  * A link that is cut or stalls, and an end that is killed, at random moments of each stage, between
@@ -50,7 +51,7 @@ async function live(
   moment: Moment,
   { source, records }: { source: Owner; records: readonly [string, string] },
 ): Promise<Happened> {
-  const { parameters, there, stage } = moment;
+  const { parameters, there, stage, brokenAt } = moment;
   const isOver = stage === "post-copy" || stage === "recovery";
   await using destination = startGuestDestination(there, { record: records[1] });
   await using relay = await Relay.start();
@@ -64,14 +65,16 @@ async function live(
     stopped: null,
     hasHappened: false,
   };
-  if (stage !== "recovery") plan(moment, pair);
+  if (brokenAt === null) plan(moment, pair);
   const watching = watch(pair);
+  watching.catch(() => {}); // It is awaited below, unless something else fails before.
   tellToLeave(source.cli, address, { parameters, record: records[0], goesOverAtOnce: isOver });
-  if (stage === "recovery") {
-    await breakFirst(pair);
+  let outcome: CliEvent | null = null;
+  if (brokenAt !== null) {
+    outcome = await breakFirst(pair, brokenAt);
     plan(moment, pair);
   }
-  const outcome = await operate(pair, stage === "recovery");
+  outcome ??= await operate(pair, brokenAt !== null);
   const state = outcome?.event === "failed" ? await source.story.next("state") : null;
   const arrived = await destination.exit;
   await watching;
