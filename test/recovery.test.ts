@@ -249,6 +249,7 @@ function pendingTimers(): ReadonlySet<{ ms: number }> {
   onTestFinished(
     useClock({
       nowMs: () => Number(process.hrtime.bigint() / 1000n) / 1000,
+      cpuMs: () => 0,
       after(ms, call) {
         const timer = setTimeout(() => {
           over();
