@@ -38,6 +38,8 @@ export type HandoverWord = Omit<HandoverNote, "migration">;
 export class HandoverRecord {
   readonly path: string;
   readonly #decision: string;
+  /** The migration that this process has it for, as far as it said; undefined where it began none. */
+  #own: string | null | undefined;
 
   constructor(path: string) {
     this.path = path;
@@ -59,6 +61,7 @@ export class HandoverRecord {
       rmSync(this.#decision, { force: true });
       const owner = side === "source" ? "source" : "unknown";
       this.#replace(this.path, { side, owner, runs: false, migration: null });
+      this.#own = null;
     } catch (error) {
       this.#throw(reasonOf(error));
     }
@@ -67,11 +70,17 @@ export class HandoverRecord {
   /** Both ends have met: what the record says is of this migration. */
   identify(migration: string): void {
     const begun = this.#begun() ?? this.#throw("there is no such record");
+    this.#checkOwn();
     this.#replace(this.path, { ...begun, migration });
+    this.#own = migration;
   }
 
-  /** The source's word, which changes. */
+  /**
+   * The source's word, which changes. Throws CONFIGURATION_INVALID where another migration has begun
+   * in the same record: what one of them says must not be taken for the other's.
+   */
   write(word: HandoverWord): void {
+    this.#checkOwn();
     this.#replace(this.path, { ...word, migration: this.#migration });
   }
 
@@ -94,6 +103,12 @@ export class HandoverRecord {
   runs(): void {
     const word = { side: "destination", owner: "destination", runs: true } as const;
     this.#replace(this.#decision, { ...word, migration: this.#migration });
+  }
+
+  #checkOwn(): void {
+    if (this.#own !== undefined && this.#own !== this.#migration) {
+      this.#throw("another migration has begun in it");
+    }
   }
 
   /** Which migration it is can become known after it was decided: that is in the record itself. */
@@ -200,7 +215,7 @@ export function ifPossible(note: () => void): void {
   try {
     note();
   } catch (error) {
-    if (errnoOf(error) === undefined) throw error;
+    if (errnoOf(error) === undefined && !(error instanceof MigrationError)) throw error;
   }
 }
 

@@ -1,6 +1,7 @@
 import { existsSync, writeFileSync } from "node:fs";
 import { expect, test } from "vitest";
 import { must } from "../base/assert.ts";
+import { MigrationError } from "../base/errors.ts";
 import { MIB } from "../base/units.ts";
 import { VERDICTS, type Verdict, verdictOf } from "../cli/handover.ts";
 import type { DestinationHost } from "../engine/host.ts";
@@ -8,6 +9,7 @@ import {
   type HandoverNote,
   HandoverRecord,
   recordedDestination,
+  recordedOut,
 } from "../hosts/handover-record.ts";
 import { CliFolder } from "./fixtures/cli-folder.ts";
 import { failureOf } from "./fixtures/cli-outcome.ts";
@@ -106,6 +108,37 @@ test("nothing is settled by records of two migrations, and nothing is run", asyn
     expect([source.read(), destination.read()]).toEqual(before);
     expect(existsSync(folder.at("runs"))).toBe(false);
   }
+});
+
+test("a migration that finds another one in its record says nothing in it, and hands nothing over", async () => {
+  using folder = new CliFolder();
+  const begun = (): HandoverRecord => {
+    const record = new HandoverRecord(folder.at("record"));
+    record.begin("source");
+    return record;
+  };
+  const failing = async (): Promise<never> => {
+    throw new MigrationError("CANCELLED", { phase: "precopy" });
+  };
+  const taken = expect.objectContaining({ code: "CONFIGURATION_INVALID" });
+  const unknown = { side: "source", owner: "unknown", runs: false } as const;
+
+  // The second begins before the first has met its destination, and fails after that.
+  const [first, second] = [begun(), begun()];
+  first.identify("one");
+  first.write(unknown);
+  await expect(recordedOut(second, failing)).rejects.toMatchObject({ code: "CANCELLED" });
+  expect(() => second.identify("two")).toThrow(taken);
+  expect(first.read()).toEqual({ ...unknown, migration: "one" });
+  // Somebody who settles it has begun none.
+  new HandoverRecord(first.path).write({ ...unknown, owner: "source" });
+
+  // The second begins when the first has met its destination, which then must not get the guest.
+  const third = begun();
+  third.identify("three");
+  begun();
+  expect(() => third.write(unknown)).toThrow(taken);
+  expect(third.read()).toEqual({ ...unknown, owner: "source", migration: null });
 });
 
 test("what the destination decided first holds, whoever comes later", () => {
