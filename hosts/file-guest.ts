@@ -1,4 +1,5 @@
-import { closeSync, ftruncateSync, openSync, realpathSync, rmSync, statSync } from "node:fs";
+import { closeSync, openSync, type Stats, statSync } from "node:fs";
+import { open, realpath, rm, stat } from "node:fs/promises";
 import { basename, dirname, resolve } from "node:path";
 import { errnoOf, MigrationError, reasonOf } from "../base/errors.ts";
 import { KIB } from "../base/units.ts";
@@ -55,18 +56,30 @@ export function fileGuest(
 
 function sourceBlock(file: MemoryFile): Block {
   const { name, path, offset, pageBytes = PAGE_BYTES_DEFAULT } = file;
-  const fileBytes = sizeOf(file);
-  if (fileBytes === null) throw unusable(file, "it does not exist");
+  const fileBytes = sizeAtSource(file);
   const sizeBytes = file.sizeBytes ?? fileBytes - offset;
   if (sizeBytes <= 0 || offset + sizeBytes > fileBytes) {
     throw unusable(file, fileBytes === 0 ? "it is empty" : `it has only ${fileBytes} bytes`);
   }
-  checkOpens(file, "r");
+  try {
+    closeSync(openSync(path, "r"));
+  } catch (error) {
+    throw unusable(file, reasonOf(error));
+  }
   return { name, sizeBytes, pageBytes, place: { kind: "file", path, offset } };
 }
 
+function sizeAtSource(file: MemoryFile): number {
+  try {
+    return sizeIn(file, statSync(file.path));
+  } catch (error) {
+    if (errnoOf(error) === "ENOENT") throw unusable(file, "it does not exist");
+    throw asUnusable(file, error);
+  }
+}
+
 /**
- * Takes a guest's RAM into files: it creates them, sparse, with the announced size, or takes
+ * Takes a guest's RAM into files, without waiting for disks in this thread: it creates them, sparse, with the announced size, or takes
  * existing ones of just that size, whose content counts as unknown. Created files are removed again
  * when the attempt fails. A file may hold several blocks, each at its offset.
  */
@@ -74,7 +87,7 @@ export function fileGuestDestination(files: readonly MemoryFile[]): DestinationH
   const created = new Set<string>();
   const discard = async (): Promise<void> => {
     // All of them, also those that somebody else has removed meanwhile.
-    for (const path of created) rmSync(path, { force: true });
+    for (const path of created) await rm(path, { force: true });
     created.clear();
   };
   return {
@@ -84,7 +97,11 @@ export function fileGuestDestination(files: readonly MemoryFile[]): DestinationH
         throw new MigrationError("GUEST_MISMATCH", { problems: [problem] });
       }
       try {
-        return placesOf(files, announced).map((place) => destinationBlock(place, created));
+        const blocks: Block[] = [];
+        for (const placed of await placesOf(files, announced)) {
+          blocks.push(await destinationBlock(placed, created));
+        }
+        return blocks;
       } catch (error) {
         await discard();
         throw error;
@@ -108,14 +125,14 @@ interface Placed {
   readonly isAlone: boolean;
 }
 
-function placesOf(
+async function placesOf(
   files: readonly MemoryFile[],
   announced: readonly BlockAnnouncement[],
-): readonly Placed[] {
+): Promise<readonly Placed[]> {
   const wanted = new Map(announced.map((block) => [block.name, block]));
-  const found = files.map((file) => {
-    return { file, block: wantedBlock(file, wanted.get(file.name)), identity: identityOf(file) };
-  });
+  const known = files.map((file) => ({ file, block: wantedBlock(file, wanted.get(file.name)) }));
+  const identities = await Promise.all(files.map(identityOf));
+  const found = known.map((span, index) => ({ ...span, identity: identities[index] as string }));
   return found.map((place) => {
     const neighbours = found.filter(({ identity }) => identity === place.identity);
     const shared = neighbours.find((other) => other !== place && overlaps(other, place));
@@ -150,30 +167,30 @@ function overlaps(one: Span, other: Span): boolean {
   return one.file.offset < endBytesOf(other) && other.file.offset < endBytesOf(one);
 }
 
-function destinationBlock(placed: Placed, created: Set<string>): Block {
+async function destinationBlock(placed: Placed, created: Set<string>): Promise<Block> {
   const { file, block, identity, fileEndBytes, isAlone } = placed;
   const { name, path, offset } = file;
   const { sizeBytes } = block;
   const place = { kind: "file", path, offset } as const;
   const pageBytes = file.pageBytes ?? block.pageBytes;
-  const fileBytes = sizeOf(file);
+  const fileBytes = await sizeOf(file);
   if (fileBytes === null) {
-    createSparse(file, fileEndBytes);
+    await createSparse(file, fileEndBytes);
     created.add(identity);
   } else if (!created.has(identity)) {
     if (isAlone ? fileBytes !== fileEndBytes : fileBytes < fileEndBytes) {
       throw unusable(file, `it has ${fileBytes} bytes and needs ${fileEndBytes}`);
     }
-    checkOpens(file, "r+");
+    await checkWritable(file);
   }
   return { name, sizeBytes, pageBytes, place, pristine: created.has(identity) };
 }
 
 /** By what a file is known under all of its paths. */
-function identityOf({ path }: MemoryFile): string {
+async function identityOf({ path }: MemoryFile): Promise<string> {
   for (const known of [path, dirname(path)]) {
     try {
-      return resolve(realpathSync(known), known === path ? "" : basename(path));
+      return resolve(await realpath(known), known === path ? "" : basename(path));
     } catch {
       // It is not there, or cannot be reached: whoever opens it will tell.
     }
@@ -181,40 +198,46 @@ function identityOf({ path }: MemoryFile): string {
   return resolve(path);
 }
 
-function sizeOf(file: MemoryFile): number | null {
+async function sizeOf(file: MemoryFile): Promise<number | null> {
   try {
-    const stat = statSync(file.path);
-    if (!stat.isFile()) throw unusable(file, "it is not a regular file");
-    return stat.size;
+    return sizeIn(file, await stat(file.path));
   } catch (error) {
     if (errnoOf(error) === "ENOENT") return null;
-    if (error instanceof MigrationError) throw error;
-    throw unusable(file, reasonOf(error));
+    throw asUnusable(file, error);
   }
 }
 
-function createSparse(file: MemoryFile, bytes: number): void {
+function sizeIn(file: MemoryFile, stats: Stats): number {
+  if (!stats.isFile()) throw unusable(file, "it is not a regular file");
+  return stats.size;
+}
+
+async function createSparse(file: MemoryFile, bytes: number): Promise<void> {
   try {
-    const fd = openSync(file.path, "wx+", 0o600);
+    const created = await open(file.path, "wx+", 0o600);
     try {
-      ftruncateSync(fd, bytes);
+      await created.truncate(bytes);
     } catch (error) {
-      rmSync(file.path, { force: true });
+      await rm(file.path, { force: true });
       throw error;
     } finally {
-      closeSync(fd);
+      await created.close();
     }
   } catch (error) {
     throw unusable(file, reasonOf(error));
   }
 }
 
-function checkOpens(file: MemoryFile, mode: "r" | "r+"): void {
+async function checkWritable(file: MemoryFile): Promise<void> {
   try {
-    closeSync(openSync(file.path, mode));
+    await (await open(file.path, "r+")).close();
   } catch (error) {
     throw unusable(file, reasonOf(error));
   }
+}
+
+function asUnusable(file: MemoryFile, error: unknown): MigrationError {
+  return error instanceof MigrationError ? error : unusable(file, reasonOf(error));
 }
 
 function unusable({ name, path }: MemoryFile, reason: string): MigrationError {

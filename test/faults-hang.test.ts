@@ -1,7 +1,10 @@
 import { readFileSync } from "node:fs";
-import { beforeAll, expect, test } from "vitest";
+import promises from "node:fs/promises";
+import { syncBuiltinESMExports } from "node:module";
+import { beforeAll, expect, onTestFinished, test, vi } from "vitest";
 import { must } from "../base/assert.ts";
 import { type Answer, askControl, openControl } from "../cli/control-socket.ts";
+import type { MigrateInOptions } from "../engine/destination.ts";
 import { PostcopyRecovery } from "../engine/postcopy-recovery.ts";
 import { fileGuest, fileGuestDestination } from "../hosts/file-guest.ts";
 import { CliFolder } from "./fixtures/cli-folder.ts";
@@ -156,6 +159,45 @@ test(`a thread that hangs is left behind, and nobody is given what it may still 
 
   disk[Symbol.dispose]();
   await leaks.settled();
+  expect((await arrive()).destination.failure).toBe(null);
+  expect(readFileSync(target).equals(readFileSync(path))).toBe(true);
+});
+
+test(`a disk that hangs as memory is made keeps nobody waiting, and nothing of it stays (SEED=${seed})`, async () => {
+  using folder = new CliFolder();
+  const path = folder.image("source.ram", { bytes: FILE_BYTES, seed });
+  const target = folder.at("destination.ram");
+  const arrive = async (options: MigrateInOptions = {}) =>
+    await migratePair({
+      source: fileGuest([{ name: "ram", path, offset: 0 }]),
+      destination: fileGuestDestination([{ name: "ram", path: target, offset: 0 }]),
+      out: { ...PATIENT, channels: 1 },
+      in: { ...PATIENT, ...options },
+    });
+  const { open } = promises;
+  const answer = Promise.withResolvers<void>();
+  const hanging = vi.spyOn(promises, "open").mockImplementation(async (...given) => {
+    await answer.promise;
+    return await open(...given);
+  });
+  syncBuiltinESMExports();
+  onTestFinished(() => {
+    hanging.mockRestore();
+    syncBuiltinESMExports();
+  });
+  const abort = new AbortController();
+  let reports = 0;
+  const onProgress = (): void => {
+    reports += 1;
+    if (reports === REPORTS) abort.abort();
+  };
+  const { failure } = (await arrive({ signal: abort.signal, onProgress })).destination;
+  expect(failure).toMatchObject({ code: "CANCELLED", at: "destination" });
+  expect(hanging).toHaveBeenCalledOnce();
+
+  answer.resolve();
+  await hanging.mock.results[0]?.value;
+  await expect.poll(() => folder.names()).toEqual(["source.ram"]);
   expect((await arrive()).destination.failure).toBe(null);
   expect(readFileSync(target).equals(readFileSync(path))).toBe(true);
 });
