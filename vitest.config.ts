@@ -9,11 +9,12 @@ process.env["NODE_COMPILE_CACHE"] ??= join(tmpdir(), "multifd-compile-cache");
 /** Whoever looks at a QEMU lifts quotas that killed engines left, here of tests that wait for it. */
 const ALONE = ["test/real/qemu-quota.test.ts"];
 
-const REAL = { testTimeout: 300_000, hookTimeout: 300_000 };
+/** They mostly wait for guests that boot and live for some seconds. */
+const REAL = { testTimeout: 300_000, hookTimeout: 300_000, maxWorkers: 3 };
 
 /**
  * `fast` needs nothing but Node; `real` and `real-alone` need QEMU, a kernel and minutes
- * (`npm run test:real`). Two files at a time: the tests start processes and threads of their own.
+ * (`npm run test:real`). Few files at a time: the tests start processes and threads of their own.
  */
 export default defineConfig({
   test: {
@@ -28,11 +29,18 @@ export default defineConfig({
       },
       {
         extends: true,
-        test: { ...REAL, name: "real", include: ["test/real/**/*.test.ts"], exclude: ALONE },
+        test: {
+          ...REAL,
+          name: "real",
+          include: ["test/real/**/*.test.ts"],
+          exclude: ALONE,
+          // What has other numbers of workers must run at another time.
+          sequence: { groupOrder: 1 },
+        },
       },
       {
         extends: true,
-        test: { ...REAL, name: "real-alone", include: ALONE, sequence: { groupOrder: 1 } },
+        test: { ...REAL, name: "real-alone", include: ALONE, sequence: { groupOrder: 2 } },
       },
     ],
   },
