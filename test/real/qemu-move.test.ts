@@ -1,37 +1,16 @@
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { must } from "../../base/assert.ts";
 import { MIB } from "../../base/units.ts";
-import type { CliExit } from "../run-cli.ts";
 import { GuestImage } from "./guest/image.ts";
-import { HOWEVER_LONG, Journey, type Move } from "./guest/journey.ts";
+import { HOWEVER_LONG, Journey, LONG_BEATS, reportOf } from "./guest/journey.ts";
 import { BUSY, type GuestWork, IDLE } from "./guest/qemu.ts";
 import { missingCompiler, missingPrograms } from "./programs.ts";
 import { decideReadiness, missingRoom } from "./requirements.ts";
 
-/** Ten seconds of the guest's own time, after the last move of each case. */
-const LONG_BEATS = 100;
 /** Much of it is never touched. */
 const MEMORY_MIB = 256;
 
 /** Between two moves of one case. */
 const SHORT_BEATS = 10;
-
-/** What a move must have done if it obeyed its flags. */
-interface Expected {
-  readonly channels?: number;
-  readonly pages?: readonly ("compressed" | "delta")[];
-}
-
-/** As much of a report as this test looks at. */
-interface Report {
-  readonly channels: readonly {
-    readonly lane: string;
-    readonly sentBytes: number;
-    readonly scan: { readonly readBytes: number };
-  }[];
-  readonly rounds: readonly unknown[];
-  readonly pages: { readonly compressed: number; readonly delta: number };
-}
 
 const { missing, isSkipped, because } = decideReadiness("moves of a real QEMU's guest", [
   ...missingPrograms(),
@@ -68,44 +47,6 @@ describe.skipIf(missing.length > 0)(`a guest of an unmodified QEMU moves${becaus
     await journey.expectRunsOn({ beats: LONG_BEATS, sweeps: 2 });
   });
 
-  describe("while it writes,", () => {
-    let journey: Journey;
-
-    beforeAll(async () => {
-      journey = await Journey.begin({ image, work: BUSY });
-    });
-
-    afterAll(async () => {
-      await journey?.[Symbol.asyncDispose]();
-    });
-
-    test.for<[string, Move, Expected]>([
-      ["over one channel", { flags: ["--channels", "1"] }, { channels: 1 }],
-      ["over four channels", { flags: ["--channels", "4"] }, { channels: 4 }],
-      ["with zstd", { flags: ["--compression", "zstd"] }, { pages: ["compressed"] }],
-      ["with deflate", { flags: ["--compression", "deflate"] }, { pages: ["compressed"] }],
-      ["with whatever pays", { flags: ["--compression", "auto"] }, {}],
-      ["with deltas", { flags: ["--xbzrle"] }, { pages: ["delta"] }],
-      [
-        "with all of it",
-        { flags: ["--xbzrle", "--compression", "zstd", "--channels", "4"] },
-        { channels: 4, pages: ["delta", "compressed"] },
-      ],
-      [
-        "with checksums, to a QEMU that was told not to run",
-        { flags: ["--checksum"], destination: { isStopped: true } },
-        {},
-      ],
-    ])("%s", async ([, move, expected]) => {
-      const { source } = await journey.move({ ...move, sourceFlags: HOWEVER_LONG });
-      const { channels, pages } = reportOf(source);
-      for (const kind of expected.pages ?? []) expect(pages[kind]).toBeGreaterThan(0);
-      const bulk = channels.filter(({ lane, sentBytes }) => lane === "bulk" && sentBytes > MIB);
-      if (expected.channels !== undefined) expect(bulk).toHaveLength(expected.channels);
-      await journey.expectRunsOn({ beats: LONG_BEATS, sweeps: 2 });
-    });
-  });
-
   test("there and back again, three times", async () => {
     await using journey = await Journey.begin({ image, work: BUSY });
     for (let time = 1; time <= 3; time += 1) {
@@ -127,7 +68,3 @@ describe.skipIf(missing.length > 0)(`a guest of an unmodified QEMU moves${becaus
     await journey.expectRunsOn({ beats: LONG_BEATS });
   });
 });
-
-function reportOf({ events }: CliExit): Report {
-  return must(events.at(-1), "a command ends with an event")["report"] as Report;
-}

@@ -1,4 +1,5 @@
 import { expect } from "vitest";
+import { must } from "../../../base/assert.ts";
 import { type Cli, type CliExit, startCli } from "../../run-cli.ts";
 import { problemsOf } from "./beats.ts";
 import { Qemu, type QemuRequest } from "./qemu.ts";
@@ -11,6 +12,9 @@ const MOVE_LIMIT_MS = 120_000;
  * rounds it is paused all the same, for what counts is that all arrives.
  */
 export const HOWEVER_LONG = ["--non-convergence", "switch-over", "--max-rounds", "3"];
+
+/** Ten seconds of the guest's own time, for after the last move of a case. */
+export const LONG_BEATS = 100;
 
 /** How a guest is moved once. */
 export interface Move {
@@ -124,4 +128,19 @@ export async function addressOf(receive: Cli): Promise<string> {
 export function expectCompleted({ status, events, stdout, stderr }: CliExit): void {
   expect(events.at(-1)?.event, `${stdout}${stderr}`).toBe("completed");
   expect(status).toBe(0);
+}
+
+/** As much of a report as is looked at. */
+interface Report {
+  readonly channels: readonly {
+    readonly lane: string;
+    readonly sentBytes: number;
+    readonly scan: { readonly readBytes: number };
+  }[];
+  readonly rounds: readonly unknown[];
+  readonly pages: { readonly compressed: number; readonly delta: number };
+}
+
+export function reportOf({ events }: CliExit): Report {
+  return must(events.at(-1), "a command ends with an event")["report"] as Report;
 }
