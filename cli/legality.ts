@@ -6,7 +6,7 @@ import { RECORD_FLAG } from "./handover.ts";
 import { MEMORY_FLAG, parseMemoryFlags } from "./memory-flag.ts";
 import { chooseOutput } from "./output.ts";
 import { CONTROL_FLAG } from "./recover.ts";
-import { FEATURE_FLAGS, type UndecidedRule, type Verdict, verdictOf } from "./rules.ts";
+import { FEATURE_FLAGS, type Judgement, judge, type UndecidedRule } from "./rules.ts";
 import { checkUsage, EXIT, tellFailure } from "./run.ts";
 import { HELP_FLAG, JSON_FLAG } from "./shared-flags.ts";
 import { flushed, say } from "./standard-streams.ts";
@@ -86,11 +86,11 @@ export async function checkLegality(argv: readonly string[]): Promise<number> {
   } catch (error) {
     return tellFailure(chooseOutput({ json: flags.json }), error);
   }
-  const verdict = verdictOf(options, checkedFeatures(flags, address));
-  say(flags.json ? `${JSON.stringify(verdict)}\n` : asText(verdict));
+  const judgement = judge(options, checkedFeatures(flags, address));
+  say(flags.json ? `${JSON.stringify(judgement)}\n` : asText(judgement));
   // The answer is all there is to this command, so losing it is its failure.
   const isTold = (await flushed()) === null;
-  return isTold && verdict.legal !== false ? EXIT.completed : EXIT.failed;
+  return isTold && judgement.legal !== false ? EXIT.completed : EXIT.failed;
 }
 
 /** What the flags of a check and an address say, which may leave much open. */
@@ -130,7 +130,7 @@ function addressMistakes(address: string | undefined): string[] {
   }
 }
 
-function asText({ legal, problems, undecided }: Verdict): string {
+function asText({ legal, problems, undecided }: Judgement): string {
   const broken = problems.map(({ rule, message }) => `${rule}: ${message}\n`);
   const open = undecided.map((rule) => `not decided, ${openText(rule)}\n`);
   const verdict = { true: ["legal\n"], null: ["legal, as far as is known\n"], false: broken };

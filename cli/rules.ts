@@ -70,7 +70,7 @@ export interface UndecidedRule extends BrokenRule {
 }
 
 /** What can be said of a configuration before anything starts. */
-export interface Verdict {
+export interface Judgement {
   /** Null where nothing that is known breaks a rule, and some rules could not be decided. */
   readonly legal: boolean | null;
   readonly problems: readonly BrokenRule[];
@@ -87,7 +87,7 @@ export function brokenRules(options: ParameterOptions, features: GuestFeatures):
 }
 
 /** What the rules say of a configuration of which not everything need be known. */
-export function verdictOf(options: ParameterOptions, features: GuestFeatures): Verdict {
+export function judge(options: ParameterOptions, features: GuestFeatures): Judgement {
   const problems = brokenRules(options, features);
   const configuration = configurationOf(options, withHost(features));
   // What a host can do is no question to whoever has not said which host it is.

@@ -6,7 +6,7 @@ import { flagsOf, parseFlags } from "../cli/flags.ts";
 import { FLAG_RULES, HOST_RULES } from "../cli/guest-rules.ts";
 import { checkedFeatures, LEGALITY_CHECK } from "../cli/legality.ts";
 import { RECEIVE } from "../cli/receive.ts";
-import { type Verdict, verdictOf } from "../cli/rules.ts";
+import { type Judgement, judge } from "../cli/rules.ts";
 import { SEND } from "../cli/send.ts";
 import { LEGALITY } from "../engine/legality.ts";
 import { PARAMETER_KEYS, type ParameterOptions, rowOf } from "../engine/parameters.ts";
@@ -113,10 +113,10 @@ test("without a check the rules are told, and parameters are not asked for", () 
 });
 
 /** What a check says of these arguments, judged in this process. */
-function verdict(...args: readonly string[]): Verdict {
+function verdict(...args: readonly string[]): Judgement {
   const { options, flags, positionals, mistakes } = parseFlags(LEGALITY_CHECK, args);
   expect(mistakes).toEqual([]);
-  return verdictOf(options, checkedFeatures(flags, positionals[0]));
+  return judge(options, checkedFeatures(flags, positionals[0]));
 }
 
 function broken(...args: readonly string[]): string[] {

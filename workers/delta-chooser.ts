@@ -1,4 +1,5 @@
 import { MIB } from "../base/units.ts";
+import type { Way } from "./choice.ts";
 import type { Compressor, Memory } from "./compressor.ts";
 import type { CounterRow } from "./control.ts";
 import { DeltaChoice } from "./delta-choice.ts";
@@ -29,7 +30,7 @@ export class DeltaChooser {
     this.#compressor.begin();
     this.#comparedMs = 0;
     this.#pageBytes = 0;
-    if (!this.#compressor.isAuto) this.#tellNothing();
+    if (!this.#compressor.isAuto) this.#counters.set("deltaChoice", 0); // It has been switched off.
   }
 
   /** Whether pages of this memory should be compared with what the cache has of them. */
@@ -58,8 +59,9 @@ export class DeltaChooser {
     const savedBytes = Math.max(0, pageBytes - payloadBytes);
     const compared = { hits, overflows, pageBytes, savedBytes, ms };
     this.#compressor.spend(this.#choice.extraWorkMs(compared));
-    this.#choice.learn(memory, compared, this.#compressor.terms);
-    this.#tell();
+    const { terms } = this.#compressor;
+    this.#choice.learn(memory, compared, terms);
+    this.#tell(terms.way);
   }
 
   /** A frame of what was described has gone: `auto` learns from what it cost. */
@@ -74,17 +76,13 @@ export class DeltaChooser {
   }
 
   /** What `auto` chose, and why, for the report. */
-  #tell(): void {
-    const { comparing, whole } = this.#choice.costMs(this.#compressor.terms.way);
+  #tell(way: Way): void {
+    const { comparing, whole } = this.#choice.costMs(way);
     const { isGivenUp, changes } = this.#choice;
     this.#counters.set("deltaChoice", isGivenUp ? 2 : 1);
     this.#counters.set("deltaComparingMsPerMiB", (comparing ?? 0) * MIB);
     this.#counters.set("deltaWholeMsPerMiB", (whole ?? 0) * MIB);
     this.#counters.add("deltaChoiceChanges", changes - this.#toldChanges);
     this.#toldChanges = changes;
-  }
-
-  #tellNothing(): void {
-    this.#counters.set("deltaChoice", 0);
   }
 }
