@@ -176,7 +176,8 @@ test(`a cache for far less than what is rewritten loses versions, and people are
   const hits = sumOf(small, ({ delta }) => delta.hits);
   expect(lost).toBeGreaterThan(hits);
   expect(lost + hits).toBeLessThanOrEqual(sumOf(small, ({ delta }) => delta.hits + delta.misses));
-  const large = await reported({ xbzrle: true, xbzrleCacheBytes: 64 * MIB, channels: 2 });
+  // Of two channels, one that is slow for a moment hands over pages that have no place of their own there.
+  const large = await reported({ xbzrle: true, xbzrleCacheBytes: 64 * MIB, channels: 1 });
   expect(sumOf(large, ({ delta }) => delta.evictions + delta.refusals)).toBe(0);
 });
 
