@@ -1,6 +1,7 @@
 import { readSync, writeSync, writevSync } from "node:fs";
 import { nowMs } from "../base/clock.ts";
 import { errnoOf, MigrationError, reasonOf } from "../base/errors.ts";
+import { Spinning } from "./spinning.ts";
 
 /**
  * Synchronous reads and writes of a non-blocking descriptor, from the thread that owns it. A
@@ -47,28 +48,6 @@ const DEEP_WAIT_MS_MIN = 0.15;
 const WAIT_MS_MAX = 1;
 /** A sleep is no longer than this share of what was waited already: it is not noticed beside it. */
 const WAIT_SHARE = 1 / 16;
-
-/** Whether spinning pays on one descriptor: after each time that it did not, it is tried less. */
-class Spinning {
-  #skips = 0;
-  #skipsNext = 1;
-
-  /** Attempts for the wait that begins now. */
-  budget(): number {
-    if (this.#skips === 0) return SPINS;
-    this.#skips -= 1;
-    return 0;
-  }
-
-  paid(): void {
-    this.#skipsNext = 1;
-  }
-
-  failed(): void {
-    this.#skips = this.#skipsNext;
-    this.#skipsNext = Math.min(SKIPPED_MAX, 2 * this.#skipsNext);
-  }
-}
 
 /** By the descriptor's options, which live as long as the thread owns it. */
 const SPINNING = new WeakMap<DescriptorOptions, Spinning>();
@@ -118,7 +97,7 @@ class Patience {
 function spinningOf(options: DescriptorOptions): Spinning {
   const known = SPINNING.get(options);
   if (known !== undefined) return known;
-  const spinning = new Spinning();
+  const spinning = new Spinning({ tries: SPINS, skippedMax: SKIPPED_MAX });
   SPINNING.set(options, spinning);
   return spinning;
 }

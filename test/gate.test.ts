@@ -6,10 +6,11 @@ import { fileURLToPath } from "node:url";
 import { Worker } from "node:worker_threads";
 import { expect, onTestFinished, test, vi } from "vitest";
 import { loadChecksum } from "../channels/checksum.ts";
+import { openInbox } from "../channels/inbox.ts";
 import { type Control, CounterRow, createControl, stopOf } from "../workers/control.ts";
 import { FrameWriter } from "../workers/frame-writer.ts";
 import { beginPostcopy, closeGate, faultsSoFar, openGate, passGate } from "../workers/gate.ts";
-import { PageReceiver } from "../workers/page-receiver.ts";
+import { PageReceiver, RECEIVED_BYTES_MAX } from "../workers/page-receiver.ts";
 import { PAGES_AT, Workbench } from "../workers/workbench.ts";
 import { sharedMemory } from "./fixtures/wire-memory.ts";
 import { placeOf, receiveBlockOf, receiveSetupOf } from "./fixtures/wire-pipeline.ts";
@@ -143,7 +144,9 @@ test("who receives pages waits at the gate before each frame of them, but for a 
     const fd = openSync(path, "r");
     const block = receiveBlockOf({ ...announced, target: sharedMemory(sizeBytes) });
     const setup = receiveSetupOf([block], false);
-    const receiver = new PageReceiver(setup, placeOf(fd), checksum);
+    const input = { fd, channel: 1, stop: new Int32Array(1), limitMs: 1000 };
+    const inbox = openInbox(input, RECEIVED_BYTES_MAX);
+    const receiver = new PageReceiver(setup, placeOf(fd), checksum, inbox);
     onTestFinished(() => {
       receiver.close();
       closeSync(fd);

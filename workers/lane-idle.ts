@@ -1,6 +1,8 @@
 import { readlinkSync, writeFileSync } from "node:fs";
 import { nowMs } from "../base/clock.ts";
 import { Stopped } from "../channels/descriptor.ts";
+import type { Inbox } from "../channels/inbox.ts";
+import { Spinning } from "../channels/spinning.ts";
 
 /** While faults follow each other, a lane looks this often; the system adds little, see below. */
 const HOT_MS = 0.015;
@@ -17,8 +19,22 @@ const UNASKED_COLD_MS = 2;
 /** Where nobody needs an answer soon: before post-copy. */
 const ASLEEP_MS = 5;
 
-/** Attempts before the first sleep: an answer is often there before a thread could have slept. */
-const SPINS = 20;
+/**
+ * Looks before the first sleep, of both kinds of inbox some 70 us: an answer is often there before a
+ * thread could have slept.
+ */
+const QUIET_LOOKS = 120;
+const LOUD_LOOKS = 20;
+
+/** No longer than this, also before the looks are compiled: somebody may wait for the processor. */
+const LOOKS_MS = 0.06;
+const LOOKS_PER_TIME = 4;
+
+/**
+ * Where both ends' lanes share a processor, one that looks keeps the other from answering; then it
+ * sleeps at once, and this often before it tries again.
+ */
+const SKIPPED_MAX = 64;
 
 /**
  * How a lane waits for its descriptor, which nothing can tell a thread of: first it looks again at
@@ -27,28 +43,47 @@ const SPINS = 20;
  * nothing (`isExpecting`) need not look often: what it waits for is a question, and questions ring.
  */
 export class Idleness {
-  #looks = 0;
+  readonly #stop: Int32Array;
+  readonly #spinning: Spinning;
+  #looksLeft = 0;
+  #looksUntilMs = 0;
   #busyUntilMs = 0;
 
-  constructor() {
+  constructor(stop: Int32Array, { isQuiet }: Pick<Inbox, "isQuiet">) {
+    this.#stop = stop;
+    const tries = isQuiet ? QUIET_LOOKS : LOUD_LOOKS;
+    this.#spinning = new Spinning({ tries, skippedMax: SKIPPED_MAX });
     lowerTimerSlack();
   }
 
   /** Something happened: the next one may follow soon. */
   wake(): void {
-    this.#looks = 0;
-    this.#busyUntilMs = nowMs() + HOT_FOR_MS;
+    if (this.#looksLeft > 0) this.#spinning.paid();
+    this.#looksLeft = this.#spinning.budget();
+    const now = nowMs();
+    this.#looksUntilMs = now + LOOKS_MS;
+    this.#busyUntilMs = now + HOT_FOR_MS;
+  }
+
+  /**
+   * Nothing was found: whether to look again at once. What is done between two looks is done often, and
+   * should allocate nothing. Throws Stopped when all is over.
+   */
+  looksAgain(): boolean {
+    if (Atomics.load(this.#stop, 0) !== 0) throw new Stopped();
+    if (this.#looksLeft === 0) return false;
+    this.#looksLeft -= 1;
+    if (this.#looksLeft % LOOKS_PER_TIME === 0 && nowMs() > this.#looksUntilMs) this.#looksLeft = 0;
+    if (this.#looksLeft === 0) this.#spinning.failed();
+    return this.#looksLeft > 0;
   }
 
   /** Waits on a word that had this value. Returns the milliseconds slept; throws Stopped when all is over. */
   rest(
-    stop: Int32Array,
     on: { words: Int32Array; index: number; value: number },
     { isAsleep = false, isExpecting = true }: { isAsleep?: boolean; isExpecting?: boolean } = {},
   ): number {
-    if (Atomics.load(stop, 0) !== 0) throw new Stopped();
-    this.#looks += 1;
-    if (!isAsleep && isExpecting && this.#looks <= SPINS) return 0;
+    if (Atomics.load(this.#stop, 0) !== 0) throw new Stopped();
     const startMs = nowMs();
     const ms = isAsleep ? ASLEEP_MS : this.#sleepMs(startMs, isExpecting);
     Atomics.wait(on.words, on.index, on.value, ms);

@@ -2,12 +2,13 @@ import { must } from "../base/assert.ts";
 import { nowMs } from "../base/clock.ts";
 import { MigrationError } from "../base/errors.ts";
 import type { Checksum } from "../channels/checksum.ts";
+import { type Inbox, openInbox } from "../channels/inbox.ts";
 import { CounterRow, stopOf } from "./control.ts";
 import { ARMED, BELL, type FaultDoor, isPresent, SEATS_MAX, takeQuestion } from "./fault-door.ts";
 import { Idleness } from "./lane-idle.ts";
 import { OPEN } from "./lane-words.ts";
 import { noteLatency } from "./latencies.ts";
-import { PageReceiver } from "./page-receiver.ts";
+import { PageReceiver, RECEIVED_BYTES_MAX } from "./page-receiver.ts";
 import type { ChannelPlace, ReceiveSetup } from "./protocol.ts";
 
 /** The destination's end of a priority lane: asks for what vCPUs wait for, and places what comes. */
@@ -17,12 +18,17 @@ export class LaneReceiver {
   readonly #stop: Int32Array;
   readonly #channel: number;
   readonly #limitMs: number;
+  readonly #inbox: Inbox;
   readonly #pages: PageReceiver;
   readonly #share: { lane: number; lanes: number };
   readonly #laneWords: Int32Array;
   /** Asked for and not there yet. */
   #waited: { block: number; page: number; askedMs: number }[] = [];
   #requests = 0;
+  /** The seat after the one that asked last: they take turns. */
+  #from = 0;
+  /** The bell as it was before nobody was found to ask: until it rings, nobody does. */
+  #heard: number | null = null;
 
   constructor(
     setup: ReceiveSetup,
@@ -38,7 +44,9 @@ export class LaneReceiver {
     this.#channel = place.channel;
     this.#limitMs = setup.channelTimeoutMs;
     this.#counters = new CounterRow(setup.control, place.channel - 1);
-    this.#pages = new PageReceiver(setup, place, checksum);
+    const input = { channel: place.channel, fd: place.readFd, stop: this.#stop };
+    this.#inbox = openInbox({ ...input, limitMs: this.#limitMs }, RECEIVED_BYTES_MAX);
+    this.#pages = new PageReceiver(setup, place, checksum, this.#inbox);
     this.#share = share;
     this.#laneWords = words;
   }
@@ -46,39 +54,45 @@ export class LaneReceiver {
   /** Serves until the source says that nothing follows. */
   serve(): void {
     const { words } = this.#door;
-    const idleness = new Idleness();
-    let from = 0;
+    const idleness = new Idleness(this.#stop, this.#inbox);
     for (;;) {
-      const bell = Atomics.load(words, BELL);
-      let isBusy = false;
-      const isOpen = Atomics.load(this.#laneWords, OPEN) !== 0;
-      const question = isOpen ? takeQuestion(this.#door, { from, ...this.#share }) : null;
-      if (question !== null) {
-        isBusy = true;
-        from = (question.seat + 1) % SEATS_MAX;
-        this.#ask(question);
-      }
+      const hasAsked = this.#askNext();
       const found = this.#pages.poll();
       if (found === "end") return;
       if (found === "pages") this.#arrived(this.#pages.polledMs);
-      if (isBusy || found === "pages") {
+      if (hasAsked || found === "pages") {
         idleness.wake();
         continue;
       }
-      if (this.#waited.length > 0) {
+      const isAsleep = Atomics.load(words, ARMED) === 0;
+      const isExpecting = this.#waited.length > 0;
+      if (isExpecting && idleness.looksAgain()) continue;
+      if (isExpecting) {
         this.#arrived(null);
         this.#requireAnswer();
       }
-      const isAsleep = Atomics.load(words, ARMED) === 0;
-      const on = { words, index: BELL, value: bell };
-      const isExpecting = this.#waited.length > 0;
-      const sleptMs = idleness.rest(this.#stop, on, { isAsleep, isExpecting });
-      this.#counters.add("waitMs", sleptMs);
+      const value = this.#heard ?? Atomics.load(words, BELL);
+      const on = { words, index: BELL, value };
+      this.#counters.add("waitMs", idleness.rest(on, { isAsleep, isExpecting }));
     }
   }
 
   close(): void {
     this.#pages.close();
+  }
+
+  /** Asks for the page of whoever has rung and comes next. */
+  #askNext(): boolean {
+    const bell = Atomics.load(this.#door.words, BELL);
+    if (bell === this.#heard || Atomics.load(this.#laneWords, OPEN) === 0) return false;
+    const question = takeQuestion(this.#door, { from: this.#from, ...this.#share });
+    if (question === null) {
+      this.#heard = bell;
+      return false;
+    }
+    this.#from = (question.seat + 1) % SEATS_MAX;
+    this.#ask(question);
+    return true;
   }
 
   #ask({ block, page, sinceMs }: { block: number; page: number; sinceMs: number }): void {

@@ -1,7 +1,7 @@
 import { nowMs } from "../base/clock.ts";
 import { MigrationError } from "../base/errors.ts";
 import type { Checksum } from "../channels/checksum.ts";
-import { type DescriptorOptions, readNow } from "../channels/descriptor.ts";
+import type { DescriptorOptions } from "../channels/descriptor.ts";
 import {
   CHECKSUMMED_HEADER_BYTES,
   corrupt,
@@ -12,6 +12,7 @@ import {
   PAGES_HEAD_BYTES,
   RUN_BYTES,
 } from "../channels/frame.ts";
+import { type Inbox, openInbox } from "../channels/inbox.ts";
 import { decodeFailure, decodeRequest, type RequestMessage } from "../channels/messages.ts";
 import { type Control, CounterRow, stopOf, WAY_COUNTERS } from "./control.ts";
 import { orBits } from "./dirty-words.ts";
@@ -48,6 +49,7 @@ interface OpenBlock extends SendBlock {
 export class LaneSender {
   readonly #control: Control;
   readonly #input: DescriptorOptions;
+  readonly #inbox: Inbox;
   readonly #words: Int32Array;
   readonly #served: Latencies;
   readonly #checksum: Checksum | null;
@@ -57,8 +59,6 @@ export class LaneSender {
   readonly #blocks: readonly OpenBlock[];
   readonly #requestsMax: number;
   readonly #prefetch = new Prefetch();
-  readonly #buffer = new Uint8Array(HEADER_BYTES + FRAMES.failure.bodyBytesMax);
-  readonly #view = new DataView(this.#buffer.buffer);
   #bytes = 0;
   #sequence: number;
   #requests = 0;
@@ -85,6 +85,7 @@ export class LaneSender {
     this.#checksum = checksum;
     this.#counters = new CounterRow(control, channel - 1);
     this.#input = { ...common, fd: place.readFd };
+    this.#inbox = openInbox(this.#input, HEADER_BYTES + FRAMES.failure.bodyBytesMax);
     this.#sequence = place.readSequence;
     this.#writer = new FrameWriter(this.#bench, {
       output: { ...common, fd: place.writeFd },
@@ -105,7 +106,7 @@ export class LaneSender {
 
   /** Serves until the coordinator says that nothing is left. */
   serve(): void {
-    const idleness = new Idleness();
+    const idleness = new Idleness(this.#input.stop, this.#inbox);
     for (;;) {
       const request = this.#takeRequest();
       if (request !== null) {
@@ -117,11 +118,11 @@ export class LaneSender {
         this.#writer.write("end", PAGES_AT, PAGES_AT);
         return;
       } else {
-        if (this.#gateUntilMs !== null && nowMs() >= this.#gateUntilMs) this.#openGate();
         const isAsleep = Atomics.load(this.#words, OPEN) === 0;
+        if (!isAsleep && idleness.looksAgain()) continue;
+        if (this.#gateUntilMs !== null && nowMs() >= this.#gateUntilMs) this.#openGate();
         const on = { words: this.#words, index: isAsleep ? OPEN : FINISH, value: 0 };
-        const sleptMs = idleness.rest(this.#input.stop, on, { isAsleep });
-        this.#counters.add("waitMs", sleptMs);
+        this.#counters.add("waitMs", idleness.rest(on, { isAsleep }));
       }
     }
   }
@@ -211,15 +212,16 @@ export class LaneSender {
 
   /** The next request, checked; null when none is there yet. */
   #takeRequest(): RequestMessage | null {
-    const { channel } = this.#input;
     if (this.#bytes < HEADER_BYTES && !this.#readMore(HEADER_BYTES)) return null;
-    const header = decodeHeader(this.#view, 0, { channel, sequence: this.#sequence });
+    const { channel } = this.#input;
+    const header = decodeHeader(this.#inbox.view, 0, { channel, sequence: this.#sequence });
     const end = HEADER_BYTES + header.length;
     if (this.#bytes < end && !this.#readMore(end)) return null;
-    const body = this.#buffer.slice(HEADER_BYTES, end);
+    const { bytes } = this.#inbox;
+    const body = bytes.subarray(HEADER_BYTES, end);
     if (this.#checksum !== null) {
       if (!header.hasChecksum) throw corrupt(channel, "checksum", "missing");
-      const covered = this.#buffer.subarray(0, CHECKSUMMED_HEADER_BYTES);
+      const covered = bytes.subarray(0, CHECKSUMMED_HEADER_BYTES);
       if (this.#checksum.ofPair(covered, body) !== header.checksum) {
         throw new MigrationError("CHECKSUM_MISMATCH", { channel, sequence: header.sequence });
       }
@@ -244,7 +246,7 @@ export class LaneSender {
 
   /** Reads on until `bytes` are there, and never past them; false when they have not come yet. */
   #readMore(bytes: number): boolean {
-    this.#bytes += readNow(this.#input, this.#buffer.subarray(this.#bytes, bytes));
+    this.#bytes += this.#inbox.read(this.#bytes, bytes);
     return this.#bytes >= bytes;
   }
 }

@@ -1,9 +1,9 @@
-import { assert } from "../base/assert.ts";
+import { assert, must } from "../base/assert.ts";
 import { nowMs } from "../base/clock.ts";
 import { MigrationError } from "../base/errors.ts";
 import { KIB } from "../base/units.ts";
 import type { Checksum } from "../channels/checksum.ts";
-import { type DescriptorOptions, readNow, readSome, writeAll } from "../channels/descriptor.ts";
+import { type DescriptorOptions, readSome, writeAll } from "../channels/descriptor.ts";
 import {
   CHECKSUMMED_HEADER_BYTES,
   corrupt,
@@ -19,6 +19,7 @@ import {
   RUNS_MAX,
   writeChecksum,
 } from "../channels/frame.ts";
+import type { Inbox } from "../channels/inbox.ts";
 import {
   decodeFailure,
   decodeFence,
@@ -45,6 +46,12 @@ import { Workbench } from "./workbench.ts";
  * what is read here is copied once more while the rest goes straight into guest memory.
  */
 const EDGE_BYTES = 4 * KIB;
+
+/** The same where a channel is polled: most of its frames are a page, which is copied in any case. */
+const POLLED_EDGE_BYTES = 16 * KIB;
+
+/** The longest frame of a bulk channel or a lane. */
+export const RECEIVED_BYTES_MAX = HEADER_BYTES + FRAMES.pages.bodyBytesMax;
 
 /** Below this a copy is cheaper than a system call of its own. */
 const DIRECT_BYTES_MIN = 32 * KIB;
@@ -84,12 +91,22 @@ export class PageReceiver {
   #writeSequence: number;
 
   /** Bytes that were read and not used yet: from #start to #end. */
-  readonly #buffer = new Uint8Array(HEADER_BYTES + FRAMES.pages.bodyBytesMax);
-  readonly #view = new DataView(this.#buffer.buffer);
+  readonly #inbox: Inbox | null;
+  readonly #buffer: Uint8Array;
+  readonly #view: DataView;
   #start = 0;
   #end = 0;
 
-  constructor(setup: ReceiveSetup, place: ChannelPlace, checksum: Checksum) {
+  /** A channel that is polled comes with its inbox, for at least `RECEIVED_BYTES_MAX`. */
+  constructor(
+    setup: ReceiveSetup,
+    place: ChannelPlace,
+    checksum: Checksum,
+    inbox: Inbox | null = null,
+  ) {
+    this.#inbox = inbox;
+    this.#buffer = inbox?.bytes ?? new Uint8Array(RECEIVED_BYTES_MAX);
+    this.#view = inbox?.view ?? new DataView(this.#buffer.buffer);
     const { control, channelTimeoutMs } = setup;
     const { channel, isDeep = false } = place;
     const common = { channel, isDeep, stop: stopOf(control, channel), limitMs: channelTimeoutMs };
@@ -155,9 +172,9 @@ export class PageReceiver {
   poll(): "nothing" | "pages" | "end" {
     if (this.#start === this.#end) {
       this.#start = 0;
-      this.#end = readNow(this.#input, this.#buffer.subarray(0, EDGE_BYTES));
-      this.#counters.add("movedBytes", this.#end);
+      this.#end = must(this.#inbox, "what is polled has an inbox").read(0, POLLED_EDGE_BYTES);
       if (this.#end === 0) return "nothing";
+      this.#counters.add("movedBytes", this.#end);
     }
     this.polledMs = nowMs();
     const header = this.#readHeader();

@@ -1,0 +1,83 @@
+import { expect, onTestFinished, test, vi } from "vitest";
+import { useClock } from "../base/clock.ts";
+import { Stopped } from "../channels/descriptor.ts";
+import { Idleness } from "../workers/lane-idle.ts";
+
+/** A clock that goes forward by so much whenever it is looked at. */
+function tick(ms: number): void {
+  let now = 1;
+  const never = () => () => {};
+  const clock = { nowMs: () => (now += ms), cpuMs: () => 0, after: never, every: never };
+  onTestFinished(useClock(clock));
+}
+
+/** Looks at once before it sleeps. */
+function looksOf(idleness: Idleness): number {
+  let looks = 0;
+  while (idleness.looksAgain()) looks += 1;
+  return looks;
+}
+
+const words = new Int32Array(new SharedArrayBuffer(4));
+
+test("a lane looks again at once, more often where a look costs next to nothing", () => {
+  tick(0);
+  const looks = [true, false].map((isQuiet) => {
+    const idleness = new Idleness(new Int32Array(words), { isQuiet });
+    expect(looksOf(idleness)).toBe(0);
+    idleness.wake();
+    return looksOf(idleness);
+  });
+  expect(looks).toEqual([119, 19]);
+});
+
+test("a lane whose looks are slow sleeps soon: somebody may wait for the processor", () => {
+  tick(0.05);
+  const idleness = new Idleness(new Int32Array(words), { isQuiet: true });
+  idleness.wake();
+  expect(looksOf(idleness)).toBeLessThan(10);
+});
+
+test("looks in vain are left out once, then twice, and not for long once they paid", () => {
+  tick(0);
+  const idleness = new Idleness(new Int32Array(words), { isQuiet: true });
+  const waits = (count: number): boolean[] =>
+    Array.from({ length: count }, () => {
+      idleness.wake();
+      return looksOf(idleness) > 0;
+    });
+  expect(waits(8)).toEqual([true, false, true, false, false, true, false, false]);
+  expect(waits(3)).toEqual([false, false, true]);
+  while (!idleness.looksAgain()) idleness.wake();
+  idleness.wake(); // Something came while it still looked.
+  expect(waits(4)).toEqual([true, false, true, false]);
+});
+
+test("a lane that is stopped neither looks nor sleeps", () => {
+  const stop = new Int32Array(new SharedArrayBuffer(4));
+  const idleness = new Idleness(stop, { isQuiet: true });
+  idleness.wake();
+  expect(idleness.looksAgain()).toBe(true);
+  Atomics.store(stop, 0, 1);
+  expect(() => idleness.looksAgain()).toThrow(Stopped);
+  expect(() => idleness.rest({ words, index: 0, value: 0 })).toThrow(Stopped);
+});
+
+test("a lane sleeps the shorter the sooner something may come", () => {
+  let now = 1;
+  const never = () => () => {};
+  onTestFinished(useClock({ nowMs: () => now, cpuMs: () => 0, after: never, every: never }));
+  const wait = vi.spyOn(Atomics, "wait").mockReturnValue("timed-out");
+  onTestFinished(() => wait.mockRestore());
+  const idleness = new Idleness(new Int32Array(words), { isQuiet: true });
+  const sleeps = (how?: Parameters<Idleness["rest"]>[1]): unknown => {
+    idleness.rest({ words, index: 0, value: 0 }, how);
+    return wait.mock.lastCall?.[3];
+  };
+  idleness.wake();
+  expect([sleeps(), sleeps({ isExpecting: false })]).toEqual([0.015, 0.1]);
+  now += 6;
+  expect([sleeps(), sleeps({ isExpecting: false })]).toEqual([0.2, 2]);
+  now += 100;
+  expect([sleeps(), sleeps({ isAsleep: true })]).toEqual([0.5, 5]);
+});
