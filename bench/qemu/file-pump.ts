@@ -3,6 +3,7 @@ import { sameBytes } from "../../base/same-bytes.ts";
 import { KIB } from "../../base/units.ts";
 import { parseAddress } from "../../channels/address.ts";
 import { type Connection, connector, listen } from "../../channels/connection.ts";
+import { zstd } from "../../workers/codecs/zstd.ts";
 import { type PumpFigures, runThreads } from "../pump.ts";
 import type { FilePumpTask } from "./file-pump-worker.ts";
 import type { Move } from "./sample.ts";
@@ -12,13 +13,22 @@ const PAGE_BYTES = 4 * KIB;
 /** As of the engine's frames. */
 const PIECE_BYTES = 512 * KIB;
 
+/** What a piece is compressed by: as the engine does, and QEMU, unless told otherwise. */
+const CODECS = { none: { codec: 0, level: 0 }, zstd: { codec: zstd.number, level: 1 } } as const;
+
 /**
  * What is left of a migration by this engine when nothing is done that could be left out: as many
  * threads and connections move the same bytes from the same file into a fresh one, by the same calls.
  * Nothing is looked at, counted, described or agreed on, and zero pages are known beforehand.
  */
 export async function pumpFile(
-  { sourcePath, destinationPath, sizeBytes, channels }: Omit<Move, "compression">,
+  {
+    sourcePath,
+    destinationPath,
+    sizeBytes,
+    channels,
+    compression,
+  }: Omit<Move, "compression"> & { compression: keyof typeof CODECS },
   isReady: () => void,
 ): Promise<PumpFigures> {
   const shares = sharesOf(sourcePath, channels);
@@ -38,7 +48,8 @@ export async function pumpFile(
   const run = (direction: "in" | "out", path: string, connections: readonly Connection[]) =>
     runThreads<FilePumpTask>(url, connections, (common, index) => {
       const pieces = shares[index] ?? new Float64Array();
-      return { ...common, direction, path, pieces, pieceBytes: PIECE_BYTES };
+      const how = { pieceBytes: PIECE_BYTES, ...CODECS[compression] };
+      return { ...common, ...how, direction, path, pieces };
     });
   const [out, into] = await Promise.all([
     run("out", sourcePath, near),

@@ -46,7 +46,7 @@ function pumpNote({ pump, qemu }: Comparison): string[] {
   const ofTime = ms / median(qemu.map(({ totalMs }) => totalMs));
   const ofCpu = cpuMs / SECOND_MS / median(qemu.map(cpuSecondsOf));
   return [
-    `  A bare pump of the same bytes from file to file, by the calls that Node has: ${ms.toFixed(0)} ms,`,
+    `  A bare pump of the same bytes from file to file, by the calls and codecs that Node has: ${ms.toFixed(0)} ms,`,
     `  ${(cpuMs / SECOND_MS).toFixed(2)} s of CPU: ${ofTime.toFixed(2)} and ${ofCpu.toFixed(2)} of QEMU's.`,
   ];
 }
