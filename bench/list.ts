@@ -9,6 +9,7 @@ import { eventLoop } from "./event-loop.bench.ts";
 import { frames } from "./frames.bench.ts";
 import { hang } from "./hang.bench.ts";
 import { kernels } from "./kernels.bench.ts";
+import { looks } from "./looks.bench.ts";
 import type { Benchmark } from "./measure.ts";
 import { memory } from "./memory.bench.ts";
 import { postcopy } from "./postcopy.bench.ts";
@@ -37,6 +38,7 @@ export const BENCHMARKS: readonly Benchmark[] = [
   qemuLive,
   frames,
   dispatch,
+  looks,
   bitmap,
   kernels,
   delta,

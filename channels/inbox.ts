@@ -28,11 +28,11 @@ const WASM_PAGE_BYTES = 65_536;
  * An inbox for so many bytes.
  *
  * `fs.readSync` throws where nothing is there: 3 us of a processor, several times that before its
- * callers are compiled, and a kilobyte of garbage, while a lane looks dozens of times for each page
- * that a guest waits for. WASI has the same read of any descriptor that it is given as its standard
- * input, and answers with a number, in 0.6 us. No program runs in it: its memory is where the bytes
- * come to, and it closes nothing. It is experimental in Node, and a host may forbid it; then the looks
- * are those that throw.
+ * callers are compiled, and garbage, while a lane looks dozens of times for each page that a guest
+ * waits for. WASI has the same read of any descriptor that it is given as its standard input, and
+ * answers with a number, in a quarter of the time (`npm run bench -- looks`). No program runs in it:
+ * its memory is where the bytes come to, and it closes nothing. It is experimental in Node, and a host
+ * may forbid it; then the looks are those that throw.
  */
 export function openInbox(options: DescriptorOptions, length: number): Inbox {
   const initial = Math.ceil((BYTES_AT + length) / WASM_PAGE_BYTES);
