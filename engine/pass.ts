@@ -128,6 +128,8 @@ export class Pass {
       if (isLoss(error)) channel.lose(error);
       await Promise.allSettled(lane.inFlight);
       this.#settle(lane);
+      // It may have been too late; with another connection it would leave whatever it is given.
+      askBack(this.#terms.control, channel.number, false);
       if (error instanceof MigrationError && error.code === "WORKER_DIED") {
         for (const batch of channel.given) this.#terms.onDeath(batch);
       }

@@ -1,11 +1,13 @@
-import { expect, test } from "vitest";
+import { expect, onTestFinished, test } from "vitest";
 import { must } from "../base/assert.ts";
+import { useClock } from "../base/clock.ts";
+import { MigrationError } from "../base/errors.ts";
 import { Pass, type PassTerms } from "../engine/pass.ts";
 import { SendChannel } from "../engine/send-channel.ts";
 import type { ThreadPool } from "../engine/surroundings.ts";
 import { Work } from "../engine/work.ts";
 import { type Control, CounterRow, createControl, mustLeave, stopOf } from "../workers/control.ts";
-import type { SendTask, TaskDone } from "../workers/protocol.ts";
+import type { ChannelPlace, SendTask, TaskDone } from "../workers/protocol.ts";
 import { Prng, seedFromEnvironment } from "./prng.ts";
 
 const seed = seedFromEnvironment();
@@ -112,4 +114,68 @@ test(`whatever waits where is sent once, by channels of any speed (SEED=${seed})
     expect(new Set(sent).size, `run ${run}`).toBe(chunks);
     expect(sent, `run ${run}`).toHaveLength(chunks);
   }
+});
+
+test("a channel that is lost when it was too late to begin anything begins again when it is back", async () => {
+  let now = 1;
+  const looks: (() => void)[] = [];
+  onTestFinished(
+    useClock({
+      nowMs: () => now,
+      cpuMs: () => 0,
+      after: () => () => {},
+      every: (_ms, call) => {
+        looks.push(call);
+        return () => {};
+      },
+    }),
+  );
+  const control = createControl(2);
+  const facts = { channel: 2, direction: "write", limitMs: 1 } as const;
+  const stalled = new MigrationError("CHANNEL_STALLED", facts);
+  let isStalled = true;
+  // The second one stalls, is found too late, and lost; the first has more to do for long.
+  const run = async (channel: number, task: SendTask): Promise<TaskDone> => {
+    if (task.kind !== "send") return { pages: 0 };
+    const counters = new CounterRow(control, channel - 1);
+    for (const [index] of task.chunks.entries()) {
+      if (mustLeave(stopOf(control, channel))) {
+        return { pages: index, left: task.chunks.length - index };
+      }
+      counters.add("chunks", 1);
+      counters.add("movedBytes", CHUNK_BYTES);
+      await turnsOf(1);
+      now += 50;
+      for (const look of looks) look();
+      while (channel === 2 && isStalled) {
+        if (mustLeave(stopOf(control, 2))) throw stalled;
+        await turnsOf(1);
+      }
+    }
+    return { pages: task.chunks.length };
+  };
+  const channels = [1, 2].map((number) => {
+    return new SendChannel(number, { run } as unknown as ThreadPool, control);
+  });
+  const work = new Work();
+  for (let chunk = 0; chunk < 40; chunk += 1) {
+    work.add(1 + (chunk % 2), { block: 0, part: PART }, chunk, CHUNK_BYTES);
+  }
+  let losses = 0;
+  const terms: PassTerms = {
+    control,
+    taskOf: ({ block, part, chunks }) => ({ kind: "send", block, part, chunks, round: 1 }),
+    paysMs: 0,
+    chunkBytes: CHUNK_BYTES,
+    live: async () => channels.filter(({ doom }) => doom === null),
+    giveUp: async () => {
+      losses += 1;
+    },
+    onDeath: () => {},
+  };
+  await new Pass(work, terms).run();
+  expect(losses).toBe(1);
+  isStalled = false;
+  await must(channels[1], "there are two").open({ channel: 2 } as ChannelPlace);
+  expect(mustLeave(stopOf(control, 2))).toBe(false);
 });
