@@ -797,7 +797,11 @@ export class DestinationMigration {
 
   #progress(): Progress {
     const now = nowMs();
-    const sentBytes = this.#receiver?.counters().movedBytes ?? 0;
+    // Of all legs; one that is paused is among those that broke before another one follows.
+    const receivers = new Set([...this.#broken.map(({ receiver }) => receiver), this.#receiver]);
+    const sentBytes = [...receivers].reduce((sum, each) => {
+      return sum + (each?.counters().movedBytes ?? 0);
+    }, 0);
     const last = this.#rounds.at(-1);
     return {
       phase: this.attempt.phase,

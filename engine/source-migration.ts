@@ -478,9 +478,8 @@ export class SourceMigration {
   }
 
   report(): Report {
-    const legs = [...this.#brokenLegs, this.#leg];
-    const channels = channelsOfLegs(legs.map((leg) => leg.channelFigures()));
-    const counters = legs.map((leg) => leg.sender.counters()).reduce(addedUp);
+    const channels = channelsOfLegs(this.#legs.map((leg) => leg.channelFigures()));
+    const counters = this.#senders.map((sender) => sender.counters()).reduce(addedUp);
     return {
       totalMs: this.#totalMs,
       downtimeMs: this.#lapStartMs - this.#pausedAtMs,
@@ -562,11 +561,18 @@ export class SourceMigration {
     else this.#ofSender.lose(channel, error);
   }
 
+  /** One that is paused is among those that broke before another one follows. */
+  get #legs(): SourceLeg[] {
+    return [...new Set([...this.#brokenLegs, this.#leg])];
+  }
+
+  /** A leg that never came to talk to the destination, or was lost as it did, has none. */
+  get #senders(): Sender[] {
+    return this.#legs.flatMap((leg) => (leg.hasThreads ? leg.sender : []));
+  }
+
   get #ofSender(): Sender {
-    // One that never came to talk to the destination has none.
-    const leg = this.#leg.hasThreads ? this.#leg : this.#brokenLegs.at(-1);
-    assert(leg !== undefined, "pages move after the hosts agreed");
-    return leg.sender;
+    return must(this.#senders.at(-1), "pages move after the hosts agreed");
   }
 
   get #deviceTerms(): DeviceTerms {
@@ -682,10 +688,10 @@ export class SourceMigration {
 
   #progress(): Progress {
     const now = nowMs();
-    const hasSender = this.#leg.hasThreads || this.#brokenLegs.length > 0;
-    const { dirtyPages, dirtyBytes, sentBytes, liveChannels } = hasSender
-      ? this.#ofSender
-      : this.#untouched;
+    const senders = this.#senders;
+    const { dirtyPages, dirtyBytes, liveChannels } = senders.at(-1) ?? this.#untouched;
+    // Of all legs: what was sent stays sent when the link breaks.
+    const sentBytes = senders.reduce((sum, sender) => sum + sender.sentBytes, 0);
     return {
       phase: this.attempt.phase,
       round: this.#rounds.length + 1,
@@ -710,7 +716,7 @@ export class SourceMigration {
   get #untouched() {
     const { blocks } = this.#host;
     const dirtyPages = blocks.reduce((sum, block) => sum + block.sizeBytes / block.pageBytes, 0);
-    return { dirtyPages, dirtyBytes: this.#guestBytes, sentBytes: 0, liveChannels: 0 };
+    return { dirtyPages, dirtyBytes: this.#guestBytes, liveChannels: 0 };
   }
 
   #change(parameters: Parameters): void {

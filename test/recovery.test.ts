@@ -2,10 +2,13 @@ import { setImmediate as turn } from "node:timers/promises";
 import { beforeAll, expect, onTestFinished, test } from "vitest";
 import { Deadline, useClock } from "../base/clock.ts";
 import { MIB } from "../base/units.ts";
+import type { Connection } from "../channels/connection.ts";
 import { migrateIn } from "../engine/destination.ts";
 import { LiveParameters } from "../engine/live-parameters.ts";
 import { PostcopyRecovery } from "../engine/postcopy-recovery.ts";
 import { type MigrateOutOptions, migrateOut } from "../engine/source.ts";
+import type { Progress } from "../engine/statistics.ts";
+import { REAL_SURROUNDINGS, type Surroundings } from "../engine/surroundings.ts";
 import { MemoryGuestDestination } from "../hosts/memory-guest/destination.ts";
 import { MemoryGuest } from "../hosts/memory-guest/guest.ts";
 import { halvesShape, untilWritten } from "./fixtures/memory-guest-shapes.ts";
@@ -49,7 +52,7 @@ class Journey {
     relay: Relay,
     options: MigrateOutOptions = {},
     destinationOptions: object = {},
-    shape = SHAPE,
+    { shape = SHAPE, surroundings }: { shape?: typeof SHAPE; surroundings?: Surroundings } = {},
   ): Promise<Journey> {
     const guest = await MemoryGuest.create(shape);
     onTestFinished(() => guest.stop());
@@ -71,17 +74,22 @@ class Journey {
     );
     journey.address = await address.promise;
     const leaving = outcomeOf(
-      migrateOut(guest, relay.before(journey.address), {
-        ...LIMITS,
-        ...SLOW,
-        channels: 2,
-        postcopy: "after-rounds",
-        downtimeLimitMs: 1,
-        ...options,
-        signal: cancel.source.signal,
-        recovery: source.recovery,
-        onPhase: source.phases.note,
-      }),
+      migrateOut(
+        guest,
+        relay.before(journey.address),
+        {
+          ...LIMITS,
+          ...SLOW,
+          channels: 2,
+          postcopy: "after-rounds",
+          downtimeLimitMs: 1,
+          ...options,
+          signal: cancel.source.signal,
+          recovery: source.recovery,
+          onPhase: source.phases.note,
+        },
+        surroundings,
+      ),
     );
     journey.arrival = arriving;
     journey.outcomes = Promise.all([leaving, arriving]);
@@ -119,7 +127,28 @@ class Journey {
 test(`a source joins again by itself, within reconnect-timeout, as often as it takes (SEED=${seed})`, async () => {
   await using relay = await Relay.start();
   relay.isMended = true;
-  const journey = await Journey.begin(relay, { reconnectTimeoutMs: 20_000 });
+  let mains = 0;
+  const surroundings: Surroundings = {
+    ...REAL_SURROUNDINGS,
+    connector(address) {
+      const real = REAL_SURROUNDINGS.connector(address);
+      const connect = async (channel: number, limitMs: number): Promise<Connection> => {
+        const connection = await real.connect(channel, limitMs);
+        if (channel === 0) mains += 1;
+        // The first try to join again comes no further than to be welcome.
+        if (channel === 0 && mains === 2) breakAfterFrame(connection);
+        return connection;
+      };
+      return { connect };
+    },
+  };
+  const progress = { source: new Sent(), destination: new Sent() };
+  const journey = await Journey.begin(
+    relay,
+    { reconnectTimeoutMs: 20_000, onProgress: progress.source.note },
+    { onProgress: progress.destination.note },
+    { surroundings },
+  );
   for (let cut = 1; cut <= 3; cut += 1) {
     while (journey.destination.phases.count("postcopy") < cut) {
       await journey.destination.phases.reach("postcopy");
@@ -129,7 +158,36 @@ test(`a source joins again by itself, within reconnect-timeout, as often as it t
     await journey.destination.phases.reach("postcopy-paused");
   }
   await journey.expectArrived();
+  expect(mains).toBeGreaterThan(4);
+  expect([progress.source.backwards, progress.destination.backwards]).toEqual([[], []]);
 });
+
+/** What was sent stays sent, however often the link breaks. */
+class Sent {
+  readonly backwards: Pick<Progress, "sentBytes" | "bytesPerSecond">[] = [];
+  #sentBytes = 0;
+
+  readonly note = ({ sentBytes, bytesPerSecond }: Progress): void => {
+    if (sentBytes < this.#sentBytes || bytesPerSecond < 0) {
+      this.backwards.push({ sentBytes, bytesPerSecond });
+    }
+    this.#sentBytes = sentBytes;
+  };
+}
+
+/** HELLO goes out, and nothing after it. */
+function breakAfterFrame({ writer }: Connection): void {
+  const write = writer.write.bind(writer) as (frame: Uint8Array, done: () => void) => boolean;
+  let frames = 0;
+  const broken = (frame: Uint8Array, done: (error?: Error) => void): boolean => {
+    frames += 1;
+    if (frames === 1) return write(frame, done);
+    done(new Error("the link broke"));
+    writer.destroy();
+    return false;
+  };
+  writer.write = broken as typeof writer.write;
+}
 
 test(`RUNNING is lost: the source learns from a recovery who owns the guest (SEED=${seed})`, async () => {
   await using relay = await Relay.start();
