@@ -209,6 +209,8 @@ export class DestinationMigration {
     }
     const limitMs = acceptTimeoutMs === 0 ? Number.POSITIVE_INFINITY : acceptTimeoutMs;
     const main = await doorman.admitMain(limitMs);
+    // It came while a failed attempt was tidied up: what began now, nobody would end.
+    if (this.attempt.failure !== null) throw this.attempt.failure;
     this.#main = main;
     const id = formatMigrationId(doorman.migrationId);
     this.attempt.callBack(() => this.#options.onMigration?.(id));

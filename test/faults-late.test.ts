@@ -1,6 +1,12 @@
 import { beforeAll, expect, test } from "vitest";
+import { migrateIn } from "../engine/destination.ts";
+import { ReadyThreads } from "../engine/ready-threads.ts";
+import { migrateOut } from "../engine/source.ts";
+import { REAL_SURROUNDINGS } from "../engine/surroundings.ts";
 import { FaultRig, verdictsOf, warmUp } from "./harness/fault-rig.ts";
+import { LeakCheck } from "./harness/leaks.ts";
 import { Delay } from "./harness/misbehaviour.ts";
+import { outcomeOf } from "./harness/pair.ts";
 import { seedFromEnvironment } from "./prng.ts";
 
 const seed = seedFromEnvironment();
@@ -150,4 +156,38 @@ test(`a step that returns before its attempt is undone is undone with it, once (
     expect(rig.destination.calls.filter((call) => call === "discard")).toEqual(["discard"]);
     await rig.succeeds();
   }
+});
+
+test(`a source that comes while a cancelled destination tidies up leaves nothing behind (SEED=${seed})`, async () => {
+  const rig = new FaultRig(seed);
+  const leaks = new LeakCheck();
+  const ended = Promise.withResolvers<boolean>();
+  const surroundings = {
+    ...REAL_SURROUNDINGS,
+    readyThreads(side: "source" | "destination"): ReadyThreads {
+      const threads = new ReadyThreads(side, 0);
+      threads.close = () => ended.promise;
+      return threads;
+    },
+  };
+  const cancel = new AbortController();
+  const listening = Promise.withResolvers<string>();
+  const met: string[] = [];
+  const options = {
+    signal: cancel.signal,
+    onListening: listening.resolve,
+    onMigration: (id: string) => met.push(id),
+    onProgress: () => {},
+  };
+  const arriving = outcomeOf(migrateIn(rig.destination, "tcp:127.0.0.1:0", options, surroundings));
+  const address = await listening.promise;
+  cancel.abort();
+  const welcome = Promise.withResolvers<string>();
+  const leaving = outcomeOf(migrateOut(rig.source, address, { onMigration: welcome.resolve }));
+  await Promise.race([welcome.promise, leaving]);
+  ended.resolve(true);
+  expect((await arriving).failure?.code).toBe("CANCELLED");
+  expect((await leaving).failure).not.toBe(null);
+  expect(met).toEqual([]);
+  await leaks.settled();
 });
