@@ -43,17 +43,21 @@ export class Replacing implements ChannelKeeper {
       !this.#isEnded;
       pauseMs = Math.min(2 * pauseMs, PAUSE_MS_MAX)
     ) {
+      let mayBeIn = true;
       try {
         const place = await this.#peer.openChannel(channel);
         if (!this.#isEnded) return place;
         this.discard(channel);
       } catch (error) {
         if (!(error instanceof MigrationError)) throw error;
+        mayBeIn = error.code !== "CONNECT_FAILED";
       }
       if (nowMs() + pauseMs > endMs) return null;
       await this.#pause(pauseMs);
-      // It may have been let in without our knowing; then nobody else would be.
-      if (!this.#isEnded) await this.#peer.giveUp(channel);
+      // It may have been let in without our knowing; then nobody else would be. Where nothing was
+      // connected nobody was: a link that is down for an hour must not use up what a destination
+      // lets itself be told.
+      if (mayBeIn && !this.#isEnded) await this.#peer.giveUp(channel);
     }
     return null;
   }
