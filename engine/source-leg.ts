@@ -111,6 +111,7 @@ export class SourceLeg {
   async sendMissing(): Promise<{ round: SentRound; faults: FaultsMessage }> {
     const { sender, leg } = this;
     const round = await leg.guard(sender.sendRound());
+    this.endReplacing();
     await leg.guard(sender.end());
     assert(sender.dirtyPages === 0, "nothing is dirty when all was sent and nobody writes");
     tellLanes(this.#laneWords, FINISH);

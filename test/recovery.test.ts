@@ -1,3 +1,4 @@
+import type { Socket } from "node:net";
 import { setImmediate as turn } from "node:timers/promises";
 import { beforeAll, expect, onTestFinished, test } from "vitest";
 import { Deadline, useClock } from "../base/clock.ts";
@@ -187,6 +188,58 @@ function breakAfterFrame({ writer }: Connection): void {
     return false;
   };
   writer.write = broken as typeof writer.write;
+}
+
+test(`a channel that comes back when all was sent keeps nobody waiting (SEED=${seed})`, async () => {
+  await using relay = await Relay.start();
+  relay.isMended = true;
+  const live = new LiveParameters();
+  const ended = Promise.withResolvers<void>();
+  // By then the bulk channels have ended: this one is a lane.
+  relay.at({ channel: 3, frame: "end", where: "before" }, ended.resolve);
+  const found = Promise.withResolvers<void>();
+  let isClosed = false;
+  let connections = 0;
+  const surroundings: Surroundings = {
+    ...REAL_SURROUNDINGS,
+    connector(address) {
+      const real = REAL_SURROUNDINGS.connector(address);
+      const connect = async (channel: number, limitMs: number): Promise<Connection> => {
+        const connection = await real.connect(channel, limitMs);
+        if (channel === 2) connections += 1;
+        if (channel === 2 && connections === 2) {
+          holdBack(connection, ended.promise, found.resolve);
+          connection.reader.once("close", () => {
+            isClosed = true;
+          });
+        }
+        return connection;
+      };
+      return { connect };
+    },
+  };
+  const wasClosed = Promise.withResolvers<boolean>();
+  relay.at({ channel: 0, frame: "complete", where: "before" }, () => wasClosed.resolve(isClosed));
+  const journey = await Journey.begin(relay, { live }, {}, { surroundings });
+  await journey.moving();
+  relay.do("cut", 2);
+  await found.promise;
+  live.change({ maxBandwidthBytesPerSecond: 0 });
+  await journey.expectArrived();
+  expect(await wasClosed.promise).toBe(true);
+});
+
+/** The first bytes from the other end are read when `until` says so; `onFirst` is told of them. */
+function holdBack({ reader }: Connection, until: Promise<void>, onFirst: () => void): void {
+  const on = reader.on.bind(reader) as (event: string, tell: (bytes: Buffer) => void) => Socket;
+  const held = (event: string, tell: (bytes: Buffer) => void): Socket => {
+    if (event !== "data") return on(event, tell);
+    return on("data", (bytes) => {
+      onFirst();
+      void until.then(() => tell(bytes));
+    });
+  };
+  reader.on = held as typeof reader.on;
 }
 
 test(`RUNNING is lost: the source learns from a recovery who owns the guest (SEED=${seed})`, async () => {
