@@ -514,8 +514,8 @@ export class DestinationMigration {
       throw new RangeError(`Cannot recover: the migration is in phase ${phase}`);
     if (text === undefined) return this.#ofDoorman.address;
     const listener = await this.#surroundings.listen(parseAddress(text));
-    this.#ofDoorman.listenAlso(listener);
-    return listener.address;
+    if (this.#ofDoorman.listenAlso(listener)) return listener.address;
+    throw new RangeError("Cannot recover: the migration has ended meanwhile");
   }
 
   #breakOff(): void {

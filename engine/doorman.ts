@@ -148,10 +148,15 @@ export class Doorman {
     if (offer !== null) this.#channelToken = offer.token;
   }
 
-  /** Lets the same connections in at another address as well. */
-  listenAlso(listener: Listener): void {
+  /** Lets the same connections in at another address as well; false, and closed, if this one is. */
+  listenAlso(listener: Listener): boolean {
+    if (this.#isClosed) {
+      listener.close();
+      return false;
+    }
     this.#otherListeners.push(listener);
     this.#accept(listener).catch(() => {}); // It was closed.
+    return true;
   }
 
   /** Hands over the connections that join later, each in the place of one that was let go. */

@@ -540,6 +540,24 @@ test("a source that falls silent is PEER_SILENT, whether it agreed or not", asyn
   }
 });
 
+test("an address that is opened for a recovery as the migration ends is closed with it", async () => {
+  let closed = 0;
+  const listener: Listener = {
+    address: "tcp:127.0.0.1:1",
+    next: () => new Promise<never>(() => {}),
+    expect() {},
+    close() {
+      closed += 1;
+    },
+  };
+  const doorman = new Doorman(listener, { checksum: await loadChecksum(), helloTimeoutMs: 10 });
+  expect(doorman.listenAlso(listener)).toBe(true);
+  doorman.close({ areThreadsGone: true });
+  expect(closed).toBe(2);
+  expect(doorman.listenAlso(listener)).toBe(false);
+  expect(closed).toBe(3);
+});
+
 test("the door stays open for channels however long after the source they come", async () => {
   const limitsMs: number[] = [];
   const listener: Listener = {
