@@ -25,6 +25,7 @@ import type { ReadyThreads } from "./ready-threads.ts";
 import type { Sender, SentRound } from "./sender.ts";
 import type { MigrateOutOptions, SourcePhase } from "./source.ts";
 import { SourceLeg, type SourceLegTerms } from "./source-leg.ts";
+import { sparing } from "./sparing.ts";
 import type { DowntimeFigures, Progress, Report, RoundFigures } from "./statistics.ts";
 import type { Surroundings } from "./surroundings.ts";
 import { Throughput } from "./throughput.ts";
@@ -683,20 +684,20 @@ export class SourceMigration {
     const { onProgress } = this.#options;
     if (onProgress === undefined) return;
     const tell = (): void => this.attempt.callBack(() => onProgress(this.#progress()));
-    this.#stops.push(every(PROGRESS_MS, tell));
+    this.#stops.push(every(PROGRESS_MS, sparing(tell)));
   }
 
   #progress(): Progress {
     const now = nowMs();
     const senders = this.#senders;
-    const { dirtyPages, dirtyBytes, liveChannels } = senders.at(-1) ?? this.#untouched;
+    const { dirty, liveChannels } = senders.at(-1) ?? this.#untouched;
     // Of all legs: what was sent stays sent when the link breaks.
     const sentBytes = senders.reduce((sum, sender) => sum + sender.sentBytes, 0);
     return {
       phase: this.attempt.phase,
       round: this.#rounds.length + 1,
-      dirtyPages,
-      dirtyBytes,
+      dirtyPages: dirty.pages,
+      dirtyBytes: dirty.bytes,
       sentBytes,
       totalBytes: this.#guestBytes,
       bytesPerSecond: this.#throughput.look(sentBytes, now),
@@ -715,8 +716,8 @@ export class SourceMigration {
   /** What a sender would tell before it sends anything. */
   get #untouched() {
     const { blocks } = this.#host;
-    const dirtyPages = blocks.reduce((sum, block) => sum + block.sizeBytes / block.pageBytes, 0);
-    return { dirtyPages, dirtyBytes: this.#guestBytes, liveChannels: 0 };
+    const pages = blocks.reduce((sum, block) => sum + block.sizeBytes / block.pageBytes, 0);
+    return { dirty: { pages, bytes: this.#guestBytes }, liveChannels: 0 };
   }
 
   #change(parameters: Parameters): void {
