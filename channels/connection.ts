@@ -17,6 +17,8 @@ export interface Connection {
 /** Makes connections to one address; `channel` counts from 0, the main channel. */
 export interface Connector {
   connect(channel: number, limitMs: number): Promise<Connection>;
+  /** Ends what is being connected, with CONNECT_FAILED. What was connected stays. */
+  close(): void;
 }
 
 /** Takes connections in at one address. */
@@ -44,9 +46,12 @@ export function connector(address: Address): Connector {
     case "unix":
       return dialer(address, { path: address.path });
     case "fd":
-      return { connect: async (channel) => adoptDescriptor(address.descriptors, channel) };
+      return {
+        connect: async (channel) => adoptDescriptor(address.descriptors, channel),
+        close() {},
+      };
     case "exec":
-      return { connect: async () => startCommand(address.command) };
+      return { connect: async () => startCommand(address.command), close() {} };
   }
 }
 
@@ -85,7 +90,11 @@ type Endpoint = { readonly host: string; readonly port: number } | { readonly pa
 
 function dialer(address: Address, endpoint: Endpoint): Connector {
   const name = formatAddress(address);
+  const waiting = new Set<(error: Error) => void>();
   return {
+    close() {
+      for (const reject of waiting) reject(new Error("this end closed it"));
+    },
     async connect(_channel, limitMs) {
       const socket = connectSocket({
         ...endpoint,
@@ -97,6 +106,7 @@ function dialer(address: Address, endpoint: Endpoint): Connector {
       const { promise, resolve, reject } = Promise.withResolvers<void>();
       socket.once("connect", resolve);
       socket.once("error", reject);
+      waiting.add(reject);
       try {
         await within(limitMs, promise, () => new Error(`no answer within ${limitMs} ms`));
       } catch (error) {
@@ -107,6 +117,8 @@ function dialer(address: Address, endpoint: Endpoint): Connector {
           { address: name, reason: reasonOf(error) },
           { cause: error },
         );
+      } finally {
+        waiting.delete(reject);
       }
       socket.off("error", reject);
       return fromSocket(socket);

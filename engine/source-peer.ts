@@ -273,6 +273,8 @@ export class SourcePeer {
   /** Closes the main channel, and the others once no thread uses them any more. */
   close({ areThreadsGone }: { areThreadsGone: boolean }): void {
     this.#isClosed = true;
+    // Else one that is not answered would stay for all of its limit, however long ago we gave up.
+    this.#connector.close();
     for (const stream of this.#streams) {
       if (areThreadsGone || stream === this.#main) stream.close();
     }

@@ -111,6 +111,18 @@ test("a tcp listener on port 0 names the port that it got, and connections arriv
   }
 });
 
+test("a connection that is still being made ends when nobody wants it any more", async () => {
+  const listener = await listen(parseAddress("tcp:127.0.0.1:0"));
+  onTestFinished(() => listener.close());
+  const dialer = connector(parseAddress(listener.address));
+  const connecting = dialer.connect(0, LIMIT_MS);
+  dialer.close();
+  await expect(connecting).rejects.toMatchObject({
+    code: "CONNECT_FAILED",
+    facts: { reason: "this end closed it" },
+  });
+});
+
 test("a unix listener takes connections at its path", async () => {
   const folder = mkdtempSync(join(tmpdir(), "multifd-address-"));
   onTestFinished(() => rmSync(folder, { recursive: true }));

@@ -191,3 +191,26 @@ test(`a source that comes while a cancelled destination tidies up leaves nothing
   expect(met).toEqual([]);
   await leaks.settled();
 });
+
+test(`a cancel does not leave a connection behind that nobody answers (SEED=${seed})`, async () => {
+  const rig = new FaultRig(seed);
+  const given = Promise.withResolvers<never>();
+  const begun = Promise.withResolvers<void>();
+  const connect = (): Promise<never> => {
+    begun.resolve();
+    return given.promise;
+  };
+  let closed = 0;
+  const close = (): void => {
+    closed += 1;
+    given.reject(new Error("this end closed it"));
+  };
+  const surroundings = { ...REAL_SURROUNDINGS, connector: () => ({ connect, close }) };
+  const cancel = new AbortController();
+  const { signal } = cancel;
+  const leaving = outcomeOf(migrateOut(rig.source, "tcp:127.0.0.1:1", { signal }, surroundings));
+  await begun.promise;
+  cancel.abort();
+  expect((await leaving).failure?.code).toBe("CANCELLED");
+  expect(closed).toBe(1);
+});

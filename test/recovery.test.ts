@@ -140,7 +140,7 @@ test(`a source joins again by itself, within reconnect-timeout, as often as it t
         if (channel === 0 && mains === 2) breakAfterFrame(connection);
         return connection;
       };
-      return { connect };
+      return { ...real, connect };
     },
   };
   const progress = { source: new Sent(), destination: new Sent() };
@@ -215,7 +215,7 @@ test(`a channel that comes back when all was sent keeps nobody waiting (SEED=${s
         }
         return connection;
       };
-      return { connect };
+      return { ...real, connect };
     },
   };
   const wasClosed = Promise.withResolvers<boolean>();

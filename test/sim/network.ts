@@ -290,7 +290,10 @@ export class Network {
 
   connector(side: Side, address: Address): Connector {
     const name = formatAddress(address);
-    return { connect: (channel, limitMs) => this.#connect(side, name, channel, limitMs) };
+    return {
+      connect: (channel, limitMs) => this.#connect(side, name, channel, limitMs),
+      close() {},
+    };
   }
 
   async listen(side: Side, address: Address): Promise<Listener> {
