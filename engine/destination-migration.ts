@@ -667,6 +667,7 @@ export class DestinationMigration {
   }
 
   async close(): Promise<void> {
+    this.#main?.endRejoining(); // It may be lost from here on: nobody waits for it any more.
     for (const stop of this.#stops.splice(0)) stop();
     this.#stopHeartbeat();
     this.#options.recovery?.detach();

@@ -1,8 +1,11 @@
-import { beforeAll, expect, test } from "vitest";
+import { beforeAll, expect, onTestFinished, test } from "vitest";
+import { useClock } from "../base/clock.ts";
+import { HOUR_MS } from "../base/units.ts";
 import { migrateIn } from "../engine/destination.ts";
 import { ReadyThreads } from "../engine/ready-threads.ts";
 import { migrateOut } from "../engine/source.ts";
 import { REAL_SURROUNDINGS } from "../engine/surroundings.ts";
+import { WireSource } from "./fixtures/wire-source.ts";
 import { FaultRig, verdictsOf, warmUp } from "./harness/fault-rig.ts";
 import { LeakCheck } from "./harness/leaks.ts";
 import { Delay } from "./harness/misbehaviour.ts";
@@ -213,4 +216,59 @@ test(`a cancel does not leave a connection behind that nobody answers (SEED=${se
   cancel.abort();
   expect((await leaving).failure?.code).toBe("CANCELLED");
   expect(closed).toBe(1);
+});
+
+test(`a source that goes while a failed destination tidies up is not waited for (SEED=${seed})`, async () => {
+  const rig = new FaultRig(seed);
+  let waits = 0;
+  onTestFinished(
+    useClock({
+      nowMs: () => performance.now(),
+      cpuMs: () => 0,
+      after(ms, call) {
+        const timer = setTimeout(call, ms);
+        waits += ms === HOUR_MS ? 1 : 0;
+        return () => {
+          waits -= ms === HOUR_MS ? 1 : 0;
+          clearTimeout(timer);
+        };
+      },
+      every(ms, call) {
+        const timer = setInterval(call, ms);
+        return () => clearInterval(timer);
+      },
+    }),
+  );
+  const closing = Promise.withResolvers<void>();
+  const ended = Promise.withResolvers<boolean>();
+  const surroundings = {
+    ...REAL_SURROUNDINGS,
+    readyThreads(side: "source" | "destination"): ReadyThreads {
+      const threads = new ReadyThreads(side, 0);
+      threads.close = () => {
+        closing.resolve();
+        return ended.promise;
+      };
+      return threads;
+    },
+  };
+  const cancel = new AbortController();
+  const listening = Promise.withResolvers<string>();
+  const met = Promise.withResolvers<string>();
+  const options = {
+    signal: cancel.signal,
+    onListening: listening.resolve,
+    onMigration: met.resolve,
+    reconnectTimeoutMs: HOUR_MS,
+  };
+  const arriving = outcomeOf(migrateIn(rig.destination, "tcp:127.0.0.1:0", options, surroundings));
+  const source = await WireSource.connect(await listening.promise);
+  await met.promise;
+  cancel.abort();
+  await closing.promise;
+  source.close();
+  await source.main.closed();
+  ended.resolve(true);
+  expect((await arriving).failure?.code).toBe("CANCELLED");
+  expect(waits).toBe(0);
 });
