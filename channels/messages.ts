@@ -534,7 +534,7 @@ export function decodeFailure(body: Uint8Array, channel: number, peer: Origin): 
   if (!isFailureCode(code)) throw reader.corrupt("failure code", "unknown");
   if (FAILURES[code].remedy === "settle") throw reader.corrupt("failure code", code);
   try {
-    const facts = JSON.parse(text) as object;
+    const facts = factsOf(JSON.parse(text) as object);
     FAILURES[code].says(checkedFacts(facts) as never);
     return new MigrationError(code, facts as never, { at: peer });
   } catch {
@@ -542,15 +542,23 @@ export function decodeFailure(body: Uint8Array, channel: number, peer: Origin): 
   }
 }
 
-/** Facts that throw where a message uses one that is missing, or that is not a fact. */
+/** What else there is goes no further: nested deeply enough, no thread could hand it to another. */
+function factsOf(told: object): object {
+  return Object.fromEntries(Object.entries(told).filter(([, fact]) => isFact(fact)));
+}
+
+/** Facts that throw where a message uses one that is missing. */
 function checkedFacts(facts: object): object {
   return new Proxy(facts, {
     get(target, name) {
-      const fact: unknown = Object.hasOwn(target, name) ? Reflect.get(target, name) : undefined;
-      const texts: readonly unknown[] = Array.isArray(fact) ? fact : [fact];
-      const isFact = texts.every((text) => typeof text === "string" || typeof text === "number");
-      if (!isFact) throw new TypeError("a fact is text, a number or a list of them");
-      return fact;
+      if (!Object.hasOwn(target, name)) throw new TypeError("a message has all its facts");
+      return Reflect.get(target, name);
     },
   });
+}
+
+/** Text, a number or a list of them. */
+function isFact(fact: unknown): boolean {
+  const texts: readonly unknown[] = Array.isArray(fact) ? fact : [fact];
+  return texts.every((text) => typeof text === "string" || typeof text === "number");
 }

@@ -245,6 +245,16 @@ for (const facts of HOSTILE_FACTS) {
   });
 }
 
+test("of a failure's facts only such go further as any thread can hand to another", () => {
+  const deep = "[".repeat(4000) + "]".repeat(4000);
+  const body = failureBody(
+    "CANCELLED",
+    `{"phase":"agree","deep":${deep},"list":["a",1],"no":null}`,
+  );
+  const { facts } = decodeFailure(body, CHANNEL, "source");
+  expect(structuredClone(facts)).toEqual({ phase: "agree", list: ["a", 1] });
+});
+
 test("a failure's code must be one of the table's own", () => {
   for (const code of ["", "cancelled", "toString", "__proto__", "constructor", "CANCELLED "]) {
     const facts = corruptFacts(() => decodeFailure(failureBody(code, "{}"), CHANNEL, "source"));
