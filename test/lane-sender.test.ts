@@ -21,8 +21,8 @@ beforeAll(async () => {
 });
 afterAll(() => pairs.close());
 
-/** What a lane sends that is asked for these pages, one after the other, where some are dirty. */
-async function answersTo(pages: readonly number[], dirty: readonly number[]) {
+/** A lane of a block where some pages are dirty, and the other end of its connection. */
+async function makeLane(dirty: readonly number[]) {
   const { near, far } = await pairs.make();
   const memory = sharedMemory(PAGES * PAGE_BYTES);
   memory.write(Uint8Array.from({ length: memory.sizeBytes }, (_, at) => 1 + at / PAGE_BYTES));
@@ -33,7 +33,12 @@ async function answersTo(pages: readonly number[], dirty: readonly number[]) {
   const words = createLaneWords();
   const place = placeOf(threadDescriptorOf(near));
   const lane = new LaneSender(setup, place, { words, served: createLatencies(), checksum: null });
-  const farFd = threadDescriptorOf(far);
+  return { lane, words, setup, farFd: threadDescriptorOf(far) };
+}
+
+/** What a lane sends that is asked for these pages, one after the other, where some are dirty. */
+async function answersTo(pages: readonly number[], dirty: readonly number[]) {
+  const { lane, words, setup, farFd } = await makeLane(dirty);
   for (const [number, page] of pages.entries()) {
     const body = bodyOf(u32(0), u32(page), u32(number));
     const request = { kind: KIND.request, sequence: 1 + number, body, hasChecksum: false };
@@ -72,4 +77,21 @@ test("a page that nobody has taken is sent, and not repeated", async () => {
     { page: 40, content: 41 },
   ]);
   expect([repeated, pages]).toEqual([1, 1]);
+});
+
+test.each([
+  ["one that is none of a lane's", KIND.discard, 20_000],
+  ["one that is longer than any of a lane's", KIND.pages, 1_000_000],
+])("of a frame, %s, no more than the head is read", async (_, kind, length) => {
+  const { lane, words, farFd } = await makeLane([]);
+  const head = Buffer.alloc(HEADER_BYTES);
+  head.write("mfd1");
+  head.writeUInt8(kind, 4);
+  head.writeUInt32LE(1, 8);
+  head.writeUInt32LE(length, 12);
+  writeSync(farFd, head);
+  tellLanes(words, OPEN);
+  tellLanes(words, FINISH); // Else a lane that waits for the rest would do so for ever.
+  expect(() => lane.serve()).toThrow(expect.objectContaining({ code: "FRAME_UNEXPECTED" }));
+  lane.close();
 });

@@ -215,6 +215,12 @@ export class LaneSender {
     if (this.#bytes < HEADER_BYTES && !this.#readMore(HEADER_BYTES)) return null;
     const { channel } = this.#input;
     const header = decodeHeader(this.#inbox.view, 0, { channel, sequence: this.#sequence });
+    // Before its body is waited for, which may be longer than the inbox.
+    const isOpen = Atomics.load(this.#words, OPEN) !== 0;
+    if (header.name !== "failure" && !(header.name === "request" && isOpen)) {
+      const wanted = isOpen ? "request" : "nothing before the guest runs there";
+      throw new MigrationError("FRAME_UNEXPECTED", { channel, frame: header.name, wanted });
+    }
     const end = HEADER_BYTES + header.length;
     if (this.#bytes < end && !this.#readMore(end)) return null;
     const { bytes } = this.#inbox;
@@ -227,11 +233,6 @@ export class LaneSender {
       }
     }
     if (header.name === "failure") throw decodeFailure(body, channel, "destination");
-    const isOpen = Atomics.load(this.#words, OPEN) !== 0;
-    if (header.name !== "request" || !isOpen) {
-      const wanted = isOpen ? "request" : "nothing before the guest runs there";
-      throw new MigrationError("FRAME_UNEXPECTED", { channel, frame: header.name, wanted });
-    }
     const request = decodeRequest(body, channel, {
       blocks: this.#blocks,
       number: this.#requests,
