@@ -17,7 +17,7 @@ import {
 } from "../channels/messages.ts";
 import type { ChannelPlace } from "../workers/protocol.ts";
 
-/** Connections that have not said HELLO yet. A flood of them is turned away at the door. */
+/** Connections that are not admitted yet. Of a flood, those that say nothing make room for others. */
 const STRANGERS_MAX = 64;
 
 /** A stranger is told why it is turned away, but not waited for. */
@@ -62,6 +62,8 @@ export class Doorman {
   /** Channels of which leg are let in. */
   #leg = 0;
   #strangers = 0;
+  /** Those that have not said HELLO, the longest first. */
+  readonly #silent = new Set<FrameStream>();
   #isClosed = false;
 
   /**
@@ -204,7 +206,7 @@ export class Doorman {
     for (;;) {
       // Without a limit of its own: channels come long after the source, if memory takes a while.
       const connection = await listener.next(Number.POSITIVE_INFINITY);
-      if (this.#isClosed || this.#strangers >= STRANGERS_MAX) {
+      if (this.#isClosed || !this.#makeRoom()) {
         connection.close();
         continue;
       }
@@ -217,6 +219,16 @@ export class Doorman {
     }
   }
 
+  /** A source says HELLO at once: whoever has been silent the longest is none, and may go. */
+  #makeRoom(): boolean {
+    if (this.#strangers < STRANGERS_MAX) return true;
+    const [longest] = this.#silent;
+    if (longest === undefined) return false;
+    this.#silent.delete(longest);
+    longest.close();
+    return true;
+  }
+
   async #admit(connection: Connection): Promise<void> {
     const stream = new FrameStream(connection, {
       channel: 0,
@@ -225,16 +237,19 @@ export class Doorman {
       admitted: ["hello"],
     });
     this.#streams.add(stream);
+    this.#silent.add(stream);
     try {
       const isAwaited = this.#isOnlyChance && this.#migrationId === null;
       const limitMs = isAwaited ? Number.POSITIVE_INFINITY : this.#helloTimeoutMs;
       const { body } = await stream.receive(["hello"], limitMs);
+      this.#silent.delete(stream);
       const hello = decodeHello(body, 0);
       stream.admitAll();
       stream.channel = hello.channel;
       if (hello.lane === "main") await this.#welcomeMain(stream, hello);
       else await this.#welcomeChannel(stream, hello);
     } catch (error) {
+      this.#silent.delete(stream);
       this.#streams.delete(stream);
       await stream
         .send("failure", encodeFailure(asMigrationError(error)), FAREWELL_MS)

@@ -138,6 +138,17 @@ test(`strangers of every kind, and a flood of them, do not disturb a migration (
   await expectMigrates(source, destination);
 });
 
+test(`a crowd at the door that says nothing does not keep the source out (SEED=${seed})`, async () => {
+  const destination = await startDestination();
+  const crowd = await Promise.all(Array.from({ length: 80 }, () => dial(destination.address)));
+  const source = makeSource(seed);
+  source.misbehave("pause", async (act) => {
+    for (const stranger of crowd) stranger.close();
+    return await act();
+  });
+  await expectMigrates(source, destination);
+});
+
 /** A wire source with a guest, past the door of a real destination. */
 async function connectSource(options: Parameters<typeof startDestination>[0] = {}): Promise<{
   destination: Listening;
