@@ -275,6 +275,7 @@ function endGroup({ pid, exitCode }: ChildProcess): void {
   try {
     process.kill(-pid);
   } catch (error) {
-    if (errnoOf(error) !== "ESRCH") throw error; // It has ended by itself.
+    // It has ended by itself, or is another user's (`sudo`), and ends without its pipes.
+    if (!["ESRCH", "EPERM"].includes(errnoOf(error) ?? "")) throw error;
   }
 }

@@ -4,8 +4,10 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { text } from "node:stream/consumers";
 import { fileURLToPath } from "node:url";
-import { beforeAll, expect, onTestFinished, test } from "vitest";
+import { beforeAll, expect, onTestFinished, test, vi } from "vitest";
 import { must } from "../base/assert.ts";
+import { parseAddress } from "../channels/address.ts";
+import { connector } from "../channels/connection.ts";
 import { migrateIn } from "../engine/destination.ts";
 import { migrateOut } from "../engine/source.ts";
 import { Meeting } from "./fixtures/cli-sockets.ts";
@@ -87,6 +89,18 @@ test(`exec: both ends start commands, which meet somewhere (SEED=${seed})`, asyn
     rig.expectArrived();
   }
   await rig.expectNoLeaks();
+});
+
+test("exec: a command that has become another user's is let go without a word", async () => {
+  const kill = vi.spyOn(process, "kill").mockImplementation(() => {
+    throw Object.assign(new Error("kill EPERM"), { code: "EPERM" });
+  });
+  onTestFinished(() => kill.mockRestore());
+  const { connect } = connector(parseAddress("exec:exec cat"));
+  const { reader, writer, close } = await connect(0, 1000);
+  close();
+  expect(kill).toHaveBeenCalledOnce();
+  expect([reader.destroyed, writer.destroyed]).toEqual([true, true]);
 });
 
 for (const [how, command] of [
