@@ -188,7 +188,7 @@ export class Sender {
     return this.dirty.pages;
   }
 
-  /** The same pages, and what they are of guest memory, by one walk, for it takes its time where a TiB is dirty. */
+  /** The same pages, and their bytes, by one walk: it takes its time where a TiB is dirty. */
   get dirty(): { pages: number; bytes: number } {
     let [pages, bytes] = [0, 0];
     for (const { bitmap } of this.#blocks) {
