@@ -129,20 +129,11 @@ test(`a source joins again by itself, within reconnect-timeout, as often as it t
   await using relay = await Relay.start();
   relay.isMended = true;
   let mains = 0;
-  const surroundings: Surroundings = {
-    ...REAL_SURROUNDINGS,
-    connector(address) {
-      const real = REAL_SURROUNDINGS.connector(address);
-      const connect = async (channel: number, limitMs: number): Promise<Connection> => {
-        const connection = await real.connect(channel, limitMs);
-        if (channel === 0) mains += 1;
-        // The first try to join again comes no further than to be welcome.
-        if (channel === 0 && mains === 2) breakAfterFrame(connection);
-        return connection;
-      };
-      return { ...real, connect };
-    },
-  };
+  const surroundings = connecting((channel, connection) => {
+    if (channel === 0) mains += 1;
+    // The first try to join again comes no further than to be welcome.
+    if (channel === 0 && mains === 2) breakAfterFrame(connection);
+  });
   const progress = { source: new Sent(), destination: new Sent() };
   const journey = await Journey.begin(
     relay,
@@ -162,6 +153,22 @@ test(`a source joins again by itself, within reconnect-timeout, as often as it t
   expect(mains).toBeGreaterThan(4);
   expect([progress.source.backwards, progress.destination.backwards]).toEqual([[], []]);
 });
+
+/** Whoever makes a connection hands it to `meet` first. */
+function connecting(meet: (channel: number, connection: Connection) => void): Surroundings {
+  return {
+    ...REAL_SURROUNDINGS,
+    connector(address) {
+      const real = REAL_SURROUNDINGS.connector(address);
+      const connect = async (channel: number, limitMs: number): Promise<Connection> => {
+        const connection = await real.connect(channel, limitMs);
+        meet(channel, connection);
+        return connection;
+      };
+      return { ...real, connect };
+    },
+  };
+}
 
 /** What was sent stays sent, however often the link breaks. */
 class Sent {
@@ -200,24 +207,14 @@ test(`a channel that comes back when all was sent keeps nobody waiting (SEED=${s
   const found = Promise.withResolvers<void>();
   let isClosed = false;
   let connections = 0;
-  const surroundings: Surroundings = {
-    ...REAL_SURROUNDINGS,
-    connector(address) {
-      const real = REAL_SURROUNDINGS.connector(address);
-      const connect = async (channel: number, limitMs: number): Promise<Connection> => {
-        const connection = await real.connect(channel, limitMs);
-        if (channel === 2) connections += 1;
-        if (channel === 2 && connections === 2) {
-          holdBack(connection, ended.promise, found.resolve);
-          connection.reader.once("close", () => {
-            isClosed = true;
-          });
-        }
-        return connection;
-      };
-      return { ...real, connect };
-    },
-  };
+  const surroundings = connecting((channel, connection) => {
+    if (channel === 2) connections += 1;
+    if (channel !== 2 || connections !== 2) return;
+    holdBack(connection, ended.promise, found.resolve);
+    connection.reader.once("close", () => {
+      isClosed = true;
+    });
+  });
   const wasClosed = Promise.withResolvers<boolean>();
   relay.at({ channel: 0, frame: "complete", where: "before" }, () => wasClosed.resolve(isClosed));
   const journey = await Journey.begin(relay, { live }, {}, { surroundings });
