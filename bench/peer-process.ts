@@ -15,11 +15,6 @@ const CODE_CACHE = join(tmpdir(), "multifd-bench");
 type Method = (...words: never[]) => Promise<unknown>;
 type Orders = { [K in keyof Peer as Peer[K] extends Method ? K : never]: Peer[K] };
 
-interface Start {
-  readonly within: readonly string[];
-  readonly nodeFlags: readonly string[];
-}
-
 /** A `Peer` in a process of its own. Orders are answered in any order; dispose of it to end it. */
 export class PeerProcess implements AsyncDisposable {
   readonly #child: ChildProcess;
@@ -27,16 +22,13 @@ export class PeerProcess implements AsyncDisposable {
   #orders = 0;
   #isEnding = false;
 
-  /**
-   * `within` is a command that runs the one given to it somewhere else, such as in a namespace;
-   * `nodeFlags` are what a host would start Node with.
-   */
-  constructor({ within = [], nodeFlags = [] }: Partial<Start> = {}) {
+  /** `within` is a command that runs the one given to it somewhere else, such as in a namespace. */
+  constructor(within: readonly string[] = []) {
     const [execPath = process.execPath, ...words] = [...within, process.execPath];
     this.#child = fork(fileURLToPath(new URL("./peer.ts", import.meta.url)), {
       execPath,
       // Passed on so that `node --cpu-prof bench/run.ts` profiles the ends, where the work is.
-      execArgv: [...words, ...nodeFlags, ...process.execArgv, "--expose-gc"],
+      execArgv: [...words, ...process.execArgv, "--expose-gc"],
       env: { ...process.env, NODE_COMPILE_CACHE: CODE_CACHE },
     });
     this.#child.on("message", (answer: Answer) => {
@@ -75,9 +67,9 @@ export class Pair implements AsyncDisposable {
   readonly destination: PeerProcess;
 
   /** On this machine as it is, or at the two ends of a link. */
-  constructor(ends?: { near: LinkEnd; far: LinkEnd }, nodeFlags: readonly string[] = []) {
-    this.source = new PeerProcess({ within: ends?.near.within ?? [], nodeFlags });
-    this.destination = new PeerProcess({ within: ends?.far.within ?? [], nodeFlags });
+  constructor(ends?: { near: LinkEnd; far: LinkEnd }) {
+    this.source = new PeerProcess(ends?.near.within);
+    this.destination = new PeerProcess(ends?.far.within);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -17,9 +17,6 @@ const SMOKE = {
 /** Threads are new with each migration, and V8 compiles what they do again and again by and by. */
 const WARM_FAULTS = 1000;
 
-/** As docs/embedding.md says for hosts whose guests are to wait for pages. */
-const NODE_FLAGS = ["--no-concurrent-recompilation"];
-
 /**
  * How long a guest waits for a page in post-copy, while all of its memory is still to come, and what
  * that costs the memory that comes by itself.
@@ -48,7 +45,7 @@ export const postcopy: Benchmark<typeof SMOKE> = {
   },
 
   async run(report, { guestBytes, quietBytes, channels, runs, faults, quietMs, warmups }) {
-    await using pair = new Pair(undefined, NODE_FLAGS);
+    await using pair = new Pair();
     const { source, destination } = pair;
     await Promise.all([
       source.order("hold", { bytes: guestBytes, content: "random", seed: 1 }),
