@@ -26,6 +26,8 @@ export type Answer =
   /** Nothing was tried. */
   | { readonly event: "refused"; readonly reason: string };
 
+const EVENTS: readonly Answer["event"][] = ["status", "recovered", "failed", "refused"];
+
 /** What is said is short, and said at once: whoever is longer, or slower, is no operator. */
 const LINE_BYTES_MAX = 4096;
 const LINE_MS = 5000;
@@ -150,13 +152,25 @@ export async function askControl(path: string, plea: Plea): Promise<Answer> {
   const socket = connect({ path });
   try {
     socket.write(`${JSON.stringify(plea)}\n`);
-    return JSON.parse(await lineOf(socket, ANSWER_MS)) as Answer;
+    return answerIn(await lineOf(socket, ANSWER_MS));
   } catch (error) {
     const facts = { address: `unix:${path}`, reason: reasonOf(error) };
     throw new MigrationError("CONNECT_FAILED", facts, { cause: error });
   } finally {
     socket.destroy();
   }
+}
+
+/** Another program may listen there, such as QEMU at its monitor. */
+function answerIn(line: string): Answer {
+  const stranger = new Error("what answers there is no multifd");
+  try {
+    const said = JSON.parse(line) as Answer | null;
+    if (EVENTS.some((each) => each === said?.event)) return said as Answer;
+  } catch {
+    throw stranger;
+  }
+  throw stranger;
 }
 
 /** The first line that comes. Throws when it is too long or too late, or the socket ends before. */

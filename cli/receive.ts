@@ -50,10 +50,11 @@ export async function receive(argv: readonly string[]): Promise<number> {
     const problems = [...addressProblems(positionals[0]), ...found];
     const guest = parseGuestFlags(flags, problems);
     checkUsage(problems);
-    const record = beginRecord(flags.record, "destination");
     await using host = await openDestination(guest);
     for (const note of host.notes ?? []) output.note(note);
     await using control = await controlled(flags.control, output);
+    // Last: from here on a source may come, and what fails before has decided nothing.
+    const record = beginRecord(flags.record, "destination");
     const recorded = record === undefined ? host : recordedDestination(host, record);
     return await runMigration(output, (signal) =>
       recordedIn(record, () =>

@@ -58,9 +58,10 @@ export class HandoverRecord {
       this.#throw("it is of a guest that was handed over, or may be: see `multifd handover`");
     }
     try {
-      rmSync(this.#decision, { force: true });
       const owner = side === "source" ? "source" : "unknown";
       this.#replace(this.path, { side, owner, runs: false, migration: null });
+      // Only now: whoever still decides for the migration before finds out that it is not his.
+      rmSync(this.#decision, { force: true });
       this.#own = null;
     } catch (error) {
       this.#throw(reasonOf(error));
@@ -84,8 +85,13 @@ export class HandoverRecord {
     this.#replace(this.path, { ...word, migration: this.#migration });
   }
 
-  /** Decides at the destination, unless that was done. Returns what holds. */
+  /**
+   * Decides at the destination, unless that was done. Returns what holds. Throws
+   * CONFIGURATION_INVALID where another migration has begun in the same record: a guest that was
+   * taken back from this one must not be run by what the other has not decided yet.
+   */
   decide(owner: Side): HandoverNote {
+    this.#checkOwn();
     const { migration } = this.read();
     const draft = this.#draft({ side: "destination", owner, runs: false, migration });
     try {
@@ -96,6 +102,7 @@ export class HandoverRecord {
     } finally {
       rmSync(draft, { force: true });
     }
+    this.#checkOwn(); // It may have begun just now.
     return this.read();
   }
 

@@ -9,6 +9,7 @@ import { PostcopyRecovery } from "../engine/postcopy-recovery.ts";
 import type { Report } from "../engine/statistics.ts";
 import { CliFolder, isSameFile } from "./fixtures/cli-folder.ts";
 import { failureOf } from "./fixtures/cli-outcome.ts";
+import { FakeQmp, GREETING } from "./harness/fake-qmp.ts";
 import { seedFromEnvironment } from "./prng.ts";
 import { type CliExit, runCli, startCli } from "./run-cli.ts";
 
@@ -253,6 +254,16 @@ test("without anybody at the control it fails; what contradicts itself is wrong 
   expect([nobody.status, failureOf(nobody).code]).toEqual([1, "CONNECT_FAILED"]);
   const both = await runCli(["recover", "x", "--status", "--pause", "--json"]);
   expect([both.status, failureOf(both).code]).toEqual([2, "CONFIGURATION_INVALID"]);
+});
+
+test("a program that is no multifd is not taken for a control", async () => {
+  for (const greeting of [`${JSON.stringify(GREETING)}\r\n`, "null\n", "220 welcome\r\n"]) {
+    await using monitor = await FakeQmp.start(() => {}, greeting);
+    await expect(askControl(monitor.path, { do: "status" })).rejects.toMatchObject({
+      code: "CONNECT_FAILED",
+      facts: { reason: "what answers there is no multifd" },
+    });
+  }
 });
 
 /** What is answered to these bytes, after which this end says nothing more. */

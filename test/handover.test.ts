@@ -141,6 +141,41 @@ test("a migration that finds another one in its record says nothing in it, and h
   expect(third.read()).toEqual({ ...unknown, owner: "source", migration: null });
 });
 
+test("a guest that was taken back is not run when another migration has begun in the record since", async () => {
+  using folder = new CliFolder();
+  const first = new HandoverRecord(folder.at("record"));
+  first.begin("destination");
+  first.identify("one");
+  // COMMIT is on its way while `multifd handover` takes the guest back to the source.
+  expect(new HandoverRecord(first.path).decide("source").owner).toBe("source");
+  const second = new HandoverRecord(first.path);
+  second.begin("destination");
+  const taken = expect.objectContaining({ code: "CONFIGURATION_INVALID" });
+  for (const migration of [null, "two"]) {
+    if (migration !== null) second.identify(migration);
+    for (const owner of ["destination", "source"] as const) {
+      expect(() => first.decide(owner)).toThrow(taken);
+    }
+    expect(second.read()).toEqual({ ...note("destination", "unknown"), migration });
+  }
+  const host = recordedDestination(new FailingHost(), first);
+  await expect(host.resume()).rejects.toEqual(taken);
+  expect(second.decide("destination").owner).toBe("destination");
+});
+
+test("a destination that cannot begin leaves no record, and can be tried again", async () => {
+  using folder = new CliFolder();
+  const told = await runCli(
+    ["receive", "tcp:127.0.0.1:0", "--qemu", folder.at("qmp")].concat([
+      "--record",
+      folder.at("record"),
+      "--json",
+    ]),
+  );
+  expect(failureOf(told).code).toBe("HYPERVISOR_UNREACHABLE");
+  expect(folder.names()).toEqual([]);
+});
+
 test("what the destination decided first holds, whoever comes later", () => {
   using folder = new CliFolder();
   for (const [first, second] of [

@@ -452,16 +452,19 @@ test("a destination that cannot run it leaves it unknown who has the guest", asy
   expect(at.from.runState).toBe("postmigrate");
 });
 
-test("nothing is left of ten migrations that failed", async () => {
-  await using at = await pair();
-  at.from.on.set("migrate-continue", (asked, fake) => fake.refuse(asked, "no"));
-  failureOf((await move(at.source, at.destination)).source);
-  const leaks = new LeakCheck();
-  for (let count = 0; count < 10; count += 1) {
+test.for(["migrate", "migrate-continue"])(
+  "nothing is left of ten migrations that failed when QEMU refused %s",
+  async (command) => {
+    await using at = await pair();
+    at.from.on.set(command, (asked, fake) => fake.refuse(asked, "no"));
     failureOf((await move(at.source, at.destination)).source);
-  }
-  await leaks.settled();
-});
+    const leaks = new LeakCheck();
+    for (let count = 0; count < 10; count += 1) {
+      failureOf((await move(at.source, at.destination)).source);
+    }
+    await leaks.settled();
+  },
+);
 
 describe("a source refuses, before it touches anything,", () => {
   test.for<[what: string, FakeQemuOptions, (fake: FakeQemu) => void, problem: RegExp]>([

@@ -138,6 +138,15 @@ for (const [what, bytes, reason] of NONSENSE) {
   });
 }
 
+test("a path of digits is a path, and no port", async () => {
+  for (const path of ["99999", "1"]) {
+    await expect(Qmp.connect(path)).rejects.toMatchObject({
+      code: "HYPERVISOR_UNREACHABLE",
+      facts: { path, reason: `connect ENOENT ${path}` },
+    });
+  }
+});
+
 test("where no monitor is, or another client was first, it is HYPERVISOR_UNREACHABLE", async () => {
   await using silent = await FakeQmp.start(polite, "");
   await expect(Qmp.connect(silent.path, { limitMs: 50 })).rejects.toMatchObject({

@@ -37,8 +37,10 @@ export class Outgoing {
   /** On return the guest stands still, its RAM will not change, and QEMU waits for `finish`. */
   async begin(terms: DeviceTerms): Promise<void> {
     const place = new PrivateSocket(this.#qmp.path, this.#owner);
+    using failing = new DisposableStack();
     try {
       const door = await place.listen();
+      failing.defer(() => door.close());
       if (this.#isCancelled) throw cancelled();
       this.#stream.failed.catch(() => {}); // Whoever waits is told; there may be nobody.
       door.connected.then(
@@ -48,6 +50,7 @@ export class Outgoing {
       await this.#start(`unix:${place.path}`);
       const stopped = this.status.reach(["pre-switchover"], terms.limitMs);
       await Promise.race([stopped, this.#stream.failed]);
+      failing.move(); // QEMU is connected: the door has closed, or is about to.
     } finally {
       place.remove();
     }

@@ -67,7 +67,7 @@ export class Qmp {
 
   private constructor(path: string) {
     this.path = path;
-    this.#socket = createConnection(path);
+    this.#socket = createConnection({ path }); // Bare, a number would be a port.
     this.#socket.on("data", (bytes) => this.#hear(bytes));
     this.#socket.on("error", (error) => this.#lose(reasonOf(error)));
     this.#socket.on("close", () => this.#lose("it closed its monitor"));
