@@ -117,7 +117,8 @@ async function depart(
   output: Output,
   signal: AbortSignal,
 ): Promise<Report> {
-  const guest = await MemoryGuest.create(shapeOf(flags));
+  // To fill a large guest takes a while. One that is given up goes with this process.
+  const guest = await orCancelled(signal, "start", MemoryGuest.create(shapeOf(flags)));
   const destination = new DemoDestination([
     "--arrive=tcp:127.0.0.1:0",
     `--vcpus=${flags.vcpus}`,

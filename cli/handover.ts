@@ -125,11 +125,25 @@ export async function handover(argv: readonly string[]): Promise<number> {
     checkUsage(problems);
     const records = recordsAt(positionals);
     const command = flags["resume-command"];
-    const resume = command === undefined ? undefined : () => new ShellCommand(command).run();
-    if (flags.settle) await settle(records, flags.owner, resume);
+    if (command !== undefined && records.source === undefined) {
+      checkUsage(["--resume-command is for the source: its record is needed, too"]);
+    }
+    let isResumed = false;
+    const resume = async (text: string): Promise<void> => {
+      isResumed = true;
+      await new ShellCommand(text).run();
+    };
+    if (flags.settle) {
+      await settle(records, flags.owner, command === undefined ? undefined : () => resume(command));
+    }
     const notes = notesOf(records);
     const verdict = verdictOf(notes);
     const { owner, advice } = VERDICTS[verdict];
+    if (command !== undefined && owner === "source" && !isResumed) {
+      checkUsage([
+        "--resume-command was not run: there was nothing to settle, and a migration may be under way",
+      ]);
+    }
     if (flags.json) {
       say(`${JSON.stringify({ event: "handover", owner, verdict, advice, ...notes })}\n`);
     } else say(textOf(notes, verdict));
@@ -181,6 +195,9 @@ export async function settle(
   const { source, destination } = records;
   if (verdictOf(notesOf(records)) === "contradiction") {
     checkUsage(["the records are not of the same migration: nothing was settled"]);
+  }
+  if (word === "destination" && destination?.read().owner === "unknown") {
+    checkUsage(["--owner destination is for a destination whose record cannot be read"]);
   }
   destination?.decide("source");
   const verdict = verdictOf(notesOf(records));

@@ -43,14 +43,18 @@ function parseMemoryFlag(text: string, problems: string[]): MemoryFile | undefin
     path: match[2] ?? "",
     offset: 0,
   };
+  const given = new Set<string>();
   // Options are taken off the end one by one: a path may hold commas itself.
   for (;;) {
     const option = /^(.+),(offset|size|page-size)=([^,]*)$/s.exec(file.path);
     const key = KEYS[option?.[2] ?? ""];
     if (option === null || key === undefined) return file;
     file.path = option[1] ?? "";
+    if (given.has(key)) problems.push(`--memory ${file.name}: ${option[2]} is given twice`);
+    given.add(key);
     try {
       file[key] = wholeBytes(option[3] ?? "");
+      if (file[key] === 0 && key !== "offset") throw new RangeError("must be more than 0 bytes");
     } catch (error) {
       if (!(error instanceof RangeError)) throw error;
       problems.push(`--memory ${file.name}: ${option[2]} ${error.message}`);

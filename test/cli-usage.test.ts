@@ -96,8 +96,10 @@ const WRONG: readonly { readonly args: readonly string[]; readonly problems: rea
       ],
     },
     {
-      args: ["send", ANYWHERE, "--memory", "ram=file:/dev/null,offset=1.3KiB,size=much"],
+      args: ["send", ANYWHERE, "--memory", "ram=file:/dev/null,offset=1.3KiB,size=much,size=0"],
       problems: [
+        /^--memory ram: size must be more than 0 bytes$/,
+        /^--memory ram: size is given twice$/,
         /^--memory ram: size "much" is not a size/,
         /^--memory ram: offset "1\.3KiB" is not a whole number of bytes$/,
       ],

@@ -176,6 +176,28 @@ test("a destination that cannot begin leaves no record, and can be tried again",
   expect(folder.names()).toEqual([]);
 });
 
+test("what cannot be settled as it is asked is refused before anything is decided or run", async () => {
+  using folder = new CliFolder();
+  const source = new HandoverRecord(folder.at("source"));
+  const destination = new HandoverRecord(folder.at("destination"));
+  source.begin("source");
+  destination.begin("destination");
+  for (const record of [source, destination]) record.identify("one");
+  source.write({ side: "source", owner: "unknown", runs: false });
+  const resume = ["--settle", "--json", "--resume-command", resumeIn(folder)];
+  const refused = async (args: readonly string[]): Promise<void> => {
+    const told = await runCli(["handover", ...args]);
+    expect([told.status, failureOf(told).code]).toEqual([2, "CONFIGURATION_INVALID"]);
+    expect(existsSync(folder.at("runs"))).toBe(false);
+    expect(destination.read().owner).toBe("unknown");
+  };
+  await refused([source.path, destination.path, ...resume, "--owner", "destination"]);
+  await refused([destination.path, ...resume]);
+  // A resume that failed after it was settled, say: to do nothing would look like success.
+  source.write({ side: "source", owner: "source", runs: false });
+  await refused([source.path, ...resume]);
+});
+
 test("what the destination decided first holds, whoever comes later", () => {
   using folder = new CliFolder();
   for (const [first, second] of [

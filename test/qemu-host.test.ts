@@ -7,6 +7,7 @@ import { type MigrateInOptions, migrateIn } from "../engine/destination.ts";
 import { type MigrateOutOptions, migrateOut } from "../engine/source.ts";
 import type { HypervisorFigures, Progress, Report } from "../engine/statistics.ts";
 import { encodeRunState } from "../hosts/qemu/run-state.ts";
+import { DEVICES_SECTION, RUN_STATE_SECTION } from "../hosts/qemu/source.ts";
 import { QemuDestination, QemuSource } from "../hosts/qemu.ts";
 import { FakeQemu, type FakeQemuOptions } from "./harness/fake-qemu.ts";
 import { LeakCheck } from "./harness/leaks.ts";
@@ -407,6 +408,27 @@ test.for(STEPS)("a cancel while QEMU is at %s ends with the guest running", asyn
   expectUnharmed(at);
   await expectRetry(at);
 });
+
+test.for(["stop", "migrate-set-capabilities"])(
+  "a guest that is discarded while QEMU is at %s is not loaded after that",
+  async (step) => {
+    await using at = await pair();
+    const discarded = Promise.withResolvers<void>();
+    at.to.on.set(step, (asked) => {
+      at.to.on.clear();
+      discarded.resolve(at.destination.discard());
+      at.to.obey(asked);
+    });
+    const loading = at.destination.loadDevices([
+      { name: DEVICES_SECTION, bytes: at.from.devices },
+      { name: RUN_STATE_SECTION, bytes: encodeRunState({ hasRun: true }) },
+    ]);
+    await expect(loading).rejects.toThrow("the guest was discarded");
+    await discarded.promise;
+    expect(at.to.qmp.commands).not.toContain("migrate-incoming");
+    expect([at.to.enabled, at.to.loaded]).toEqual([[], null]);
+  },
+);
 
 test("a QEMU that hangs in its last stage is yanked out of band", async () => {
   await using at = await pair();

@@ -22,6 +22,7 @@ export class QemuDestination implements DestinationHost {
   readonly #guest: Guest;
   readonly #settings: MigrationSettings;
   #incoming: Incoming | null = null;
+  #isWanted = true;
   #hasRun = true;
   #loading: Promise<void> = Promise.resolve();
   #runningSinceMs: number | undefined;
@@ -57,6 +58,7 @@ export class QemuDestination implements DestinationHost {
     _announced: readonly BlockAnnouncement[],
     description: string,
   ): Promise<readonly Block[]> {
+    this.#isWanted = true;
     refuse(await obstacles(this.#qmp));
     const source = decodeDescription(description);
     if (source === undefined) throw mismatch(["it is not the guest of a QEMU"]);
@@ -73,11 +75,7 @@ export class QemuDestination implements DestinationHost {
       throw mismatch(["it came without the devices of a QEMU"]);
     }
     this.#hasRun = runState.hasRun;
-    // Takes back the wish to run as soon as it is loaded, with which QEMU starts without -S.
-    await this.#qmp.execute("stop");
-    await this.#settings.apply();
-    this.#incoming = new Incoming(this.#qmp, this.#guest.process);
-    const loading = this.#incoming.load(devices);
+    const loading = this.#load(devices);
     this.#loading = loading.catch(() => {});
     await loading;
     const state = await ask(this.#qmp, "query-status");
@@ -91,6 +89,7 @@ export class QemuDestination implements DestinationHost {
   }
 
   async discard(): Promise<void> {
+    this.#isWanted = false;
     this.#incoming?.end();
     await this.#loading;
     if (this.#incoming !== null) this.#leftover = await leftoverOf(this.#qmp);
@@ -116,6 +115,20 @@ export class QemuDestination implements DestinationHost {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
+  }
+
+  async #load(devices: Uint8Array): Promise<void> {
+    // Takes back the wish to run as soon as it is loaded, with which QEMU starts without -S.
+    await this.#qmp.execute("stop");
+    this.#checkWanted();
+    await this.#settings.apply();
+    this.#checkWanted();
+    this.#incoming = new Incoming(this.#qmp, this.#guest.process);
+    await this.#incoming.load(devices);
+  }
+
+  #checkWanted(): void {
+    if (!this.#isWanted) throw new Error("the guest was discarded");
   }
 }
 
