@@ -65,7 +65,7 @@ class Patience {
     this.#options = options;
     this.#isBounded = isBounded;
     this.#spinning = options.isDeep === true ? null : spinningOf(options);
-    this.#spinsLeft = this.#spinning?.budget() ?? 0;
+    this.#spinsLeft = this.#spinning?.begin() ? SPINS : 0;
   }
 
   /** Returns when it is worth trying again. Throws Stopped or CHANNEL_STALLED. */
@@ -97,7 +97,7 @@ class Patience {
 function spinningOf(options: DescriptorOptions): Spinning {
   const known = SPINNING.get(options);
   if (known !== undefined) return known;
-  const spinning = new Spinning({ tries: SPINS, skippedMax: SKIPPED_MAX });
+  const spinning = new Spinning(SKIPPED_MAX);
   SPINNING.set(options, spinning);
   return spinning;
 }

@@ -30,7 +30,7 @@ const WASM_PAGE_BYTES = 65_536;
  * `fs.readSync` throws where nothing is there: 3 us of a processor, several times that before its
  * callers are compiled, and garbage, while a lane looks dozens of times for each page that a guest
  * waits for. WASI has the same read of any descriptor that it is given as its standard input, and
- * answers with a number, in a quarter of the time (`npm run bench -- looks`). No program runs in it:
+ * answers with a number, in a fifth of the time (`npm run bench -- looks`). No program runs in it:
  * its memory is where the bytes come to, and it closes nothing. It is experimental in Node, and a host
  * may forbid it; then the looks are those that throw.
  */

@@ -3,22 +3,20 @@
  * not, it is left out more often.
  */
 export class Spinning {
-  readonly #tries: number;
   readonly #skippedMax: number;
   #skips = 0;
   #skipsNext = 1;
 
-  /** Up to so many tries in one wait; after tries in vain they are left out of up to `skippedMax`. */
-  constructor({ tries, skippedMax }: { tries: number; skippedMax: number }) {
-    this.#tries = tries;
+  /** After tries in vain they are left out of up to so many waits. */
+  constructor(skippedMax: number) {
     this.#skippedMax = skippedMax;
   }
 
-  /** Tries for the wait that begins now. */
-  budget(): number {
-    if (this.#skips === 0) return this.#tries;
+  /** Whether to try in the wait that begins now. */
+  begin(): boolean {
+    if (this.#skips === 0) return true;
     this.#skips -= 1;
-    return 0;
+    return false;
   }
 
   paid(): void {

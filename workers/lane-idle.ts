@@ -1,7 +1,6 @@
 import { readlinkSync, writeFileSync } from "node:fs";
 import { nowMs } from "../base/clock.ts";
 import { Stopped } from "../channels/descriptor.ts";
-import type { Inbox } from "../channels/inbox.ts";
 import { Spinning } from "../channels/spinning.ts";
 
 /** While faults follow each other, a lane looks this often; the system adds little, see below. */
@@ -20,13 +19,10 @@ const UNASKED_COLD_MS = 2;
 const ASLEEP_MS = 5;
 
 /**
- * Looks before the first sleep, of both kinds of inbox some 70 us: an answer is often there before a
- * thread could have slept.
+ * It looks again at once for so long before the first sleep: an answer is often there before a thread
+ * could have slept. By time and not by count, for somebody may wait for the processor while looks are
+ * slow, as before they are compiled.
  */
-const QUIET_LOOKS = 120;
-const LOUD_LOOKS = 20;
-
-/** No longer than this, also before the looks are compiled: somebody may wait for the processor. */
 const LOOKS_MS = 0.06;
 const LOOKS_PER_TIME = 4;
 
@@ -44,22 +40,21 @@ const SKIPPED_MAX = 64;
  */
 export class Idleness {
   readonly #stop: Int32Array;
-  readonly #spinning: Spinning;
-  #looksLeft = 0;
+  readonly #spinning = new Spinning(SKIPPED_MAX);
+  #isLooking = false;
+  #looks = 0;
   #looksUntilMs = 0;
   #busyUntilMs = 0;
 
-  constructor(stop: Int32Array, { isQuiet }: Pick<Inbox, "isQuiet">) {
+  constructor(stop: Int32Array) {
     this.#stop = stop;
-    const tries = isQuiet ? QUIET_LOOKS : LOUD_LOOKS;
-    this.#spinning = new Spinning({ tries, skippedMax: SKIPPED_MAX });
     lowerTimerSlack();
   }
 
   /** Something happened: the next one may follow soon. */
   wake(): void {
-    if (this.#looksLeft > 0) this.#spinning.paid();
-    this.#looksLeft = this.#spinning.budget();
+    if (this.#isLooking) this.#spinning.paid();
+    this.#isLooking = this.#spinning.begin();
     const now = nowMs();
     this.#looksUntilMs = now + LOOKS_MS;
     this.#busyUntilMs = now + HOT_FOR_MS;
@@ -71,11 +66,12 @@ export class Idleness {
    */
   looksAgain(): boolean {
     if (Atomics.load(this.#stop, 0) !== 0) throw new Stopped();
-    if (this.#looksLeft === 0) return false;
-    this.#looksLeft -= 1;
-    if (this.#looksLeft % LOOKS_PER_TIME === 0 && nowMs() > this.#looksUntilMs) this.#looksLeft = 0;
-    if (this.#looksLeft === 0) this.#spinning.failed();
-    return this.#looksLeft > 0;
+    if (!this.#isLooking) return false;
+    this.#looks += 1;
+    if (this.#looks % LOOKS_PER_TIME !== 0 || nowMs() < this.#looksUntilMs) return true;
+    this.#isLooking = false;
+    this.#spinning.failed();
+    return false;
   }
 
   /** Waits on a word that had this value. Returns the milliseconds slept; throws Stopped when all is over. */

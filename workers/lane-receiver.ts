@@ -2,7 +2,7 @@ import { must } from "../base/assert.ts";
 import { nowMs } from "../base/clock.ts";
 import { MigrationError } from "../base/errors.ts";
 import type { Checksum } from "../channels/checksum.ts";
-import { type Inbox, openInbox } from "../channels/inbox.ts";
+import { openInbox } from "../channels/inbox.ts";
 import { CounterRow, stopOf } from "./control.ts";
 import { ARMED, BELL, type FaultDoor, isPresent, SEATS_MAX, takeQuestion } from "./fault-door.ts";
 import { Idleness } from "./lane-idle.ts";
@@ -18,7 +18,6 @@ export class LaneReceiver {
   readonly #stop: Int32Array;
   readonly #channel: number;
   readonly #limitMs: number;
-  readonly #inbox: Inbox;
   readonly #pages: PageReceiver;
   readonly #share: { lane: number; lanes: number };
   readonly #laneWords: Int32Array;
@@ -45,8 +44,8 @@ export class LaneReceiver {
     this.#limitMs = setup.channelTimeoutMs;
     this.#counters = new CounterRow(setup.control, place.channel - 1);
     const input = { channel: place.channel, fd: place.readFd, stop: this.#stop };
-    this.#inbox = openInbox({ ...input, limitMs: this.#limitMs }, RECEIVED_BYTES_MAX);
-    this.#pages = new PageReceiver(setup, place, checksum, this.#inbox);
+    const inbox = openInbox({ ...input, limitMs: this.#limitMs }, RECEIVED_BYTES_MAX);
+    this.#pages = new PageReceiver(setup, place, checksum, inbox);
     this.#share = share;
     this.#laneWords = words;
   }
@@ -54,7 +53,7 @@ export class LaneReceiver {
   /** Serves until the source says that nothing follows. */
   serve(): void {
     const { words } = this.#door;
-    const idleness = new Idleness(this.#stop, this.#inbox);
+    const idleness = new Idleness(this.#stop);
     for (;;) {
       const hasAsked = this.#askNext();
       const found = this.#pages.poll();

@@ -106,7 +106,7 @@ export class LaneSender {
 
   /** Serves until the coordinator says that nothing is left. */
   serve(): void {
-    const idleness = new Idleness(this.#input.stop, this.#inbox);
+    const idleness = new Idleness(this.#input.stop);
     for (;;) {
       const request = this.#takeRequest();
       if (request !== null) {

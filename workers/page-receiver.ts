@@ -90,8 +90,9 @@ export class PageReceiver {
   #readSequence: number;
   #writeSequence: number;
 
-  /** Bytes that were read and not used yet: from #start to #end. */
+  /** Whose bytes the buffer is, where the channel is polled. */
   readonly #inbox: Inbox | null;
+  /** Bytes that were read and not used yet: from #start to #end. */
   readonly #buffer: Uint8Array;
   readonly #view: DataView;
   #start = 0;
