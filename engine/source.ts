@@ -32,7 +32,7 @@ export interface MigrateOutOptions extends ParameterOptions {
   readonly onPhase?: (phase: SourcePhase) => void;
   /** Called once, when both ends have met: the migration's id, the same at both and no other's. */
   readonly onMigration?: (id: string) => void;
-  /** Called some times per second. */
+  /** Called some times per second; less often where counting what is dirty, of many TiB, takes long. */
   readonly onProgress?: (progress: Progress) => void;
   /** Lets parameters change while the migration runs. */
   readonly live?: LiveParameters;
