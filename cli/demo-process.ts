@@ -3,13 +3,8 @@ import { createInterface } from "node:readline";
 import { assert, must } from "../base/assert.ts";
 import { within } from "../base/clock.ts";
 import { MINUTE_MS } from "../base/units.ts";
+import type { Verdict } from "./arrived-guest.ts";
 import { say } from "./standard-streams.ts";
-
-/** What became of the guest that arrived. */
-export interface Verdict {
-  readonly problems: readonly string[];
-  readonly writtenPages: number;
-}
 
 /** What the destination says on its standard output beside the usual events. */
 type Said =

@@ -40,8 +40,15 @@ export interface Command<F extends CommandFlags = CommandFlags> {
   /** Whether every parameter of a migration is a flag, too. */
   readonly parameters: boolean;
   /** What the command knows of its migration, for the rules of legality; see `addressFeatures`. */
-  readonly features?: (positionals: readonly string[], flags: FlagValues) => GuestFeatures;
+  readonly features?: (
+    positionals: readonly string[],
+    flags: FlagValues,
+    given: GivenFlags,
+  ) => GuestFeatures;
 }
+
+/** The flags of some command that were given, whatever their defaults. */
+export type GivenFlags = ReadonlySet<string>;
 
 /** What the flags of some command were given, or their defaults. */
 export type FlagValues = Readonly<Record<string, FlagValue | readonly FlagValue[] | undefined>>;
@@ -66,6 +73,7 @@ export interface Parsed<F extends CommandFlags> {
   /** The parameters that were given and are right by themselves. */
   readonly options: ParameterOptions;
   readonly flags: { readonly [K in keyof F]: Given<F[K]> };
+  readonly given: GivenFlags;
   readonly positionals: readonly string[];
   /** Everything that is wrong, each in a sentence. The rest holds only when this is empty. */
   readonly problems: readonly string[];
@@ -245,10 +253,12 @@ class Reading<F extends CommandFlags> {
     const values: FlagValues = Object.fromEntries(
       Object.entries(flags).map(([name, flag]) => [name, this.#valueOf(name, flag)]),
     );
-    const illegal = brokenRules(options, features?.(this.positionals, values as FlagValues) ?? {});
+    const given = new Set(this.#values.keys());
+    const illegal = brokenRules(options, features?.(this.positionals, values, given) ?? {});
     return {
       options,
       flags: values as Parsed<F>["flags"],
+      given,
       positionals: this.positionals,
       problems: [...this.#problems, ...illegal.map(({ message }) => message)],
       mistakes: this.#problems,

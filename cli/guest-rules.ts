@@ -11,6 +11,10 @@ export interface GuestFeatures extends Features {
   readonly qemu?: Flag;
   readonly pauseCommand?: Flag;
   readonly resumeCommand?: Flag;
+  readonly memoryGuest?: Flag;
+  readonly shape?: Flag;
+  readonly vcpus?: Flag;
+  readonly runFor?: Flag;
 }
 
 export type GuestFeatureName = keyof GuestFeatures;
@@ -22,7 +26,7 @@ export const GUEST_FEATURES: Readonly<
 > = {
   host: {
     meaning:
-      "whose guest it is: RAM in files, an unmodified QEMU's, or the one that `multifd demo` moves",
+      "whose guest it is: RAM in files, an unmodified QEMU's, or multifd's own, which `demo` moves",
     values: ["files", "qemu", "memory-guest"],
     call: "the host",
   },
@@ -37,6 +41,22 @@ export const GUEST_FEATURES: Readonly<
     meaning: "a command that lets him go on after a failure",
     values: FLAG_VALUES,
     call: "FileGuestOptions.commands",
+  },
+  memoryGuest: { meaning: "whether it is multifd's own guest", values: FLAG_VALUES, call: null },
+  shape: {
+    meaning: "how large multifd's own guest is, and how it writes",
+    values: FLAG_VALUES,
+    call: "MemoryGuest.create",
+  },
+  vcpus: {
+    meaning: "how many vCPUs multifd's own guest has",
+    values: FLAG_VALUES,
+    call: "MemoryGuestDestinationOptions.vcpuThreads",
+  },
+  runFor: {
+    meaning: "how long multifd's own guest runs on before it is checked",
+    values: FLAG_VALUES,
+    call: null,
   },
 };
 
@@ -64,6 +84,48 @@ export const FLAG_RULES: readonly LegalityRule<GuestFeatureName>[] = [
     when: { feature: "qemu", is: "given" },
     claim: { feature: "host", is: "qemu" },
     reason: "Nothing else has a monitor.",
+  },
+  {
+    id: "own-guest-is-memory-guest",
+    kind: "requires",
+    when: { feature: "memoryGuest", is: "given" },
+    claim: { feature: "host", is: "memory-guest" },
+    reason: "It is one guest that moves.",
+  },
+  {
+    id: "shape-is-for-own-guest",
+    kind: "requires",
+    when: { feature: "shape", is: "given" },
+    claim: { feature: "host", is: "memory-guest" },
+    reason: "Every other guest is there already, and as it is.",
+  },
+  {
+    id: "shape-is-for-the-source",
+    kind: "requires",
+    when: { feature: "shape", is: "given" },
+    claim: { feature: "side", is: "source" },
+    reason: "The guest that arrives is as it was.",
+  },
+  {
+    id: "vcpus-are-for-own-guest",
+    kind: "requires",
+    when: { feature: "vcpus", is: "given" },
+    claim: { feature: "host", is: "memory-guest" },
+    reason: "Every other guest has its own, which nobody starts here.",
+  },
+  {
+    id: "run-for-is-for-own-guest",
+    kind: "requires",
+    when: { feature: "runFor", is: "given" },
+    claim: { feature: "host", is: "memory-guest" },
+    reason: "No other guest can be checked.",
+  },
+  {
+    id: "run-for-is-for-the-destination",
+    kind: "requires",
+    when: { feature: "runFor", is: "given" },
+    claim: { feature: "side", is: "destination" },
+    reason: "The guest is checked where it has arrived.",
   },
   {
     id: "pause-command-is-for-files",

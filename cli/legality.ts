@@ -1,9 +1,16 @@
 import { parseAddress } from "../channels/address.ts";
-import { addressFeatures, type Command, type FlagValues, parseFlags } from "./flags.ts";
+import { addressFeatures, type Command, type Parsed, parseFlags } from "./flags.ts";
 import { guestFeatures, namedHost, WRITER_FLAGS, writerFeatures } from "./guest-flags.ts";
 import type { GuestFeatures } from "./guest-rules.ts";
 import { RECORD_FLAG } from "./handover.ts";
 import { MEMORY_FLAG, parseMemoryFlags } from "./memory-flag.ts";
+import {
+  MEMORY_GUEST_FLAG,
+  RUN_FOR_FLAG,
+  SHAPE_FLAGS,
+  VCPUS_FLAG,
+  withMemoryGuest,
+} from "./memory-guest-flags.ts";
 import { chooseOutput } from "./output.ts";
 import { CONTROL_FLAG } from "./recover.ts";
 import { FEATURE_FLAGS, type Judgement, judge, type UndecidedRule } from "./rules.ts";
@@ -30,7 +37,7 @@ export const LEGALITY_CHECK = {
     host: {
       value: { type: "choice", choices: ["files", "qemu", "memory-guest"] },
       meaning:
-        "With --check: whose guest it is, where neither --memory nor --qemu says it; memory-guest is the one of `demo`.",
+        "With --check: whose guest it is, where neither --memory, --qemu nor --memory-guest says it.",
     },
     memory: { ...MEMORY_FLAG, meaning: "With --check: as of `send` and `receive`; not opened." },
     qemu: {
@@ -38,6 +45,11 @@ export const LEGALITY_CHECK = {
       placeholder: "QMP_SOCKET",
       meaning: "With --check: as of `send` and `receive`; not opened.",
     },
+    "memory-guest": {
+      ...MEMORY_GUEST_FLAG,
+      meaning: "With --check: as of `send` and `receive`; not started.",
+    },
+    ...withMemoryGuest({ vcpus: VCPUS_FLAG, ...SHAPE_FLAGS, "run-for": RUN_FOR_FLAG }),
     "dirty-log": {
       value: { type: "choice", choices: ["none", "bitmap", "scan"] },
       meaning:
@@ -79,14 +91,14 @@ export function isCheck(argument: string): boolean {
  * where something does, 2 for what is no configuration.
  */
 export async function checkLegality(argv: readonly string[]): Promise<number> {
-  const { options, flags, positionals, mistakes } = parseFlags(LEGALITY_CHECK, argv);
-  const [address] = positionals;
+  const parsed = parseFlags(LEGALITY_CHECK, argv);
+  const { options, flags, positionals, mistakes } = parsed;
   try {
-    checkUsage([...addressMistakes(address), ...mistakes, ...memoryMistakes(flags.memory)]);
+    checkUsage([...addressMistakes(positionals[0]), ...mistakes, ...memoryMistakes(flags.memory)]);
   } catch (error) {
     return tellFailure(chooseOutput({ json: flags.json }), error);
   }
-  const judgement = judge(options, checkedFeatures(flags, address));
+  const judgement = judge(options, checkedFeatures(parsed));
   say(flags.json ? `${JSON.stringify(judgement)}\n` : asText(judgement));
   // The answer is all there is to this command, so losing it is its failure.
   const isTold = (await flushed()) === null;
@@ -94,21 +106,21 @@ export async function checkLegality(argv: readonly string[]): Promise<number> {
 }
 
 /** What the flags of a check and an address say, which may leave much open. */
-export function checkedFeatures(
-  flags: ReturnType<typeof parseFlags<typeof LEGALITY_CHECK.flags>>["flags"],
-  address?: string,
-): GuestFeatures {
+export function checkedFeatures({
+  flags,
+  given,
+  positionals,
+}: Pick<Parsed<typeof LEGALITY_CHECK.flags>, "flags" | "given" | "positionals">): GuestFeatures {
   const { side, throttle, faults } = flags;
-  const values: FlagValues = { ...flags };
-  const host = flags.host ?? namedHost(values);
+  const host = flags.host ?? namedHost(flags);
   return {
     side,
     migration: "live",
-    ...guestFeatures(values, host),
-    ...writerFeatures(values, side === "source" ? host : undefined),
+    ...guestFeatures(flags, given, host),
+    ...writerFeatures(flags, side === "source" ? host : undefined),
     ...(throttle === undefined ? {} : { throttle }),
     ...(faults === undefined ? {} : { faults }),
-    ...addressFeatures(address),
+    ...addressFeatures(positionals[0]),
   };
 }
 

@@ -21,7 +21,8 @@ export function parseMemoryFlags(texts: readonly string[], problems: string[]): 
   const files = texts.flatMap((text) => parseMemoryFlag(text, problems) ?? []);
   const isTold = problems.some((problem) => problem.startsWith("--memory "));
   if (texts.length === 0 && !isTold) {
-    problems.push("--memory NAME=file:PATH is needed, once per block, or --qemu QMP_SOCKET");
+    const others = "--qemu QMP_SOCKET or --memory-guest";
+    problems.push(`--memory NAME=file:PATH is needed, once per block, or ${others}`);
   }
   for (const name of twice(files.map((file) => file.name))) {
     problems.push(`--memory names block "${name}" twice`);

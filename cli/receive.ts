@@ -1,10 +1,13 @@
+import { formatMs } from "../base/units.ts";
 import { type MigrateInOptions, migrateIn } from "../engine/destination.ts";
 import type { DestinationHost } from "../engine/host.ts";
 import type { Report } from "../engine/statistics.ts";
 import { fileGuestDestination } from "../hosts/file-guest.ts";
 import { recordedDestination, recordedIn } from "../hosts/handover-record.ts";
+import { MemoryGuestDestination } from "../hosts/memory-guest/destination.ts";
 import { QemuDestination } from "../hosts/qemu.ts";
 import { addressProblems } from "./address-problems.ts";
+import { checkWhole, runOn } from "./arrived-guest.ts";
 import { addressFeatures, type Command, parseFlags } from "./flags.ts";
 import {
   GUEST_FLAGS,
@@ -14,6 +17,7 @@ import {
   parseGuestFlags,
 } from "./guest-flags.ts";
 import { beginRecord, RECORD_FLAG } from "./handover.ts";
+import { RUN_FOR_FLAG, VCPUS_FLAG, withMemoryGuest } from "./memory-guest-flags.ts";
 import { chooseOutput } from "./output.ts";
 import { CONTROL_FLAG, controlled } from "./recover.ts";
 import { checkUsage, runMigration, tellFailure } from "./run.ts";
@@ -28,16 +32,20 @@ export const RECEIVE = {
   ],
   flags: {
     ...GUEST_FLAGS,
+    ...withMemoryGuest({
+      vcpus: { ...VCPUS_FLAG, meaning: "How many vCPUs are made ready for the guest." },
+      "run-for": RUN_FOR_FLAG,
+    }),
     record: RECORD_FLAG,
     control: CONTROL_FLAG,
     json: JSON_FLAG,
     help: HELP_FLAG,
   },
   parameters: true,
-  features: ([address], flags) => ({
+  features: ([address], flags, given) => ({
     side: "destination",
     migration: "live",
-    ...guestFeatures(flags, hostOf(flags)),
+    ...guestFeatures(flags, given, hostOf(flags)),
     ...addressFeatures(address),
   }),
 } as const satisfies Command;
@@ -50,14 +58,14 @@ export async function receive(argv: readonly string[]): Promise<number> {
     const problems = [...addressProblems(positionals[0]), ...found];
     const guest = parseGuestFlags(flags, problems);
     checkUsage(problems);
-    await using host = await openDestination(guest);
+    await using host = await openDestination(guest, flags.vcpus);
     for (const note of host.notes ?? []) output.note(note);
     await using control = await controlled(flags.control, output);
     // Last: from here on a source may come, and what fails before has decided nothing.
     const record = beginRecord(flags.record, "destination");
     const recorded = record === undefined ? host : recordedDestination(host, record);
-    return await runMigration(output, (signal) =>
-      recordedIn(record, () =>
+    return await runMigration(output, async (signal) => {
+      const report = await recordedIn(record, () =>
         migrateInto(recorded, address, {
           ...options,
           signal,
@@ -71,8 +79,15 @@ export async function receive(argv: readonly string[]): Promise<number> {
           onMigration: (id) => record?.identify(id),
           onProgress: (progress) => output.progress(progress),
         }),
-      ),
-    );
+      );
+      if (!(host instanceof MemoryGuestDestination)) return report;
+      const runForMs = flags["run-for"];
+      output.note(`the guest runs here for ${formatMs(runForMs)} and is then checked`);
+      const verdict = await runOn(host.guest, { forMs: runForMs, signal });
+      checkWhole(verdict);
+      output.note(`it wrote ${verdict.writtenPages} pages here; every page was checked`);
+      return { ...report, verified: true };
+    });
   } catch (error) {
     return tellFailure(output, error);
   }
@@ -82,8 +97,11 @@ interface OpenDestination extends DestinationHost, AsyncDisposable {
   readonly notes?: readonly string[];
 }
 
-async function openDestination(guest: GuestChoice): Promise<OpenDestination> {
+async function openDestination(guest: GuestChoice, vcpuThreads: number): Promise<OpenDestination> {
   if (guest.kind === "qemu") return await QemuDestination.open(guest.path);
+  if (guest.kind === "memory-guest") {
+    return new MemoryGuestDestination({ vcpuThreads, limitBytes: process.availableMemory() });
+  }
   return { ...fileGuestDestination(guest.files), async [Symbol.asyncDispose]() {} };
 }
 

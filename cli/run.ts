@@ -26,6 +26,23 @@ export async function runMigration(
   }
 }
 
+/** Settles as `work` does, or as CANCELLED as soon as somebody interrupts. */
+export async function orCancelled<T>(
+  signal: AbortSignal,
+  phase: string,
+  work: Promise<T>,
+): Promise<T> {
+  const { promise, reject } = Promise.withResolvers<never>();
+  const cancel = (): void => reject(new MigrationError("CANCELLED", { phase }));
+  signal.addEventListener("abort", cancel);
+  if (signal.aborted) cancel();
+  try {
+    return await Promise.race([work, promise]);
+  } finally {
+    signal.removeEventListener("abort", cancel);
+  }
+}
+
 /** Lets an interrupt end this process with `status`: nothing is left that could be cancelled. */
 export function endOnInterrupt(status: number): void {
   for (const interrupt of INTERRUPTS) process.on(interrupt, () => void leave(status));

@@ -4,8 +4,11 @@ import { atOnce, ReadyThreads } from "../engine/ready-threads.ts";
 import { migrateOut } from "../engine/source.ts";
 import { type FileGuestOptions, fileGuest } from "../hosts/file-guest.ts";
 import { recordedOut, recordedSource } from "../hosts/handover-record.ts";
+import { MemoryGuest } from "../hosts/memory-guest/guest.ts";
+import type { GuestShape } from "../hosts/memory-guest/shape.ts";
 import { QemuSource } from "../hosts/qemu.ts";
 import { addressProblems } from "./address-problems.ts";
+import { checkWhole, runOn } from "./arrived-guest.ts";
 import { addressFeatures, type Command, parseFlags } from "./flags.ts";
 import {
   GUEST_FLAGS,
@@ -18,6 +21,13 @@ import {
   writerOf,
 } from "./guest-flags.ts";
 import { beginRecord, RECORD_FLAG } from "./handover.ts";
+import {
+  SHAPE_FLAGS,
+  shapeOf,
+  shapeProblems,
+  VCPUS_FLAG,
+  withMemoryGuest,
+} from "./memory-guest-flags.ts";
 import { chooseOutput, type Output } from "./output.ts";
 import { switchOnSignal } from "./postcopy-signal.ts";
 import { CONTROL_FLAG, controlled } from "./recover.ts";
@@ -31,6 +41,7 @@ export const SEND = {
   flags: {
     ...GUEST_FLAGS,
     ...WRITER_FLAGS,
+    ...withMemoryGuest({ vcpus: VCPUS_FLAG, ...SHAPE_FLAGS }),
     record: RECORD_FLAG,
     control: CONTROL_FLAG,
     json: JSON_FLAG,
@@ -38,12 +49,12 @@ export const SEND = {
   },
   parameters: true,
   // Whether QEMU's guest can be throttled is found out when it is there.
-  features: ([address], flags) => {
+  features: ([address], flags, given) => {
     const host = hostOf(flags);
     return {
       side: "source",
       migration: "live",
-      ...guestFeatures(flags, host),
+      ...guestFeatures(flags, given, host),
       ...writerFeatures(flags, host),
       ...addressFeatures(address),
     };
@@ -58,33 +69,42 @@ export async function send(argv: readonly string[], ready?: ReadyThreads): Promi
   try {
     const problems = [...addressProblems(positionals[0]), ...found];
     const guest = parseGuestFlags(flags, problems);
+    if (guest.kind === "memory-guest") problems.push(...shapeProblems(flags, 1));
     checkUsage(problems);
     const writer = writerOf(flags);
     const record = beginRecord(flags.record, "source");
     await using own = ready === undefined ? threadsFor(options) : null;
     const threads = ready ?? own ?? undefined;
-    await using host = await openSource(guest, { writer, options });
+    await using host: OpenSource =
+      guest.kind === "memory-guest"
+        ? await runningGuest(shapeOf(flags))
+        : await openSource(guest, { writer, options });
     for (const note of host.notes ?? []) output.note(note);
     const possible = withoutThrottle(host, options, output);
     const recorded = record === undefined ? host : recordedSource(host, record);
     using postcopy = switchOnSignal();
     await using control = await controlled(flags.control, output, postcopy.postcopySwitch);
     return await runMigration(output, (signal) =>
-      recordedOut(record, () =>
-        migrateOut(recorded, address, {
-          ...possible,
-          ...(threads === undefined ? {} : { threads }),
-          signal,
-          postcopySwitch: postcopy.postcopySwitch,
-          recovery: control.recovery,
-          onPhase: (phase) => {
-            output.phase(phase);
-            control.onPhase(phase);
-          },
-          onMigration: (id) => record?.identify(id),
-          onProgress: (progress) => output.progress(progress),
-        }),
-      ),
+      recordedOut(record, async () => {
+        try {
+          return await migrateOut(recorded, address, {
+            ...possible,
+            ...(threads === undefined ? {} : { threads }),
+            signal,
+            postcopySwitch: postcopy.postcopySwitch,
+            recovery: control.recovery,
+            onPhase: (phase) => {
+              output.phase(phase);
+              control.onPhase(phase);
+            },
+            onMigration: (id) => record?.identify(id),
+            onProgress: (progress) => output.progress(progress),
+          });
+        } catch (error) {
+          if (host instanceof MemoryGuest && host.running) await tellThatItStays(host, output);
+          throw error;
+        }
+      }),
     );
   } catch (error) {
     return tellFailure(output, error);
@@ -101,8 +121,20 @@ interface OpenSource extends SourceHost, AsyncDisposable {
   readonly notes?: readonly string[];
 }
 
+async function runningGuest(shape: GuestShape): Promise<MemoryGuest> {
+  const guest = await MemoryGuest.create(shape);
+  await guest.run();
+  return guest;
+}
+
+async function tellThatItStays(guest: MemoryGuest, output: Output): Promise<void> {
+  const verdict = await runOn(guest, { forMs: 0 });
+  checkWhole(verdict);
+  output.note("the guest ran on here; every page was checked");
+}
+
 async function openSource(
-  guest: GuestChoice,
+  guest: Exclude<GuestChoice, { kind: "memory-guest" }>,
   { writer, options }: { writer: FileGuestOptions; options: ParameterOptions },
 ): Promise<OpenSource> {
   if (guest.kind === "files") {

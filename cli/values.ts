@@ -93,6 +93,10 @@ export const AS_FLAGS: Wording = {
     qemu: "--qemu",
     pauseCommand: "--pause-command",
     resumeCommand: "--resume-command",
+    memoryGuest: "--memory-guest",
+    shape: "--size or another flag of the guest's shape",
+    vcpus: "--vcpus",
+    runFor: "--run-for",
   },
   number: formatValue,
   nouns: {

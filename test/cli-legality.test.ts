@@ -114,9 +114,9 @@ test("without a check the rules are told, and parameters are not asked for", () 
 
 /** What a check says of these arguments, judged in this process. */
 function verdict(...args: readonly string[]): Judgement {
-  const { options, flags, positionals, mistakes } = parseFlags(LEGALITY_CHECK, args);
-  expect(mistakes).toEqual([]);
-  return judge(options, checkedFeatures(flags, positionals[0]));
+  const parsed = parseFlags(LEGALITY_CHECK, args);
+  expect(parsed.mistakes).toEqual([]);
+  return judge(parsed.options, checkedFeatures(parsed));
 }
 
 function broken(...args: readonly string[]): string[] {
@@ -156,6 +156,7 @@ test("what the host can do is decided where it or its host is said, and else it 
 const PAUSE = "--pause-command=x";
 const RESUME = "--resume-command=y";
 const MEMORY = "--memory=ram=file:/nowhere";
+const OWN = "--memory-guest";
 
 /** For each rule of the commands' own arguments that break it and nothing else, and some that do not. */
 const CASES: Readonly<Record<string, { breaks: string[]; keeps: string[] }>> = {
@@ -163,6 +164,24 @@ const CASES: Readonly<Record<string, { breaks: string[]; keeps: string[] }>> = {
   "monitor-is-for-qemu": {
     breaks: ["--qemu=/q", "--host=files"],
     keeps: ["--qemu=/q", "--host=qemu"],
+  },
+  "own-guest-is-memory-guest": { breaks: [OWN, "--qemu=/q"], keeps: [OWN] },
+  "shape-is-for-own-guest": { breaks: [MEMORY, "--size=1GiB"], keeps: [OWN, "--size=1GiB"] },
+  "shape-is-for-the-source": {
+    breaks: [OWN, "--seed=7", "--side=destination"],
+    keeps: [OWN, "--seed=7", "--side=source"],
+  },
+  "vcpus-are-for-own-guest": {
+    breaks: ["--qemu=/q", "--vcpus=2"],
+    keeps: [OWN, "--vcpus=2", "--side=destination"],
+  },
+  "run-for-is-for-own-guest": {
+    breaks: [MEMORY, "--run-for=1s", "--side=destination"],
+    keeps: [OWN, "--run-for=1s", "--side=destination"],
+  },
+  "run-for-is-for-the-destination": {
+    breaks: [OWN, "--run-for=1s"],
+    keeps: ["--host=memory-guest", "--run-for=1s", "--side=destination"],
   },
   "pause-command-is-for-files": {
     breaks: ["--qemu=/q", PAUSE, RESUME],
@@ -246,15 +265,17 @@ test(`a check comes to the verdict of the command that would begin (SEED=${seed}
       else options[key] = pick([row.min, row.max, row.default]);
     }
     const side = pick(["source", "destination"] as const) ?? "source";
-    const guest = pick([[MEMORY], ["--qemu=/q"], [MEMORY, "--qemu=/q"]]) ?? [];
+    const guests = [[MEMORY], ["--qemu=/q"], [OWN], [MEMORY, "--qemu=/q"], [OWN, "--qemu=/q"]];
+    const guest = pick([...guests, [OWN, MEMORY]]) ?? [];
     const dirtyLog = `--dirty-log=${pick(["none", "scan"])}`;
     const args = [
       pick(["tcp:host:4444", "fd:3,4", "file:/x", "exec:true"]) ?? "",
       ...[...flagsOf(options as ParameterOptions), ...guest],
       ...some("--record=/nowhere", "--control=/nowhere"),
-      ...(side === "source" ? some(PAUSE, RESUME, dirtyLog) : []),
+      ...some("--vcpus=3"),
+      ...(side === "source" ? some(PAUSE, RESUME, dirtyLog, "--size=1GiB") : some("--run-for=0ms")),
     ];
-    const { problems } = parseFlags(side === "source" ? SEND : RECEIVE, args);
+    const { problems } = side === "source" ? parseFlags(SEND, args) : parseFlags(RECEIVE, args);
     const checked = verdict(...args, `--side=${side}`).problems;
     expect(
       checked.map(({ message }) => message),

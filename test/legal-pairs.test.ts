@@ -79,7 +79,7 @@ const VALUES: { readonly [K in ParameterKey]: readonly Parameters[K][] } = {
  * What is no parameter: where the guest goes, whose it is, what its hosts can do, and by what flags
  * commands are told of it. An `fd` address names just the descriptors that the configuration needs,
  * or one too few. A host of an embedder's own is `own`. Flags that are not said are left out, and
- * commands that stop a writer are the source's, but for one that is given in the wrong place, too.
+ * those of one end alone are given there, unless they are given in the wrong place, too.
  */
 const SURROUNDINGS = {
   address: ["tcp", "unix", "exec", "fd", "fd, one short", "file"],
@@ -91,6 +91,10 @@ const SURROUNDINGS = {
   qemu: ["given"],
   pauseCommand: ["given", "given at both ends"],
   resumeCommand: ["given"],
+  memoryGuest: ["given"],
+  shape: ["given", "given at both ends"],
+  vcpus: ["given"],
+  runFor: ["given", "given at both ends"],
   live: [true],
   postcopySwitch: [true],
   recovery: [true],
@@ -102,7 +106,23 @@ type Surrounding = keyof typeof SURROUNDINGS;
 /** With these nothing is legal. */
 const WRONG_IN_ITSELF: readonly unknown[] = ["file", "fd, one short", "given at both ends"];
 
-const FLAGS = ["memory", "qemu", "pauseCommand", "resumeCommand"] as const;
+const FLAGS = [
+  "memory",
+  "qemu",
+  "pauseCommand",
+  "resumeCommand",
+  "memoryGuest",
+  "shape",
+  "vcpus",
+  "runFor",
+] as const;
+/** Of these, what is said at one end alone. */
+const SIDE_OF: { readonly [flag: string]: Side } = {
+  pauseCommand: "source",
+  resumeCommand: "source",
+  shape: "source",
+  runFor: "destination",
+};
 const FREE = [...Object.keys(FREE_FEATURES), ...Object.keys(FREE_GUEST_FEATURES)];
 
 /** Both ends get the same parameters, and each judges for itself. */
@@ -182,6 +202,7 @@ function hostOf(configuration: Configuration): Terms["host"] {
   const host = settingOf(configuration, "host");
   if (host !== undefined) return host as "own";
   if (hasSetting(configuration, "qemu")) return "qemu";
+  if (hasSetting(configuration, "memoryGuest")) return "memory-guest";
   return FLAGS.some((flag) => hasSetting(configuration, flag)) ? "files" : "own";
 }
 
@@ -228,10 +249,8 @@ function featuresOf(configuration: Configuration, side: Side): Features {
 function flagsAt(configuration: Configuration, side: Side): readonly (typeof FLAGS)[number][] {
   return FLAGS.filter((name) => {
     const value = settingOf(configuration, name);
-    const isOfSource = name === "pauseCommand" || name === "resumeCommand";
-    return (
-      value === "given at both ends" || (value === "given" && (side === "source" || !isOfSource))
-    );
+    const isOfOtherEnd = (SIDE_OF[name] ?? side) !== side;
+    return value === "given at both ends" || (value === "given" && !isOfOtherEnd);
   });
 }
 
@@ -606,6 +625,10 @@ const FLAG_NAMES = {
   qemu: "--qemu=/nowhere",
   pauseCommand: "--pause-command=x",
   resumeCommand: "--resume-command=y",
+  memoryGuest: "--memory-guest",
+  shape: "--size=1GiB",
+  vcpus: "--vcpus=4",
+  runFor: "--run-for=2s",
 };
 
 /** What asks for a configuration's verdict before anything starts. */
@@ -631,13 +654,10 @@ test("commands refuse every illegal pair with a host, a flag or a file as well, 
     if (!isSeen && addressOf(pair) !== "file") continue;
     for (const side of SIDES) {
       const rules = brokenBy(pair, side).map(({ rule }) => rule);
-      const { options, flags, positionals, mistakes } = parseFlags(
-        LEGALITY_CHECK,
-        checkOf(pair, side),
-      );
+      const parsed = parseFlags(LEGALITY_CHECK, checkOf(pair, side));
       const text = `${textOf(pair)} at the ${side}`;
-      expect(mistakes, text).toEqual([]);
-      const problems = brokenRules(options, checkedFeatures(flags, positionals[0]));
+      expect(parsed.mistakes, text).toEqual([]);
+      const problems = brokenRules(parsed.options, checkedFeatures(parsed));
       const said = problems.map(({ message }) => message);
       expect(
         problems.map(({ rule }) => rule),

@@ -116,6 +116,10 @@ export class MemoryGuestDestination implements DestinationHost {
     await this.#leaving;
   }
 
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.discard();
+  }
+
   #expectedOf(name: string): BlockAnnouncement | undefined {
     return this.#options.expected?.find((block) => block.name === name);
   }

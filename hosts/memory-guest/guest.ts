@@ -105,6 +105,10 @@ export class MemoryGuest implements SourceHost {
     return this.#throttlePercent;
   }
 
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.stop();
+  }
+
   /** Pages written on this host so far, by all vCPUs. A page written twice counts twice. */
   get writtenPages(): number {
     return this.#controls.reduce((sum, { written }) => sum + (written[0] ?? 0), 0);
