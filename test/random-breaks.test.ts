@@ -34,7 +34,7 @@ const MOMENTS = Number(process.env["MOMENTS"] ?? 1);
 
 /** A moment takes some seconds; on a busy machine, several times that. */
 const MOMENT_LIMIT_MS = 30_000;
-const ROW_LIMIT_MS = 60_000 + MOMENTS * MOMENT_LIMIT_MS;
+const ROW_LIMIT_MS = 180_000 + MOMENTS * MOMENT_LIMIT_MS;
 
 /** Of moments whose point never came: the guest moved undisturbed, and another one is drawn. */
 const misses = (count: number): number => 10 + 2 * count;
