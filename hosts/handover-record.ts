@@ -59,7 +59,9 @@ export class HandoverRecord {
     }
     try {
       const owner = side === "source" ? "source" : "unknown";
-      this.#replace(this.path, { side, owner, runs: false, migration: null });
+      const note = { side, owner, runs: false, migration: null } as const;
+      if (side === "destination") this.#tryLink(note);
+      this.#replace(this.path, note);
       // Only now: whoever still decides for the migration before finds out that it is not his.
       rmSync(this.#decision, { force: true });
       this.#own = null;
@@ -135,6 +137,20 @@ export class HandoverRecord {
   #replace(path: string, note: HandoverNote): void {
     renameSync(this.#draft(note), path);
     syncFolder(path);
+  }
+
+  /** As `decide` will: at COMMIT it would be too late to learn that it cannot. */
+  #tryLink(note: HandoverNote): void {
+    const draft = this.#draft(note);
+    const trial = `${draft}.link`;
+    try {
+      linkSync(draft, trial);
+    } catch (error) {
+      const problem = `it must lie on a file system with hard links: ${reasonOf(error)}`;
+      throw new Error(problem, { cause: error });
+    } finally {
+      for (const path of [trial, draft]) rmSync(path, { force: true });
+    }
   }
 
   /** On disk before it has its name: a record must outlive the machine. */

@@ -1,5 +1,5 @@
 import { existsSync, writeFileSync } from "node:fs";
-import { expect, test } from "vitest";
+import { expect, test, vi } from "vitest";
 import { must } from "../base/assert.ts";
 import { MigrationError } from "../base/errors.ts";
 import { MIB } from "../base/units.ts";
@@ -17,6 +17,18 @@ import { HoldingRelay } from "./fixtures/cli-relay.ts";
 import { seedFromEnvironment } from "./prng.ts";
 import { type Cli, type CliExit, runCli, startCli } from "./run-cli.ts";
 import { SimulatedRecord } from "./sim/record.ts";
+
+/** In a name that a file system without hard links (vfat, say) would have to make. */
+const LINKLESS = "linkless";
+
+vi.mock("node:fs", async (original) => {
+  const fs = await original<typeof import("node:fs")>();
+  const linkSync: typeof fs.linkSync = (from, to) => {
+    if (!String(to).includes(LINKLESS)) return fs.linkSync(from, to);
+    throw Object.assign(new Error("EPERM: operation not permitted, link"), { code: "EPERM" });
+  };
+  return { ...fs, linkSync };
+});
 
 const seed = seedFromEnvironment();
 
@@ -211,6 +223,15 @@ test("what the destination decided first holds, whoever comes later", () => {
     expect(record.decide(second).owner).toBe(first);
   }
   expect(folder.names().filter((name) => name.endsWith(".draft"))).toEqual([]);
+});
+
+test("where no decision can be linked to its name, a destination keeps no record", () => {
+  using folder = new CliFolder();
+  const record = new HandoverRecord(folder.at(LINKLESS));
+  expect(() => record.begin("destination")).toThrow("hard links");
+  expect(folder.names()).toEqual([]);
+  record.begin("source"); // It decides nothing.
+  expect(folder.names()).toEqual([LINKLESS]);
 });
 
 test("a record of a guest that may be elsewhere is not begun again", () => {
