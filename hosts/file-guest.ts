@@ -5,6 +5,14 @@ import { errnoOf, MigrationError, reasonOf } from "../base/errors.ts";
 import { KIB } from "../base/units.ts";
 import type { Block, BlockAnnouncement } from "../engine/block.ts";
 import type { DestinationHost, SourceHost } from "../engine/host.ts";
+import {
+  blocksInFilesOf,
+  decodeFilesTaken,
+  encodeFilesTaken,
+  type FilesTaken,
+  fileIdentity,
+  kernelId,
+} from "./files-taken.ts";
 import { ShellCommand } from "./shell-command.ts";
 
 /** RAM of a guest in a file, as `--memory` names it. */
@@ -40,8 +48,12 @@ export function fileGuest(
   const scans = files.map(({ name }) => ({ kind: "scan", block: name }) as const);
   const pause = commands === undefined ? null : new ShellCommand(commands.pause);
   const resume = commands === undefined ? null : new ShellCommand(commands.resume);
+  const blocks = files.map(sourceBlock);
+  // What nobody writes may as well be written with itself.
+  const description = dirtyLog === "scan" ? encodeFilesTaken(filesOfSource(files)) : "";
   return {
-    blocks: files.map(sourceBlock),
+    blocks,
+    description,
     dirtyLog,
     startDirtyLog: async () => (dirtyLog === "scan" ? scans : []),
     stopDirtyLog: async () => {},
@@ -69,6 +81,17 @@ function sourceBlock(file: MemoryFile): Block {
   return { name, sizeBytes, pageBytes, place: { kind: "file", path, offset } };
 }
 
+function filesOfSource(files: readonly MemoryFile[]): FilesTaken {
+  const identities = files.map((file) => {
+    try {
+      return [file.name, fileIdentity(statSync(file.path, { bigint: true }))];
+    } catch (error) {
+      throw asUnusable(file, error);
+    }
+  });
+  return { kernel: kernelId(), files: Object.fromEntries(identities) };
+}
+
 function sizeAtSource(file: MemoryFile): number {
   try {
     return sizeIn(file, statSync(file.path));
@@ -92,10 +115,7 @@ export function fileGuestDestination(files: readonly MemoryFile[]): DestinationH
   };
   return {
     async prepare(announced, description) {
-      if (description !== "") {
-        const problem = "it is more than memory in files: receive it with its own kind of host";
-        throw new MigrationError("GUEST_MISMATCH", { problems: [problem] });
-      }
+      await checkNotTaken(files, description);
       try {
         const blocks: Block[] = [];
         for (const placed of await placesOf(files, announced)) {
@@ -111,6 +131,32 @@ export function fileGuestDestination(files: readonly MemoryFile[]): DestinationH
     resume: async () => {},
     discard,
   };
+}
+
+/** Throws where a file is the source's own, whose writers it would overwrite, by the description. */
+async function checkNotTaken(files: readonly MemoryFile[], description: string): Promise<void> {
+  if (description === "") return;
+  const source = decodeFilesTaken(description);
+  if (source === undefined) {
+    const problem = "it is more than memory in files: receive it with its own kind of host";
+    throw new MigrationError("GUEST_MISMATCH", { problems: [problem] });
+  }
+  const kernel = kernelId();
+  for (const file of files) {
+    const identity = await existingIdentityOf(file);
+    const own = { kernel, files: identity === null ? {} : { [file.name]: identity } };
+    if (blocksInFilesOf(source, own).length === 0) continue;
+    throw unusable(file, "it is the source's own file: give the destination another");
+  }
+}
+
+/** Null where it is not there, or cannot be reached: whoever opens it will tell. */
+async function existingIdentityOf({ path }: MemoryFile): Promise<string | null> {
+  try {
+    return fileIdentity(await stat(path, { bigint: true }));
+  } catch {
+    return null;
+  }
 }
 
 /** A block that is announced, and where in which file it shall lie. */

@@ -1,8 +1,10 @@
-import { mkdtemp, open, rm, truncate } from "node:fs/promises";
+import { link, mkdtemp, open, readdir, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { beforeAll, expect, onTestFinished, test } from "vitest";
+import { must } from "../base/assert.ts";
 import { KIB, MIB } from "../base/units.ts";
+import { BLOCKS_MAX, DESCRIPTION_BYTES_MAX, NAME_BYTES_MAX } from "../channels/frame.ts";
 import type { Block, BlockAnnouncement } from "../engine/block.ts";
 import { fileGuest, fileGuestDestination } from "../hosts/file-guest.ts";
 import { FaultRig, verdictsOf, warmUp } from "./harness/fault-rig.ts";
@@ -232,4 +234,42 @@ test(`a source file that goes away is MEMORY_UNUSABLE at the source (SEED=${seed
   const retry = await migratePair({ source, destination });
   expect(verdictsOf(retry)).toEqual({ source: "completed", destination: "completed" });
   await leaks.settled();
+});
+
+test(`a destination is not let into the file that its source scans (SEED=${seed})`, async () => {
+  const leaks = new LeakCheck();
+  const folder = await newFolder();
+  await sparseFiles(folder, SMALL_GUEST);
+  const filesAt = (suffix: string) =>
+    SMALL_GUEST.map(({ name }) => ({ name, path: join(folder, `${name}${suffix}`), offset: 0 }));
+  const source = fileGuest(filesAt(""), { dirtyLog: "scan" });
+  // By another name, and after one that would have been created.
+  const name = must(SMALL_GUEST.at(-1)?.name, "a guest has blocks");
+  const path = join(folder, "alias");
+  await link(join(folder, name), path);
+  const places = filesAt(".new").with(-1, { name, path, offset: 0 });
+  const outcome = await migratePair({ source, destination: fileGuestDestination(places) });
+  for (const { failure } of [outcome.source, outcome.destination]) {
+    expect(failure).toMatchObject({
+      code: "MEMORY_UNUSABLE",
+      at: "destination",
+      facts: { block: name, path },
+    });
+    expect(failure?.message).toContain("the source's own");
+  }
+  expect(await readdir(folder)).toHaveLength(SMALL_GUEST.length + 1);
+  const retry = await migratePair({ source, destination: fileGuestDestination(filesAt(".new")) });
+  expect(verdictsOf(retry)).toEqual({ source: "completed", destination: "completed" });
+  await leaks.settled();
+});
+
+test(`a source that scans as many files as there may be can tell which (SEED=${seed})`, async () => {
+  const folder = await newFolder();
+  const files = Array.from({ length: BLOCKS_MAX }, (_, index) => {
+    const name = `${index}`.padEnd(NAME_BYTES_MAX, ".");
+    return { name, path: join(folder, `${index}`), offset: 0, sizeBytes: 4 * KIB };
+  });
+  await Promise.all(files.map(async ({ path }) => await writeFile(path, new Uint8Array(4 * KIB))));
+  const { description = "" } = fileGuest(files, { dirtyLog: "scan" });
+  expect(description.length).toBeLessThanOrEqual(DESCRIPTION_BYTES_MAX);
 });

@@ -1,11 +1,12 @@
 import { formatBytes } from "../../base/units.ts";
+import { blocksInFilesOf, type FilesTaken } from "../files-taken.ts";
 import { isObject } from "./qmp.ts";
 
 /**
  * What must be alike at both ends for QEMU to load the guest, as far as it can be asked before. It
  * travels from the source to the destination when they agree, as JSON.
  */
-export interface GuestDescription {
+export interface GuestDescription extends FilesTaken {
   /** Versioned: `pc-i440fx-7.2`. */
   readonly machine: string;
   readonly version: string;
@@ -13,10 +14,6 @@ export interface GuestDescription {
   readonly backends: readonly BackendDescription[];
   /** Names of blocks that QEMU moves itself; empty where it cannot tell. */
   readonly ownBlocks: readonly string[];
-  /** Of the running kernel: files can be compared within one only. */
-  readonly kernel: string;
-  /** Device and inode of each backend's file. */
-  readonly files: Readonly<Record<string, string>>;
 }
 
 interface BackendDescription {
@@ -112,9 +109,7 @@ function lackingBlocks(source: GuestDescription, destination: GuestDescription):
 }
 
 function sameFiles(source: GuestDescription, destination: GuestDescription): string[] {
-  if (source.kernel === "" || source.kernel !== destination.kernel) return [];
-  const taken = new Set(Object.values(source.files));
-  return Object.entries(destination.files)
-    .filter(([, file]) => taken.has(file))
-    .map(([id]) => `RAM backend "${id}" is in the source's own file: give the destination another`);
+  return blocksInFilesOf(source, destination).map(
+    (id) => `RAM backend "${id}" is in the source's own file: give the destination another`,
+  );
 }

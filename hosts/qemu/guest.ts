@@ -1,6 +1,6 @@
-import { readFileSync } from "node:fs";
 import { MigrationError } from "../../base/errors.ts";
 import type { Block } from "../../engine/block.ts";
+import { kernelId } from "../files-taken.ts";
 import { askList, property } from "./answer.ts";
 import { type Backend, findBackends } from "./backend.ts";
 import { missingOf, readCapabilities } from "./capabilities.ts";
@@ -111,13 +111,4 @@ function hugeBackends(table: readonly RamRow[], backends: readonly Backend[]): H
 /** What a backend's block of memory is called, by old machines and by others. */
 function namesOf(id: string): readonly string[] {
   return [id, `/objects/${id}`];
-}
-
-/** The same for all QEMUs that could have the very same file, and for no others. */
-function kernelId(): string {
-  try {
-    return readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim();
-  } catch {
-    return "";
-  }
 }

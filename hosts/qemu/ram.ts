@@ -2,6 +2,7 @@ import { closeSync, openSync, statfsSync, statSync } from "node:fs";
 import { reasonOf } from "../../base/errors.ts";
 import { KIB } from "../../base/units.ts";
 import type { Block } from "../../engine/block.ts";
+import { fileIdentity } from "../files-taken.ts";
 import type { Backend } from "./backend.ts";
 import { mapsShared, pathOfProcess } from "./process.ts";
 
@@ -73,7 +74,7 @@ function fileOf(
       return `${named} lies in hugetlbfs, which only QEMU can write: use a file in /dev/shm`;
     }
     closeSync(openSync(path, access === "write" ? "r+" : "r"));
-    return { path, identity: `${dev}:${ino}` };
+    return { path, identity: fileIdentity({ dev, ino }) };
   } catch (error) {
     return `${named} cannot be opened here: ${reasonOf(error)}`;
   }
