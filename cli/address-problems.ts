@@ -22,13 +22,15 @@ function problemsOf(address: Address): string[] {
       .filter((fd) => !isSocket(fd))
       .map((fd) => `address names descriptor ${fd}, which is not a socket that was inherited`);
   }
-  if (address.kind === "unix" && Buffer.byteLength(address.path) >= SOCKET_PATH_BYTES) {
-    const bytes = Buffer.byteLength(address.path);
-    return [
-      `address has a path of ${bytes} bytes: a socket's has less than ${SOCKET_PATH_BYTES}, so use a relative one`,
-    ];
-  }
-  return [];
+  const problem = address.kind === "unix" ? socketPathProblem(address.path) : undefined;
+  return problem === undefined ? [] : [`address ${problem}`];
+}
+
+/** What is wrong with the path of a socket, for a sentence that begins with what has it. */
+export function socketPathProblem(path: string): string | undefined {
+  const bytes = Buffer.byteLength(path);
+  if (bytes < SOCKET_PATH_BYTES) return undefined;
+  return `has a path of ${bytes} bytes: a socket's has less than ${SOCKET_PATH_BYTES}, so use a relative one`;
 }
 
 function isSocket(fd: number): boolean {

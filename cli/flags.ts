@@ -12,6 +12,8 @@ import { AS_FLAGS, type FlagValue, formatValue, parseValue } from "./values.ts";
 export interface CommandFlag {
   /** What follows the flag; the command itself checks text. */
   readonly value?: Domain | "text";
+  /** What is wrong with a text, for a sentence that begins with the flag. */
+  readonly problemOf?: (text: string) => string | undefined;
   /** The value in help, for text. */
   readonly placeholder?: string;
   /** May be given more than once; its values come as a list. */
@@ -81,7 +83,7 @@ export interface Parsed<F extends CommandFlags> {
   readonly mistakes: readonly string[];
 }
 
-interface KnownFlag extends Pick<CommandFlag, "repeatable" | "short"> {
+interface KnownFlag extends Pick<CommandFlag, "repeatable" | "short" | "problemOf"> {
   readonly value: Domain | "text";
   /** What a right value looks like. */
   readonly wanted: string;
@@ -208,7 +210,9 @@ class Reading<F extends CommandFlags> {
     const before = this.#values.get(name) ?? [];
     if (before.length > 0 && !flag.repeatable) this.#problems.push(`--${name} is given twice`);
     const value = flag.value === "text" ? text : parseValue(flag.value, text);
+    const problem = flag.problemOf?.(text);
     if (text === "") this.#problems.push(`--${name} needs a value: ${flag.wanted}`);
+    else if (problem !== undefined) this.#problems.push(`--${name} ${problem}`);
     else if (value === undefined)
       this.#problems.push(`--${name} must be ${flag.wanted}: it is "${text}"`);
     else this.#values.set(name, [...before, value]);

@@ -1,4 +1,5 @@
 import type { FileGuestOptions, MemoryFile } from "../hosts/file-guest.ts";
+import { socketPathProblem } from "./address-problems.ts";
 import type { CommandFlag, CommandFlags, FlagValues, GivenFlags } from "./flags.ts";
 import type { GuestFeatures } from "./guest-rules.ts";
 import { MEMORY_FLAG, parseMemoryFlags } from "./memory-flag.ts";
@@ -7,6 +8,7 @@ import { MEMORY_GUEST_FLAG, SHAPE_FLAGS } from "./memory-guest-flags.ts";
 const QEMU_FLAG = {
   value: "text",
   placeholder: "QMP_SOCKET",
+  problemOf: socketPathProblem,
   meaning:
     "A guest of QEMU instead of files: the unix socket of its monitor (-qmp unix:PATH,server=on,wait=off).",
 } as const satisfies CommandFlag;

@@ -1,6 +1,7 @@
 import { MigrationError } from "../base/errors.ts";
 import { PostcopyRecovery } from "../engine/postcopy-recovery.ts";
 import type { PostcopySwitch } from "../engine/postcopy-switch.ts";
+import { socketPathProblem } from "./address-problems.ts";
 import { type Answer, askControl, openControl } from "./control-socket.ts";
 import { failureText } from "./failure-text.ts";
 import { type Command, type CommandFlag, parseFlags } from "./flags.ts";
@@ -13,6 +14,7 @@ import { complain, say } from "./standard-streams.ts";
 export const CONTROL_FLAG = {
   value: "text",
   placeholder: "PATH",
+  problemOf: socketPathProblem,
   meaning:
     "Makes a unix socket there, for `multifd recover`: to go on when the link breaks in post-copy.",
 } as const satisfies CommandFlag;
@@ -52,7 +54,7 @@ export async function recover(argv: readonly string[]): Promise<number> {
       ...more.map((each) => `--${deed} and --${each} exclude each other`),
       ...(deed !== "recover" && address !== undefined ? ["ADDRESS is for a recovery"] : []),
     ];
-    checkUsage([...problems, ...contradictions]);
+    checkUsage([...problems, ...pathProblems(positionals[0]), ...contradictions]);
     const answer = await askControl(path, {
       do: deed,
       ...(address === undefined ? {} : { address }),
@@ -63,6 +65,13 @@ export async function recover(argv: readonly string[]): Promise<number> {
   } catch (error) {
     return tellFailure(output, error);
   }
+}
+
+function pathProblems(path: string | undefined): string[] {
+  if (path === undefined) return []; // It is told to be missing.
+  if (path === "") return ["PATH is empty: give the --control of a `send` or `receive`"];
+  const problem = socketPathProblem(path);
+  return problem === undefined ? [] : [`PATH ${problem}`];
 }
 
 function tell(answer: Answer): void {

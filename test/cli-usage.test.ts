@@ -11,6 +11,9 @@ import { runCli } from "./run-cli.ts";
 const MEMORY = ["--memory", "ram=file:/dev/null"];
 const ANYWHERE = "tcp:127.0.0.1:1";
 
+/** Longer than the kernel lets a socket's be. */
+const LONG_PATH = `/${"a".repeat(200)}`;
+
 /** Wrong usage, and every problem that must be told at once; a regular expression each. */
 const WRONG: readonly { readonly args: readonly string[]; readonly problems: readonly RegExp[] }[] =
   [
@@ -53,7 +56,17 @@ const WRONG: readonly { readonly args: readonly string[]; readonly problems: rea
     },
     { args: ["receive", "tcp:127.0.0.1", ...MEMORY], problems: [/with a port in 0\.\.65535$/] },
     { args: ["receive", "unix:", ...MEMORY], problems: [/lacks a path$/] },
-    { args: ["receive", `unix:/${"a".repeat(200)}`, ...MEMORY], problems: [/has a path of 201/] },
+    { args: ["receive", `unix:${LONG_PATH}`, ...MEMORY], problems: [/has a path of 201/] },
+    {
+      args: ["send", ANYWHERE, ...MEMORY, "--control", LONG_PATH],
+      problems: [/^--control has a path of 201 bytes: a socket's has less than/],
+    },
+    {
+      args: ["receive", ANYWHERE, "--qemu", LONG_PATH],
+      problems: [/^--qemu has a path of 201 bytes: a socket's has less than/],
+    },
+    { args: ["recover", LONG_PATH], problems: [/^PATH has a path of 201 bytes: a socket's has/] },
+    { args: ["recover", ""], problems: [/^PATH is empty: give the --control of/] },
     { args: ["send", "exec:", ...MEMORY], problems: [/lacks a command$/] },
     {
       args: ["send", "file:/tmp/snapshot", ...MEMORY],
