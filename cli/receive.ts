@@ -20,7 +20,7 @@ import { beginRecord, RECORD_FLAG } from "./handover.ts";
 import { RUN_FOR_FLAG, VCPUS_FLAG, withMemoryGuest } from "./memory-guest-flags.ts";
 import { chooseOutput } from "./output.ts";
 import { CONTROL_FLAG, controlled } from "./recover.ts";
-import { checkUsage, runMigration, tellFailure } from "./run.ts";
+import { checkUsage, runMigration, tellFailure, unlessInterrupted } from "./run.ts";
 import { HELP_FLAG, JSON_FLAG } from "./shared-flags.ts";
 import { explainedListenFailure } from "./socket-path.ts";
 
@@ -58,7 +58,7 @@ export async function receive(argv: readonly string[]): Promise<number> {
     const problems = [...addressProblems(positionals[0]), ...found];
     const guest = parseGuestFlags(flags, problems);
     checkUsage(problems);
-    await using host = await openDestination(guest, flags.vcpus);
+    await using host = await unlessInterrupted(openDestination(guest, flags.vcpus));
     for (const note of host.notes ?? []) output.note(note);
     await using control = await controlled(flags.control, output);
     // Last: from here on a source may come, and what fails before has decided nothing.

@@ -43,6 +43,18 @@ export async function orCancelled<T>(
   }
 }
 
+/** As `work`, which comes before a migration; CANCELLED as soon as an interrupt comes. */
+export async function unlessInterrupted<T>(work: Promise<T>): Promise<T> {
+  const controller = new AbortController();
+  const cancel = (): void => controller.abort();
+  for (const interrupt of INTERRUPTS) process.on(interrupt, cancel);
+  try {
+    return await orCancelled(controller.signal, "start", work);
+  } finally {
+    for (const interrupt of INTERRUPTS) process.off(interrupt, cancel);
+  }
+}
+
 /** Lets an interrupt end this process with `status`: nothing is left that could be cancelled. */
 export function endOnInterrupt(status: number): void {
   for (const interrupt of INTERRUPTS) process.on(interrupt, () => void leave(status));

@@ -31,7 +31,7 @@ import {
 import { chooseOutput, type Output } from "./output.ts";
 import { switchOnSignal } from "./postcopy-signal.ts";
 import { CONTROL_FLAG, controlled } from "./recover.ts";
-import { checkUsage, runMigration, tellFailure } from "./run.ts";
+import { checkUsage, runMigration, tellFailure, unlessInterrupted } from "./run.ts";
 import { HELP_FLAG, JSON_FLAG } from "./shared-flags.ts";
 
 export const SEND = {
@@ -75,10 +75,11 @@ export async function send(argv: readonly string[], ready?: ReadyThreads): Promi
     const record = beginRecord(flags.record, "source");
     await using own = ready === undefined ? threadsFor(options) : null;
     const threads = ready ?? own ?? undefined;
-    await using host: OpenSource =
+    await using host = await unlessInterrupted<OpenSource>(
       guest.kind === "memory-guest"
-        ? await runningGuest(shapeOf(flags))
-        : await openSource(guest, { writer, options });
+        ? runningGuest(shapeOf(flags))
+        : openSource(guest, { writer, options }),
+    );
     for (const note of host.notes ?? []) output.note(note);
     const possible = withoutThrottle(host, options, output);
     const recorded = record === undefined ? host : recordedSource(host, record);

@@ -1,4 +1,6 @@
+import { once } from "node:events";
 import { writeFileSync } from "node:fs";
+import { createServer, type Socket } from "node:net";
 import { describe, expect, test } from "vitest";
 import { must } from "../base/assert.ts";
 import { MIB } from "../base/units.ts";
@@ -120,6 +122,26 @@ for (const [signal, { retries }] of Object.entries(SIGNALS)) {
       });
     }
   });
+
+  for (const command of ["send", "receive"]) {
+    test(`${signal} to \`${command}\` cancels it while a monitor says nothing`, async () => {
+      using folder = new CliFolder();
+      await using stack = new AsyncDisposableStack();
+      const monitor = createServer().listen({ path: folder.at("qmp") });
+      stack.defer(() => void monitor.close());
+      await using cli = startCli([
+        command,
+        "tcp:127.0.0.1:0",
+        "--qemu",
+        folder.at("qmp"),
+        "--json",
+      ]);
+      const [silent] = (await once(monitor, "connection")) as [Socket];
+      stack.defer(() => void silent.destroy());
+      cli.kill(signal as keyof typeof SIGNALS);
+      expectCancelled(await cli.exit, "start");
+    });
+  }
 
   describe(`${signal} to the destination of QEMU's guest`, () => {
     test("devices: the destination is cancelled, and the source's guest runs on", async () => {
