@@ -1,7 +1,7 @@
 import { GIB, KIB } from "../base/units.ts";
 import { BLOCKS_MAX, NAME_BYTES_MAX } from "../channels/frame.ts";
 import { BLOCK_PAGES_MAX } from "../channels/messages.ts";
-import type { RamRegion } from "../workers/ram.ts";
+import type { RamPlace, RamRegion } from "../workers/ram.ts";
 
 /** One named region of guest RAM. */
 export interface Block extends RamRegion {
@@ -72,21 +72,39 @@ export function blockProblems(blocks: readonly Block[]): string[] {
     if (nameBytes === 0 || nameBytes > NAME_BYTES_MAX) {
       problems.push(`block "${name}" needs a name of 1 to ${NAME_BYTES_MAX} bytes`);
     }
-    const isPowerOfTwo = Number.isInteger(Math.log2(pageBytes));
+    if (!String(name).isWellFormed()) {
+      problems.push(`block "${name}" needs a name that UTF-8 can carry`);
+    }
+    const isPowerOfTwo = typeof pageBytes === "number" && Number.isInteger(Math.log2(pageBytes));
     if (!isPowerOfTwo || pageBytes < PAGE_BYTES_MIN || pageBytes > PAGE_BYTES_MAX) {
       problems.push(
         `block "${name}" needs a page size of 4 KiB to 1 GiB: it is ${pageBytes} bytes`,
       );
-    } else if (!(sizeBytes > 0) || sizeBytes % pageBytes !== 0) {
+    } else if (!(Number.isSafeInteger(sizeBytes) && sizeBytes > 0) || sizeBytes % pageBytes !== 0) {
       problems.push(
         `block "${name}" must be whole pages of ${pageBytes} bytes: it is ${sizeBytes} bytes`,
       );
     } else if (sizeBytes / wirePageBytes(pageBytes) > BLOCK_PAGES_MAX) {
       problems.push(`block "${name}" has more than ${BLOCK_PAGES_MAX} pages`);
     }
-    if (place.kind === "shared" && place.buffer.byteLength < sizeBytes) {
-      problems.push(`block "${name}" is larger than its SharedArrayBuffer`);
-    }
+    const problem = placeProblem(place, sizeBytes);
+    if (problem !== null) problems.push(`block "${name}" ${problem}`);
   }
   return problems;
+}
+
+/** Hosts without types may give anything, and a thread would get a copy of what is not shared. */
+function placeProblem(place: Partial<RamPlace> | undefined, sizeBytes: number): string | null {
+  switch (place?.kind) {
+    case "shared":
+      if (!(place.buffer instanceof SharedArrayBuffer)) return "needs a SharedArrayBuffer";
+      return place.buffer.byteLength < sizeBytes ? "is larger than its SharedArrayBuffer" : null;
+    case "file":
+      if (typeof place.path !== "string" || place.path === "") return "needs the path of its file";
+      return Number.isSafeInteger(place.offset) && Number(place.offset) >= 0
+        ? null
+        : "needs the offset of its first byte in its file";
+    default:
+      return 'needs a place of kind "shared" or "file"';
+  }
 }

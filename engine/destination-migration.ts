@@ -765,15 +765,16 @@ export class DestinationMigration {
   }
 
   #checkPrepared(blocks: readonly Block[]): void {
+    const problems = blockProblems(blocks);
+    if (problems.length > 0) {
+      const facts = { action: "prepare memory", reason: problems.join("; ") };
+      throw new MigrationError("HOST_FAILED", facts);
+    }
     for (const { name, place } of blocks) {
       if (place.kind !== "file" || !isHeld(place.path)) continue;
       const reason = "a thread of an earlier attempt hangs, and may still write it";
       throw new MigrationError("MEMORY_UNUSABLE", { block: name, path: place.path, reason });
     }
-    const problems = blockProblems(blocks);
-    if (problems.length === 0) return;
-    const facts = { action: "prepare memory", reason: problems.join("; ") };
-    throw new MigrationError("HOST_FAILED", facts);
   }
 
   async #receiveDone(): Promise<DoneMessage | null> {

@@ -165,6 +165,25 @@ test(`a destination that cannot take faults ends it, HOST_FAILED (SEED=${seed})`
   await rig.succeeds({ out });
 });
 
+test(`memory that threads would only get a copy of takes no guest in (SEED=${seed})`, async () => {
+  const rig = new FaultRig(seed);
+  rig.destination.misbehave("prepare", async (act) => {
+    await act();
+    const copied = (rig.destination.blocks ?? []).map((block) => ({
+      ...block,
+      place: { kind: "shared", buffer: new ArrayBuffer(block.sizeBytes) },
+    }));
+    return copied as never;
+  });
+  const outcome = await rig.fails();
+  expect(outcome.source.failure).toMatchObject({
+    code: "HOST_FAILED",
+    at: "destination",
+    facts: { reason: expect.stringContaining("needs a SharedArrayBuffer") },
+  });
+  await rig.succeeds();
+});
+
 test(`a host's own typed failure is told as it is (SEED=${seed})`, async () => {
   const rig = new FaultRig(seed);
   const facts = { block: "ram", path: "/nowhere", reason: "it is not there" };

@@ -1,6 +1,6 @@
 import { beforeAll, expect, test } from "vitest";
 import { GIB, KIB, MIB } from "../base/units.ts";
-import type { BlockAnnouncement } from "../engine/block.ts";
+import type { Block, BlockAnnouncement } from "../engine/block.ts";
 import { DESTINATION_PHASES, migrateIn } from "../engine/destination.ts";
 import { LiveParameters } from "../engine/live-parameters.ts";
 import { migrateOut, SOURCE_PHASES } from "../engine/source.ts";
@@ -360,8 +360,15 @@ test("blocks that cannot be are refused before anything is touched", async () =>
     [[{ ...good, pageBytes: 512 }], /page size/],
     [[{ ...good, name: "" }], /needs a name/],
     [[{ ...good, sizeBytes: 1 * MIB }], /larger than its SharedArrayBuffer/],
+    [[{ ...good, sizeBytes: "8192" }], /whole pages/],
+    [[{ ...good, name: "\ud800" }], /UTF-8/],
+    [[{ ...good, place: undefined }], /a place of kind/],
+    [[{ ...good, place: { kind: "device", path: "/dev/mem" } }], /a place of kind/],
+    [[{ ...good, place: { kind: "shared", buffer: new ArrayBuffer(8 * KIB) } }], /a SharedArrayB/],
+    [[{ ...good, place: { kind: "file", offset: 0 } }], /the path of its file/],
+    [[{ ...good, place: { kind: "file", path: "/dev/shm/a", offset: -1 } }], /the offset/],
   ] as const) {
-    const source = new RecordingSource({ seed: 1, blocks });
+    const source = new RecordingSource({ seed: 1, blocks: blocks as readonly Block[] });
     const { failure } = await outcomeOf(migrateOut(source, "tcp:127.0.0.1:1"));
     expect(failure).toMatchObject({ code: "CONFIGURATION_INVALID" });
     expect(failure?.message).toMatch(says);
