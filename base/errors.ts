@@ -322,11 +322,14 @@ export function asMigrationError(thrown: unknown): MigrationError {
   return new MigrationError("INTERNAL", { reason: reasonOf(thrown) }, { cause: thrown });
 }
 
-/** The one-line reason in anything thrown. */
+/** The reason in anything thrown, also in what cannot become text: who asks handles a failure. */
 export function reasonOf(thrown: unknown): string {
-  if (thrown instanceof Error)
+  try {
+    if (!(thrown instanceof Error)) return String(thrown);
     return thrown.name === "Error" ? thrown.message : `${thrown.name}: ${thrown.message}`;
-  return String(thrown);
+  } catch {
+    return `a thrown ${typeof thrown} that cannot become text`;
+  }
 }
 
 /** The `errno` name (`"EAGAIN"`) of a failed system call, or undefined. */

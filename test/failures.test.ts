@@ -110,3 +110,19 @@ test("names that every object has are not failure codes", () => {
   for (const name of ["constructor", "__proto__", "toString", ""])
     expect(isFailureCode(name)).toBe(false);
 });
+
+test("whatever is thrown has a reason", () => {
+  const rude = {
+    toString(): never {
+      throw new Error("not this either");
+    },
+  };
+  const unnamed = Object.assign(new Error("x"), { name: Symbol("name") });
+  for (const thrown of [Object.create(null), rude, unnamed]) {
+    expect(asMigrationError(thrown)).toMatchObject({
+      code: "INTERNAL",
+      facts: { reason: "a thrown object that cannot become text" },
+      cause: thrown,
+    });
+  }
+});
