@@ -98,12 +98,19 @@ export class Attempt<Phase extends string> {
     return await callHost(action, limitMs, () => this.guard(watched()));
   }
 
-  /** Calls the embedder back. What it throws ends the attempt; after COMMIT nothing of it may. */
-  callBack(call: () => void): void {
-    try {
-      call();
-    } catch (error) {
+  /**
+   * Calls the embedder back. What it throws ends the attempt; after COMMIT nothing of it may. Nobody
+   * waits for a callback that is asynchronous, but what it throws is the same.
+   */
+  callBack(call: () => unknown): void {
+    const failed = (error: unknown): void => {
       if (!this.#isCommitted) this.fail(asMigrationError(error));
+    };
+    try {
+      const answer = call();
+      if (answer instanceof Promise) answer.catch(failed);
+    } catch (error) {
+      failed(error);
     }
   }
 

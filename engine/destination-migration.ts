@@ -201,7 +201,7 @@ export class DestinationMigration {
     });
     this.#doorman = doorman;
     if (this.attempt.failure !== null) return doorman.close({ areThreadsGone: true });
-    this.#options.onListening?.(listener.address);
+    this.attempt.callBack(() => this.#options.onListening?.(listener.address));
     if (this.#options.threads === undefined) {
       // How many channels there will be is the source's choice.
       const { default: count } = PARAMETERS.channels;

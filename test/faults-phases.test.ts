@@ -1,7 +1,8 @@
 import { beforeAll, expect, test } from "vitest";
-import { DESTINATION_PHASES, type DestinationPhase } from "../engine/destination.ts";
+import { DESTINATION_PHASES, type DestinationPhase, migrateIn } from "../engine/destination.ts";
 import { SOURCE_PHASES, type SourcePhase } from "../engine/source.ts";
 import { type AttemptOptions, FaultRig, verdictsOf, warmUp } from "./harness/fault-rig.ts";
+import { RecordingDestination } from "./harness/recording-destination.ts";
 import { Relay } from "./harness/relay.ts";
 import { seedFromEnvironment } from "./prng.ts";
 
@@ -191,4 +192,18 @@ test(`an error in the callback for progress ends the attempt, not the process (S
     expect(outcome[side === "out" ? "source" : "destination"].failure?.code).toBe("INTERNAL");
     await rig.succeeds();
   }
+});
+
+test(`an asynchronous callback that fails ends the attempt, not the process (SEED=${seed})`, async () => {
+  const fails = async () => {
+    throw new Error("a bug of the embedder");
+  };
+  for (const options of [{ out: { onMigration: fails } }, { in: { onMigration: fails } }]) {
+    const rig = new FaultRig(seed);
+    const { source, destination } = await rig.fails(options);
+    expect((options.out ? source : destination).failure?.code).toBe("INTERNAL");
+    await rig.succeeds();
+  }
+  const arrival = migrateIn(new RecordingDestination(), "tcp:127.0.0.1:0", { onListening: fails });
+  await expect(arrival).rejects.toMatchObject({ code: "INTERNAL", at: "destination" });
 });
