@@ -23,11 +23,11 @@ export async function sendDevices(
   sections: readonly DeviceSection[],
   { deviceLimitBytes, limitMs }: DeviceLimits,
 ): Promise<void> {
+  checkSections(sections);
   const bytes = sections.reduce((sum, section) => sum + section.bytes.length, 0);
   if (bytes > deviceLimitBytes) {
     throw new MigrationError("DEVICES_TOO_LARGE", { bytes, limitBytes: deviceLimitBytes });
   }
-  checkNames(sections);
   await stream.send("devices", encodeDevices({ sections: sections.length, bytes }), limitMs);
   for (const section of sections) {
     const { name } = section;
@@ -38,14 +38,17 @@ export async function sendDevices(
   }
 }
 
-function checkNames(sections: readonly DeviceSection[]): void {
+function checkSections(sections: readonly DeviceSection[]): void {
   const fail = (reason: string) =>
     new MigrationError("HOST_FAILED", { action: "save devices", reason });
   if (sections.length > SECTIONS_MAX) throw fail(`more than ${SECTIONS_MAX} sections`);
   if (new Set(sections.map(({ name }) => name)).size !== sections.length) {
     throw fail("two sections have the same name");
   }
-  for (const { name } of sections) {
+  for (const { name, bytes } of sections) {
+    // Another view of bytes has another length than it takes on the wire.
+    if (!(bytes instanceof Uint8Array)) throw fail(`section "${name}" needs a Uint8Array of bytes`);
+    if (!String(name).isWellFormed()) throw fail("a section has a name that UTF-8 cannot carry");
     if (new TextEncoder().encode(name).length > NAME_BYTES_MAX) {
       throw fail(`a section's name is longer than ${NAME_BYTES_MAX} bytes`);
     }

@@ -50,6 +50,23 @@ export function createDirtyLog(
   return { block, pageBytes: size.pageBytes, pageCount, ...createDirtyWords(pageCount) };
 }
 
+/** Why a host's log cannot tell of its block, or null. */
+export function logProblem(
+  log: DirtyLog | ScanLog,
+  block: { readonly name: string; readonly sizeBytes: number },
+): string | null {
+  if (log.kind === "scan") return null;
+  const { pageBytes, pageCount, words, summary } = log;
+  const isWhole = pageCount === Math.ceil(block.sizeBytes / pageBytes);
+  if (!(Number.isInteger(Math.log2(pageBytes)) && isWhole)) {
+    return `a dirty log of "${block.name}" with ${pageCount} pages of ${pageBytes} bytes: the block has ${block.sizeBytes} bytes`;
+  }
+  const wordCount = wordCountFor(pageCount);
+  return words?.length >= wordCount && summary?.length >= wordCountFor(wordCount)
+    ? null
+    : `a dirty log of "${block.name}" that has not one bit for each page: use createDirtyLog`;
+}
+
 /** Words are found by `page >>> 5`, in 32 bits: 16 TiB of 4 KiB pages in one block. */
 const PAGE_COUNT_MAX = 2 ** 32;
 

@@ -12,7 +12,7 @@ import { createLatencies, latencyFigures } from "../workers/latencies.ts";
 import { Attempt, callHost } from "./attempt.ts";
 import { type Configuration, configure } from "./configuration.ts";
 import { Convergence, type Judgement, type Verdict } from "./convergence.ts";
-import type { DirtyLog, ScanLog } from "./dirty-log.ts";
+import { type DirtyLog, logProblem, type ScanLog } from "./dirty-log.ts";
 import type { Features } from "./features.ts";
 import { addedUp, channelsOfLegs, faultFigures, hypervisorReport, pageFigures } from "./figures.ts";
 import { Hold } from "./hold.ts";
@@ -634,11 +634,19 @@ export class SourceMigration {
     });
   }
 
+  /** What the bitmaps assert of logs is the host's doing where it comes from a host. */
   #checkLogs(logs: readonly (DirtyLog | ScanLog)[]): void {
-    const names = new Set(this.#host.blocks.map(({ name }) => name));
-    if (logs.every((log) => names.has(log.block))) return;
-    const reason = "it gave a dirty log of a block that the guest does not have";
-    throw new MigrationError("HOST_FAILED", { action: "start the dirty log", reason });
+    const blocks = new Map(this.#host.blocks.map((block) => [block.name, block]));
+    for (const log of logs) {
+      const block = blocks.get(log.block);
+      const problem =
+        block === undefined
+          ? "a dirty log of a block that the guest does not have"
+          : logProblem(log, block);
+      if (problem === null) continue;
+      const reason = `it gave ${problem}`;
+      throw new MigrationError("HOST_FAILED", { action: "start the dirty log", reason });
+    }
   }
 
   #startTimeout(): void {

@@ -1,6 +1,8 @@
 import { beforeAll, describe, expect, test } from "vitest";
 import { MigrationError } from "../base/errors.ts";
+import { createDirtyLog } from "../engine/dirty-log.ts";
 import { FaultRig, verdictsOf, warmUp } from "./harness/fault-rig.ts";
+import { SMALL_GUEST } from "./harness/guest-memory.ts";
 import {
   Delay,
   hangs,
@@ -183,6 +185,43 @@ test(`memory that threads would only get a copy of takes no guest in (SEED=${see
   });
   await rig.succeeds();
 });
+
+for (const [step, action, answer, says] of [
+  ["startDirtyLog", "start the dirty log", [{ kind: "scan", block: "no such" }], "does not have"],
+  [
+    "startDirtyLog",
+    "start the dirty log",
+    SMALL_GUEST.map(({ name }) => createDirtyLog(name, { sizeBytes: 8192, pageBytes: 4096 })),
+    "2 pages of 4096 bytes: the block has",
+  ],
+  [
+    "startDirtyLog",
+    "start the dirty log",
+    SMALL_GUEST.map((block) => ({
+      ...createDirtyLog(block.name, block),
+      words: new Int32Array(1),
+    })),
+    "one bit for each page",
+  ],
+  ["saveDevices", "save devices", [{ name: "a", bytes: new Float64Array(8) }], "a Uint8Array"],
+  ["saveDevices", "save devices", [{ name: "a", bytes: "state" }], "a Uint8Array"],
+  ["saveDevices", "save devices", [{ name: "\ud800", bytes: new Uint8Array(1) }], "UTF-8"],
+] as const) {
+  test(`a source that answers ${action} wrongly is told what is wrong: ${says} (SEED=${seed})`, async () => {
+    const rig = new FaultRig(seed);
+    rig.source.misbehave(step, async (act) => {
+      await act();
+      return answer as never;
+    });
+    const { source } = await rig.fails();
+    expect(source.failure).toMatchObject({
+      code: "HOST_FAILED",
+      at: "source",
+      facts: { action, reason: expect.stringContaining(says) },
+    });
+    await rig.succeeds();
+  });
+}
 
 test(`a host's own typed failure is told as it is (SEED=${seed})`, async () => {
   const rig = new FaultRig(seed);
