@@ -265,6 +265,10 @@ export class Doorman {
       await this.#welcomeBack(stream, hello, version);
       return;
     }
+    // Who brings a token comes back to a migration, which is none of ours.
+    if (hello.token.some((byte) => byte !== 0)) {
+      throw new MigrationError("TOKEN_REFUSED", { channel: 0 });
+    }
     this.#migrationId = hello.migrationId;
     const welcome = encodeWelcome({ version, token: this.#token });
     try {

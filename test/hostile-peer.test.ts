@@ -68,6 +68,11 @@ const STRANGERS: readonly (readonly [what: string, bytes: Buffer, code: string])
   ["versions the wrong way round", helloFrame({ versionMin: 2 }), "FRAME_CORRUPT"],
   ["a lane that does not exist", helloFrame({ lane: 9 }), "FRAME_CORRUPT"],
   ["a main channel with a number", helloFrame({ channel: 1 }), "FRAME_CORRUPT"],
+  [
+    "a source that comes back to another migration",
+    helloFrame({ token: Buffer.alloc(32, 1) }),
+    "TOKEN_REFUSED",
+  ],
   ["a bulk channel without a number", helloFrame({ lane: LANE.bulk }), "FRAME_CORRUPT"],
   ["channel 65", helloFrame({ lane: LANE.bulk, channel: 65 }), "FRAME_CORRUPT"],
   ["a bulk channel of nobody", helloFrame({ lane: LANE.bulk, channel: 1 }), "TOKEN_REFUSED"],
