@@ -315,3 +315,15 @@ test("docs/wire.md has the limits, versions, parameters and encodings of the cod
   for (const { number, name } of ENCODINGS) expect(rows.get(`${number}`)?.[0]).toBe(name);
   for (const { number, name } of CODECS) expect(rows.get(`codec ${number}`)?.[0]).toBe(name);
 });
+
+test("no number that the page keeps for later is a frame's", () => {
+  const [, numbers = ""] = /^\| kind \| (\d[^|]*and up) \|/m.exec(DOCUMENT) ?? [];
+  const reserved = numbers.split(/, | and (?=\d)/).map((range) => {
+    const [first, last = range.endsWith("and up") ? 255 : first] = range.match(/\d+/g) ?? [];
+    return { first: Number(first), last: Number(last) };
+  });
+  expect(reserved.length).toBeGreaterThan(1);
+  for (const { kind } of Object.values(FRAMES)) {
+    expect(reserved.filter(({ first, last }) => kind >= first && kind <= last)).toEqual([]);
+  }
+});
