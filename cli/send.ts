@@ -2,6 +2,7 @@ import type { SourceHost } from "../engine/host.ts";
 import { PARAMETERS, type ParameterOptions } from "../engine/parameters.ts";
 import { atOnce, ReadyThreads } from "../engine/ready-threads.ts";
 import { migrateOut } from "../engine/source.ts";
+import type { Report } from "../engine/statistics.ts";
 import { type FileGuestOptions, fileGuest } from "../hosts/file-guest.ts";
 import { recordedOut, recordedSource } from "../hosts/handover-record.ts";
 import { MemoryGuest } from "../hosts/memory-guest/guest.ts";
@@ -86,9 +87,9 @@ export async function send(argv: readonly string[], ready?: ReadyThreads): Promi
     using postcopy = switchOnSignal();
     await using control = await controlled(flags.control, output, postcopy.postcopySwitch);
     return await runMigration(output, (signal) =>
-      recordedOut(record, async () => {
-        try {
-          return await migrateOut(recorded, address, {
+      recordedOut(record, () =>
+        checkedWhereItStays(host, output, () =>
+          migrateOut(recorded, address, {
             ...possible,
             ...(threads === undefined ? {} : { threads }),
             signal,
@@ -100,12 +101,9 @@ export async function send(argv: readonly string[], ready?: ReadyThreads): Promi
             },
             onMigration: (id) => record?.identify(id),
             onProgress: (progress) => output.progress(progress),
-          });
-        } catch (error) {
-          if (host instanceof MemoryGuest && host.running) await tellThatItStays(host, output);
-          throw error;
-        }
-      }),
+          }),
+        ),
+      ),
     );
   } catch (error) {
     return tellFailure(output, error);
@@ -128,10 +126,21 @@ async function runningGuest(shape: GuestShape): Promise<MemoryGuest> {
   return guest;
 }
 
-async function tellThatItStays(guest: MemoryGuest, output: Output): Promise<void> {
-  const verdict = await runOn(guest, { forMs: 0 });
-  checkWhole(verdict);
-  output.note("the guest ran on here; every page was checked");
+/** As `migrate`. A guest that can check itself does so where it runs on after a failure, too. */
+async function checkedWhereItStays(
+  host: SourceHost,
+  output: Output,
+  migrate: () => Promise<Report>,
+): Promise<Report> {
+  try {
+    return await migrate();
+  } catch (error) {
+    if (host instanceof MemoryGuest && host.running) {
+      checkWhole(await runOn(host, { forMs: 0 }));
+      output.note("the guest ran on here; every page was checked");
+    }
+    throw error;
+  }
 }
 
 async function openSource(
