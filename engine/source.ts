@@ -1,3 +1,4 @@
+import { MigrationError } from "../base/errors.ts";
 import type { SourceHost } from "./host.ts";
 import type { LiveParameters } from "./live-parameters.ts";
 import type { ParameterOptions } from "./parameters.ts";
@@ -44,6 +45,9 @@ export interface MigrateOutOptions extends ParameterOptions {
   readonly threads?: ReadyThreads;
 }
 
+/** Whose guests are on their way out: two attempts at once would end with two running copies. */
+const leaving = new WeakSet<SourceHost>();
+
 /**
  * Moves a running guest out, to whoever listens at `address`.
  *
@@ -64,6 +68,12 @@ export async function migrateOut(
 ): Promise<Report> {
   const migration = await SourceMigration.prepare(host, address, options, surroundings);
   const { attempt } = migration;
+  if (leaving.has(host)) {
+    attempt.end();
+    const problems = ["the host's guest is leaving already: wait until that migration has ended"];
+    throw new MigrationError("CONFIGURATION_INVALID", { problems });
+  }
+  leaving.add(host);
   try {
     await using undo = new AsyncDisposableStack();
 
@@ -88,6 +98,6 @@ export async function migrateOut(
   } catch (error) {
     throw await migration.failureOf(error);
   } finally {
-    await migration.close();
+    await migration.close().finally(() => leaving.delete(host));
   }
 }

@@ -349,6 +349,20 @@ test("a configuration that cannot be is refused with all its problems, and nothi
   expect([...source.calls, ...destination.calls]).toEqual([]);
 });
 
+test(`a guest that is leaving cannot leave once more, and can when it stayed (SEED=${seed})`, async () => {
+  const rig = new FaultRig(seed);
+  const second = Promise.withResolvers<Awaited<ReturnType<typeof outcomeOf>>>();
+  rig.source.misbehave("saveDevices", async () => {
+    second.resolve(await outcomeOf(migrateOut(rig.source, "tcp:127.0.0.1:1")));
+    throw new Error("it stays");
+  });
+  await rig.fails();
+  const { failure } = await second.promise;
+  expect(failure).toMatchObject({ code: "CONFIGURATION_INVALID" });
+  expect(failure?.message).toContain("is leaving already");
+  await rig.succeeds();
+});
+
 test("blocks that cannot be are refused before anything is touched", async () => {
   const block = { name: "ram", sizeBytes: 8 * KIB, pageBytes: 4 * KIB };
   const [good] = allocate([block]);
