@@ -73,7 +73,8 @@ export function configure(
 
 function tryAddress(text: string): { address: Address | null; problems: string[] } {
   try {
-    return { address: parseAddress(text), problems: [] };
+    // Also where a host without types gives none.
+    return { address: parseAddress(String(text)), problems: [] };
   } catch (error) {
     if (!(error instanceof RangeError)) throw error;
     return { address: null, problems: [reasonOf(error).replace(/^RangeError: /, "")] };

@@ -346,6 +346,8 @@ test("a configuration that cannot be is refused with all its problems, and nothi
   }
   const into = await outcomeOf(migrateIn(destination, "pigeon:post", { stepTimeoutMs: -1 }));
   expect(into.failure?.message).toMatch(/pigeon:post.*stepTimeoutMs/s);
+  const nowhere = await outcomeOf(migrateOut(source, undefined as unknown as string));
+  expect(nowhere.failure?.message).toContain('address "undefined" must be');
   expect([...source.calls, ...destination.calls]).toEqual([]);
 });
 
