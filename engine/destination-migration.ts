@@ -51,6 +51,7 @@ import {
   mainChannelFigures,
   pageFigures,
 } from "./figures.ts";
+import { checkAnswer } from "./given.ts";
 import { startHeartbeat } from "./heartbeat.ts";
 import { Hold } from "./hold.ts";
 import type { DestinationHost, DeviceSection } from "./host.ts";
@@ -765,6 +766,7 @@ export class DestinationMigration {
   }
 
   #checkPrepared(blocks: readonly Block[]): void {
+    checkAnswer("prepare memory", blocks);
     const problems = blockProblems(blocks);
     if (problems.length > 0) {
       const facts = { action: "prepare memory", reason: problems.join("; ") };

@@ -1,4 +1,5 @@
 import { DestinationMigration } from "./destination-migration.ts";
+import { checkGiven, Occupied } from "./given.ts";
 import type { DestinationHost } from "./host.ts";
 import type { ParameterOptions } from "./parameters.ts";
 import type { PostcopyRecovery } from "./postcopy-recovery.ts";
@@ -36,6 +37,11 @@ export interface MigrateInOptions extends ParameterOptions {
   readonly threads?: ReadyThreads;
 }
 
+/** Two guests at once would be in each other's memory. */
+const arriving = new Occupied(
+  "the host takes a guest in already: wait until that migration has ended",
+);
+
 /**
  * Takes one guest in, from the first source that connects to `address`.
  *
@@ -53,6 +59,8 @@ export async function migrateIn(
   options: MigrateInOptions = {},
   surroundings: Surroundings = REAL_SURROUNDINGS,
 ): Promise<Report> {
+  checkGiven("destination", host, options);
+  using _arrives = arriving.take(host);
   const migration = await DestinationMigration.prepare(host, address, options, surroundings);
   const { attempt } = migration;
   try {

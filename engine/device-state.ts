@@ -7,6 +7,7 @@ import {
   encodeDevices,
   encodeSection,
 } from "../channels/messages.ts";
+import { checkAnswer } from "./given.ts";
 import type { DeviceSection } from "./host.ts";
 
 const SECTIONS_MAX = 4096;
@@ -23,7 +24,6 @@ export async function sendDevices(
   sections: readonly DeviceSection[],
   { deviceLimitBytes, limitMs }: DeviceLimits,
 ): Promise<void> {
-  checkSections(sections);
   const bytes = sections.reduce((sum, section) => sum + section.bytes.length, 0);
   if (bytes > deviceLimitBytes) {
     throw new MigrationError("DEVICES_TOO_LARGE", { bytes, limitBytes: deviceLimitBytes });
@@ -38,7 +38,9 @@ export async function sendDevices(
   }
 }
 
-function checkSections(sections: readonly DeviceSection[]): void {
+/** Throws HOST_FAILED for what cannot be the state of devices. */
+export function checkSections(sections: readonly DeviceSection[]): void {
+  checkAnswer("save devices", sections);
   const fail = (reason: string) =>
     new MigrationError("HOST_FAILED", { action: "save devices", reason });
   if (sections.length > SECTIONS_MAX) throw fail(`more than ${SECTIONS_MAX} sections`);

@@ -1,3 +1,5 @@
+import { MigrationError } from "../base/errors.ts";
+import { isObject } from "../base/object.ts";
 import type { Features } from "./features.ts";
 import { changeParameters, type ParameterOptions, type Parameters } from "./parameters.ts";
 
@@ -13,6 +15,10 @@ export class LiveParameters {
   /** Takes effect at once, or with the next round where it is asked once a round. */
   change(patch: ParameterOptions): void {
     if (this.#current === null) throw new RangeError("Cannot change parameters: no migration runs");
+    if (!isObject(patch)) {
+      const problems = [`a change must be an object: it is ${patch}`];
+      throw new MigrationError("CONFIGURATION_INVALID", { problems });
+    }
     this.#current = changeParameters(this.#current, patch, this.#features);
     this.#onChange(this.#current);
   }

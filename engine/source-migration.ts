@@ -12,9 +12,11 @@ import { createLatencies, latencyFigures } from "../workers/latencies.ts";
 import { Attempt, callHost } from "./attempt.ts";
 import { type Configuration, configure } from "./configuration.ts";
 import { Convergence, type Judgement, type Verdict } from "./convergence.ts";
+import { checkSections } from "./device-state.ts";
 import { type DirtyLog, logProblem, type ScanLog } from "./dirty-log.ts";
 import type { Features } from "./features.ts";
 import { addedUp, channelsOfLegs, faultFigures, hypervisorReport, pageFigures } from "./figures.ts";
+import { checkAnswer } from "./given.ts";
 import { Hold } from "./hold.ts";
 import type { DeviceSection, DeviceTerms, SourceHost } from "./host.ts";
 import { HypervisorView } from "./hypervisor-view.ts";
@@ -301,6 +303,7 @@ export class SourceMigration {
       call: () => this.#host.saveDevices(this.#deviceTerms),
     });
     this.#hypervisor.saved(nowMs() - startMs);
+    checkSections(sections);
     this.#deviceBytes = sections.reduce((sum, { bytes }) => sum + bytes.length, 0);
     await this.#leg.peer.sendDevices(sections);
   }
@@ -636,6 +639,7 @@ export class SourceMigration {
 
   /** What the bitmaps assert of logs is the host's doing where it comes from a host. */
   #checkLogs(logs: readonly (DirtyLog | ScanLog)[]): void {
+    checkAnswer("start the dirty log", logs);
     const blocks = new Map(this.#host.blocks.map((block) => [block.name, block]));
     for (const log of logs) {
       const block = blocks.get(log.block);

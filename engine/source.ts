@@ -1,4 +1,4 @@
-import { MigrationError } from "../base/errors.ts";
+import { checkGiven, Occupied } from "./given.ts";
 import type { SourceHost } from "./host.ts";
 import type { LiveParameters } from "./live-parameters.ts";
 import type { ParameterOptions } from "./parameters.ts";
@@ -45,8 +45,10 @@ export interface MigrateOutOptions extends ParameterOptions {
   readonly threads?: ReadyThreads;
 }
 
-/** Whose guests are on their way out: two attempts at once would end with two running copies. */
-const leaving = new WeakSet<SourceHost>();
+/** Two attempts at once would end with two running copies. */
+const leaving = new Occupied(
+  "the host's guest is leaving already: wait until that migration has ended",
+);
 
 /**
  * Moves a running guest out, to whoever listens at `address`.
@@ -66,14 +68,10 @@ export async function migrateOut(
   options: MigrateOutOptions = {},
   surroundings: Surroundings = REAL_SURROUNDINGS,
 ): Promise<Report> {
+  checkGiven("source", host, options);
+  using _leaves = leaving.take(host);
   const migration = await SourceMigration.prepare(host, address, options, surroundings);
   const { attempt } = migration;
-  if (leaving.has(host)) {
-    attempt.end();
-    const problems = ["the host's guest is leaving already: wait until that migration has ended"];
-    throw new MigrationError("CONFIGURATION_INVALID", { problems });
-  }
-  leaving.add(host);
   try {
     await using undo = new AsyncDisposableStack();
 
@@ -98,6 +96,6 @@ export async function migrateOut(
   } catch (error) {
     throw await migration.failureOf(error);
   } finally {
-    await migration.close().finally(() => leaving.delete(host));
+    await migration.close();
   }
 }

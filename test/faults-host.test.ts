@@ -203,6 +203,8 @@ for (const [step, action, answer, says] of [
     })),
     "one bit for each page",
   ],
+  ["startDirtyLog", "start the dirty log", undefined, "no array"],
+  ["saveDevices", "save devices", undefined, "no array"],
   ["saveDevices", "save devices", [{ name: "a", bytes: new Float64Array(8) }], "a Uint8Array"],
   ["saveDevices", "save devices", [{ name: "a", bytes: "state" }], "a Uint8Array"],
   ["saveDevices", "save devices", [{ name: "\ud800", bytes: new Uint8Array(1) }], "UTF-8"],

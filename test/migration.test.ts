@@ -319,6 +319,9 @@ test(`parameters change while the migration runs, and only then (SEED=${seed})`,
     } catch (error) {
       problems.push(error);
     }
+    for (const change of [null, 5, "faster", []]) {
+      expect(() => live.change(change as never)).toThrow("a change must be an object");
+    }
     live.change({ downtimeLimitMs: 60_000, maxBandwidthBytesPerSecond: 10 * GIB });
   };
   await rig.succeeds({ out: { live, downtimeLimitMs: 1, maxRounds: 1000 } });
@@ -363,6 +366,44 @@ test(`a guest that is leaving cannot leave once more, and can when it stayed (SE
   expect(failure).toMatchObject({ code: "CONFIGURATION_INVALID" });
   expect(failure?.message).toContain("is leaving already");
   await rig.succeeds();
+});
+
+test(`a host that waits for a guest takes no second one in meanwhile (SEED=${seed})`, async () => {
+  const rig = new FaultRig(seed);
+  const second = Promise.withResolvers<Awaited<ReturnType<typeof outcomeOf>>>();
+  rig.destination.misbehave("loadDevices", async () => {
+    second.resolve(await outcomeOf(migrateIn(rig.destination, "tcp:127.0.0.1:0")));
+    throw new Error("it is not taken");
+  });
+  await rig.fails();
+  const { failure } = await second.promise;
+  expect(failure).toMatchObject({ code: "CONFIGURATION_INVALID" });
+  expect(failure?.message).toContain("takes a guest in already");
+  await rig.succeeds();
+});
+
+test("what is no host and no option is refused with all that is wrong with it", async () => {
+  const wrong = { signal: 5, onPhase: "loudly", live: {}, recovery: null, threads: 4 };
+  const out = await outcomeOf(
+    migrateOut({ blocks: 1 } as never, "tcp:127.0.0.1:1", wrong as never),
+  );
+  expect(out.failure).toMatchObject({ code: "CONFIGURATION_INVALID", facts: {} });
+  for (const says of [
+    ...['needs a method "pause"', 'needs a method "saveDevices"', 'needs an array "blocks"'],
+    ...['"signal" must be one of AbortSignal', '"onPhase" must be a function'],
+    ...['"live" must be one of LiveP', '"recovery" must be one of Post', '"threads" must be one'],
+  ]) {
+    expect(out.failure?.message).toContain(says);
+  }
+  for (const given of [
+    migrateOut(null as never, "tcp:127.0.0.1:1"),
+    migrateIn({} as never, "tcp:127.0.0.1:0"),
+    migrateIn({ ...new RecordingDestination(), takeFaults: 5 } as never, "tcp:127.0.0.1:0"),
+    migrateIn(new RecordingDestination(), "tcp:127.0.0.1:0", null as never),
+    migrateIn(new RecordingDestination(), "tcp:127.0.0.1:0", { recovery: {} } as never),
+  ]) {
+    expect((await outcomeOf(given)).failure).toMatchObject({ code: "CONFIGURATION_INVALID" });
+  }
 });
 
 test("blocks that cannot be are refused before anything is touched", async () => {

@@ -1,5 +1,6 @@
 import { MigrationError } from "../../base/errors.ts";
-import { isObject, type Qmp, type QmpObject } from "./qmp.ts";
+import { isObject } from "../../base/object.ts";
+import type { Qmp, QmpObject } from "./qmp.ts";
 
 /** Fields of an answer, each checked: what QEMU says is not taken for granted. */
 export class Answer {

@@ -1,5 +1,6 @@
+import { isObject } from "../../base/object.ts";
 import { askList, property } from "./answer.ts";
-import { isObject, type Qmp } from "./qmp.ts";
+import type { Qmp } from "./qmp.ts";
 
 /** A memory backend of QEMU that is part of the guest's RAM, as QMP tells of it. */
 export interface Backend {

@@ -1,6 +1,6 @@
+import { isObject } from "../../base/object.ts";
 import { formatBytes } from "../../base/units.ts";
 import { blocksInFilesOf, type FilesTaken } from "../files-taken.ts";
-import { isObject } from "./qmp.ts";
 
 /**
  * What must be alike at both ends for QEMU to load the guest, as far as it can be asked before. It

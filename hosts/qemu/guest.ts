@@ -1,4 +1,5 @@
 import { MigrationError } from "../../base/errors.ts";
+import { isObject } from "../../base/object.ts";
 import type { Block } from "../../engine/block.ts";
 import { kernelId } from "../files-taken.ts";
 import { askList, property } from "./answer.ts";
@@ -6,7 +7,7 @@ import { type Backend, findBackends } from "./backend.ts";
 import { missingOf, readCapabilities } from "./capabilities.ts";
 import type { GuestDescription } from "./description.ts";
 import { processOfThread, type QemuProcess } from "./process.ts";
-import { isObject, type Qmp } from "./qmp.ts";
+import type { Qmp } from "./qmp.ts";
 import { findRam, GUEST_PAGE_BYTES } from "./ram.ts";
 import { type RamRow, ramTableOf } from "./ram-table.ts";
 

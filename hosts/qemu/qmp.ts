@@ -2,6 +2,7 @@ import { createConnection, type Socket } from "node:net";
 import { assert } from "../../base/assert.ts";
 import { nowMs, within } from "../../base/clock.ts";
 import { MigrationError, reasonOf } from "../../base/errors.ts";
+import { isObject } from "../../base/object.ts";
 import { Lines } from "./lines.ts";
 
 /** What QEMU answers in milliseconds may wait for its main loop, and that for a disk. */
@@ -175,10 +176,6 @@ export class Qmp {
     for (const { answer } of this.#waiting.values()) answer.reject(failure);
     this.#lost.resolve(failure);
   }
-}
-
-export function isObject(value: unknown): value is QmpObject {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
 function asObject(value: unknown): QmpObject {

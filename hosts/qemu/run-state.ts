@@ -1,7 +1,8 @@
 import { Deadline, nowMs } from "../../base/clock.ts";
 import { MigrationError } from "../../base/errors.ts";
+import { isObject } from "../../base/object.ts";
 import { ask } from "./answer.ts";
-import { isObject, type Qmp } from "./qmp.ts";
+import type { Qmp } from "./qmp.ts";
 
 const RUN_LIMIT_MS = 10_000;
 const LOOK_MS = 20;

@@ -1,7 +1,7 @@
 import { once } from "node:events";
 import { connect, createServer, type Server, type Socket } from "node:net";
+import { isObject } from "../../../base/object.ts";
 import { Lines } from "../../../hosts/qemu/lines.ts";
-import { isObject } from "../../../hosts/qemu/qmp.ts";
 import type { Monitor } from "./journey.ts";
 
 /** What QEMU says of its own migration, as the engine waits for it. */

@@ -1,0 +1,86 @@
+import { MigrationError } from "../base/errors.ts";
+import { isObject } from "../base/object.ts";
+import { LiveParameters } from "./live-parameters.ts";
+import { PostcopyRecovery } from "./postcopy-recovery.ts";
+import { PostcopySwitch } from "./postcopy-switch.ts";
+import { ReadyThreads } from "./ready-threads.ts";
+
+/** What an option that is no parameter must be: one of a class, or a function. */
+const OPTIONS = {
+  signal: AbortSignal,
+  live: LiveParameters,
+  postcopySwitch: PostcopySwitch,
+  recovery: PostcopyRecovery,
+  threads: ReadyThreads,
+  onPhase: Function,
+  onListening: Function,
+  onMigration: Function,
+  onProgress: Function,
+} as const;
+
+const METHODS = {
+  source: ["startDirtyLog", "stopDirtyLog", "pause", "resume", "saveDevices"],
+  destination: ["prepare", "loadDevices", "resume", "discard"],
+} as const;
+
+/** May be absent. */
+const OTHER_METHODS = { source: ["throttle"], destination: ["takeFaults"] } as const;
+
+/**
+ * An embedder without types may give anything, and learns here what is wrong with it, all at once and
+ * before anything is touched. Throws CONFIGURATION_INVALID.
+ */
+export function checkGiven(side: "source" | "destination", host: unknown, options: unknown): void {
+  const problems = [...hostProblems(side, host), ...optionProblems(options)];
+  if (problems.length > 0) throw new MigrationError("CONFIGURATION_INVALID", { problems });
+}
+
+/** Hosts that are in the middle of something, which a second migration at once would spoil. */
+export class Occupied {
+  readonly #hosts = new WeakSet<object>();
+  readonly #problem: string;
+
+  constructor(problem: string) {
+    this.#problem = problem;
+  }
+
+  /** Until it is disposed of. Throws CONFIGURATION_INVALID. */
+  take(host: object): Disposable {
+    if (this.#hosts.has(host)) {
+      throw new MigrationError("CONFIGURATION_INVALID", { problems: [this.#problem] });
+    }
+    this.#hosts.add(host);
+    return { [Symbol.dispose]: () => void this.#hosts.delete(host) };
+  }
+}
+
+/** What such a host answers, where a list is wanted. Throws HOST_FAILED. */
+export function checkAnswer(action: string, answer: unknown): void {
+  if (Array.isArray(answer)) return;
+  throw new MigrationError("HOST_FAILED", { action, reason: `it answered ${answer}, no array` });
+}
+
+function hostProblems(side: "source" | "destination", host: unknown): string[] {
+  if (!isObject(host)) return [`a host must be an object: it is ${host}`];
+  const problems: string[] = [];
+  for (const name of METHODS[side]) {
+    if (typeof host[name] !== "function") problems.push(`the host needs a method "${name}"`);
+  }
+  for (const name of OTHER_METHODS[side]) {
+    if (host[name] === undefined || typeof host[name] === "function") continue;
+    problems.push(`the host's "${name}" must be a method, or absent`);
+  }
+  if (side === "source" && !Array.isArray(host["blocks"])) {
+    problems.push('the host needs an array "blocks"');
+  }
+  return problems;
+}
+
+function optionProblems(options: unknown): string[] {
+  if (!isObject(options)) return [`options must be an object: it is ${options}`];
+  return Object.entries(OPTIONS).flatMap(([name, kind]) => {
+    const value = options[name];
+    if (value === undefined || value instanceof kind) return [];
+    return [`"${name}" must be ${kind === Function ? "a function" : `one of ${kind.name}`}`];
+  });
+}
