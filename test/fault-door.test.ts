@@ -44,7 +44,7 @@ function allMissing(pageCount = 1024): FaultDoor {
       { name: "ram", pageBytes: 4096, pageCount },
       { name: "rom", pageBytes: 4096, pageCount: 32 },
     ],
-    new Int32Array(3),
+    new Int32Array(new SharedArrayBuffer(12)),
   );
   for (let index = 0; index < pageCount / 32; index += 1) discardPages(door, 0, index, -1);
   discardPages(door, 1, 0, -1);
@@ -207,7 +207,7 @@ test("who waits asks once more for what is still missing, and nobody else does",
 test("what a lane that is gone has claimed is somebody else's to place, and to ask for", () => {
   const door = createFaultDoor(
     [{ name: "ram", pageBytes: 4096, pageCount: 64 }],
-    new Int32Array(3),
+    new Int32Array(new SharedArrayBuffer(12)),
   );
   discardPages(door, 0, 0, 0b11);
   ask(door, { block: 0, page: 1 });
@@ -268,6 +268,73 @@ test("what is there is there, whatever becomes of the link, and what is not is r
   expect(patient).toThrow('page 7 of "rom" will not come');
   expect(Atomics.load(door.gate, 0), "nobody waits at the gate").toBe(0);
 });
+
+test("a thread that is ended while it waits keeps the gate closed until its page is there, and no longer", async () => {
+  const door = allMissing();
+  const asking = { door, seat: SEAT, block: FORMER.block, pages: [FORMER.page] };
+  const waiter = new Worker(WAITER, { workerData: asking });
+  await untilAsked(door, FORMER);
+  await waiter.terminate();
+  takeAll(door);
+  expect(Atomics.load(door.gate, 0), "its page is missing").toBe(1);
+  markPresent(door, 0, FORMER.page >>> 5, 1 << (FORMER.page & 31));
+  takeAll(door);
+  expect(Atomics.load(door.gate, 0), "the lane has looked").toBe(0);
+});
+
+test("a seat whose thread was ended is another's, who opens the gate for both", async () => {
+  const door = allMissing();
+  const asking = { door, seat: SEAT, block: FORMER.block, pages: [FORMER.page] };
+  const waiter = new Worker(WAITER, { workerData: asking });
+  await untilAsked(door, FORMER);
+  await waiter.terminate();
+  ask(door, NEXT);
+  expect(Atomics.load(door.gate, 0)).toBe(0);
+});
+
+test("the gate is closed for whoever waits, and opened once, whenever the lane looks", () => {
+  atEveryMoment((door) => {
+    ask(door, FORMER);
+    markPresent(door, FORMER.block, FORMER.page >>> 5, 1 << (FORMER.page & 31));
+    let closedFor = 0;
+    const wait = vi.spyOn(Atomics, "wait").mockImplementation(() => {
+      closedFor = Atomics.load(door.gate, 0);
+      markPresent(door, NEXT.block, 0, 1 << NEXT.page);
+      return "ok";
+    });
+    return {
+      run: () => awaitPage(door, { seat: SEAT, ...NEXT }, PATIENT_MS),
+      interrupt: () => takeAll(door),
+      check: () => {
+        wait.mockRestore();
+        expect([closedFor, Atomics.load(door.gate, 0)]).toEqual([1, 0]);
+      },
+    };
+  });
+});
+
+test("a lane that opens the gate of an ended thread mixes up nothing when the seat is used again", () => {
+  atEveryMoment((door) => {
+    leaveClosed(door, NEXT);
+    return {
+      run: () => takeAll(door),
+      interrupt: () => ask(door, FORMER),
+      check: () => expect(Atomics.load(door.gate, 0)).toBe(0),
+    };
+  });
+});
+
+/** As a thread leaves its seat that was ended while it waited; the lane has its question, and its page came. */
+function leaveClosed(door: FaultDoor, question: Question): void {
+  const exchange = vi.spyOn(Atomics, "exchange").mockReturnValue(0 as never);
+  ask(door, question);
+  exchange.mockRestore();
+  const at = SEAT * 4;
+  Atomics.store(door.seats, at + 3, Atomics.load(door.seats, at));
+  takeAll(door);
+  markPresent(door, question.block, question.page >>> 5, 1 << (question.page & 31));
+  expect(Atomics.load(door.gate, 0)).toBe(1);
+}
 
 /** Until a lane sees this question. */
 async function untilAsked(door: FaultDoor, question: Question): Promise<void> {

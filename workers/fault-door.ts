@@ -18,7 +18,7 @@ import { createLatencies, type Latencies, latencyFigures, noteLatency } from "./
  *           MISSING  pages of all blocks that are not there
  *           DROPPED  pages that came once more, and were not written
  *           LINK     whether what is missing comes: see `FaultLink`
- *   seats   by seat: state, block, page
+ *   seats   by seat: state, block, page, and the question for which it keeps the gate closed, or 0
  *   sinceMs, blockedMs   by seat: when its question was asked, and all its waits together
  *   latencies            how long pages were waited for in all, and in the parts of it:
  *                        queued      until the request was written
@@ -91,6 +91,7 @@ const SEAT_IDLE = 0;
 const SEAT_ASKED = 1;
 const SEAT_WRITING = 2;
 const SEAT_STATE = 0b11;
+const SEAT_GATE = 3;
 /** From a question's number to the next one. It may wrap. */
 const SEAT_NEXT = 4;
 
@@ -156,9 +157,10 @@ export function awaitPage(
   const [index, bit] = [page >>> 5, 1 << (page & 31)];
   const startMs = nowMs();
   const at = seat * SEAT_WORDS;
-  // Here, where a processor is at hand: the lane may have to wait for one that bulk threads have.
-  closeGate(door);
   const number = ((Atomics.load(seats, at) & ~SEAT_STATE) + SEAT_NEXT) | 0;
+  // Here, where a processor is at hand: the lane may have to wait for one that bulk threads have.
+  const isClosed = Atomics.exchange(seats, at + SEAT_GATE, number | SEAT_ASKED) !== 0;
+  if (!isClosed) closeGate(door); // Else by a thread that was ended while it waited here.
   Atomics.store(seats, at, number | SEAT_WRITING);
   // A wait that was given up may have ended unseen: only the same page has been missing since.
   const isSame =
@@ -179,7 +181,7 @@ export function awaitPage(
     if (isThere || isGivenUp || leftMs <= 0) break;
     Atomics.wait(present, index, value, Math.min(leftMs, LOOK_MS));
   }
-  openGate(door);
+  if (Atomics.exchange(seats, at + SEAT_GATE, 0) !== 0) openGate(door);
   const endMs = nowMs();
   blockedMs[seat] = (blockedMs[seat] as number) + endMs - startMs;
   if (isThere) {
@@ -209,6 +211,7 @@ export function takeQuestion(
     const at = seat * SEAT_WORDS;
     if (seat % lanes !== lane) continue;
     const asked = Atomics.load(seats, at);
+    if ((asked & SEAT_STATE) === SEAT_IDLE) openGateOf(door, at, asked);
     if ((asked & SEAT_STATE) !== SEAT_ASKED) continue;
     const block = Atomics.load(seats, at + 1);
     const page = Atomics.load(seats, at + 2) >>> 0;
@@ -224,6 +227,17 @@ export function takeQuestion(
     }
   }
   return null;
+}
+
+/** Its page is there, and the gate still closed: who waited may have been ended meanwhile. */
+function openGateOf(door: FaultDoor, at: number, idle: number): void {
+  const { seats } = door;
+  const mark = (idle & ~SEAT_STATE) | SEAT_ASKED;
+  if (Atomics.load(seats, at + SEAT_GATE) !== mark) return;
+  const [block, page] = [Atomics.load(seats, at + 1), Atomics.load(seats, at + 2) >>> 0];
+  if (Atomics.load(seats, at) !== idle) return; // Block and page may be of two questions.
+  const isThere = isPresent(door, block, page);
+  if (isThere && Atomics.compareExchange(seats, at + SEAT_GATE, mark, 0) === mark) openGate(door);
 }
 
 /** Pages that are missing at the destination: called before anything arrives, per word of bits. */
