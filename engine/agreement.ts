@@ -1,7 +1,8 @@
 import { MigrationError } from "../base/errors.ts";
 import type { Checksum } from "../channels/checksum.ts";
 import type { AgreedParameter, Agreement, AnnouncedBlock } from "../channels/messages.ts";
-import type { Block } from "./block.ts";
+import { MISSING_MAX } from "../workers/fault-door.ts";
+import { type Block, wirePageBytes } from "./block.ts";
 import type { DestinationHost } from "./host.ts";
 
 /** xxHash64 of every `name=value` and a line feed, in order. */
@@ -30,11 +31,24 @@ export function checkParameters(
   throw new MigrationError("FRAME_CORRUPT", facts);
 }
 
-/** Throws POSTCOPY_UNSUPPORTED where memory may follow the guest and the host cannot wait for it. */
-export function checkPostcopy(host: DestinationHost, lanes: number): void {
-  if (lanes === 0 || host.takeFaults !== undefined) return;
-  const reason = "this host cannot let its guest wait for pages that are missing";
-  throw new MigrationError("POSTCOPY_UNSUPPORTED", { reason });
+/** Throws POSTCOPY_UNSUPPORTED where memory may follow the guest, and it cannot be waited for. */
+export function checkPostcopy(
+  host: DestinationHost,
+  lanes: number,
+  announced: readonly AnnouncedBlock[],
+): void {
+  if (lanes === 0) return;
+  if (host.takeFaults === undefined) {
+    const reason = "this host cannot let its guest wait for pages that are missing";
+    throw new MigrationError("POSTCOPY_UNSUPPORTED", { reason });
+  }
+  const pages = announced.reduce((sum, block) => {
+    return sum + block.sizeBytes / wirePageBytes(block.pageBytes);
+  }, 0);
+  if (pages > MISSING_MAX) {
+    const reason = `it has ${pages} pages, and at most ${MISSING_MAX} may be missing`;
+    throw new MigrationError("POSTCOPY_UNSUPPORTED", { reason });
+  }
 }
 
 /**

@@ -256,7 +256,7 @@ export class DestinationMigration {
       frame = await this.#ofMain.receive(["agree"], stepTimeoutMs);
     }
     const agreement = decodeAgreement(frame.body, 0);
-    checkPostcopy(this.#host, lanes);
+    checkPostcopy(this.#host, lanes, agreement.blocks);
     checkParameters(agreement, agreedParameters(this.#parameters), this.#checksum);
     const prepared = await this.attempt.askHost({
       action: "prepare memory",

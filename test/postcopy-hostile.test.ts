@@ -8,6 +8,7 @@ import {
   encodeLanes,
   encodeRequest,
 } from "../channels/messages.ts";
+import { checkPostcopy } from "../engine/agreement.ts";
 import { migrateIn } from "../engine/destination.ts";
 import type { DestinationHost } from "../engine/host.ts";
 import { resolveParameters } from "../engine/parameters.ts";
@@ -203,6 +204,25 @@ test("when the guest goes over", () => {
   expect(over("not-converging")).toBe(false);
   expect(over("not-converging", { verdict: "give-up" })).toBe(true);
   expect(over("not-converging", { isOutOfTime: true })).toBe(true);
+});
+
+test("a guest of more pages than can be counted as missing is refused before memory is prepared", () => {
+  const host = new MemoryGuestDestination();
+  const [half, page] = [2 ** 43, 4 * KIB];
+  const guest = (lastBytes: number) => [
+    { name: "low", sizeBytes: half, pageBytes: page },
+    // It travels in pages of 4 KiB.
+    { name: "high", sizeBytes: half - 2 * MIB, pageBytes: 2 * MIB },
+    { name: "last", sizeBytes: lastBytes, pageBytes: page },
+  ];
+  checkPostcopy(host, 1, guest(2 * MIB - page));
+  checkPostcopy(host, 0, guest(2 * MIB));
+  expect(() => checkPostcopy(host, 1, guest(2 * MIB))).toThrow(
+    expect.objectContaining({
+      code: "POSTCOPY_UNSUPPORTED",
+      message: expect.stringContaining("4294967296 pages"),
+    }),
+  );
 });
 
 test(`a host that cannot wait for pages is spared; a cancel before COMMIT too, and the retry succeeds (SEED=${seed})`, async () => {

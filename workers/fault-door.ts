@@ -74,6 +74,9 @@ export const DROPPED = 3;
 const LINK = 4;
 const WORDS = 16;
 
+/** More pages than a word of the door can count would be taken for fewer. */
+export const MISSING_MAX = 2 ** 32 - 1;
+
 const LINKS = ["open", "paused", "given-up"] as const;
 
 /**
