@@ -10,6 +10,7 @@ import {
 } from "../channels/messages.ts";
 import { createLatencies, latencyFigures } from "../workers/latencies.ts";
 import { Attempt, callHost } from "./attempt.ts";
+import { wirePageBytes } from "./block.ts";
 import { type Configuration, configure } from "./configuration.ts";
 import { Convergence, type Judgement, type Verdict } from "./convergence.ts";
 import { checkSections } from "./device-state.ts";
@@ -68,6 +69,8 @@ export class SourceMigration {
   #leg: SourceLeg;
   /** Started by this migration, and not taken yet. */
   #ownThreads: ReadyThreads | null = null;
+  /** The last that knows what is dirty: one that joins again has to be told first. */
+  #informed: Sender | null = null;
   /** Those that broke in post-copy. */
   readonly #brokenLegs: SourceLeg[] = [];
   #pausedFor: MigrationError | null = null;
@@ -200,7 +203,7 @@ export class SourceMigration {
   /** Agrees on parameters and blocks, and opens all channels, each with its thread. */
   async agree(): Promise<void> {
     const { peer } = this.#leg;
-    this.#leg.startThreads({
+    this.#informed = this.#leg.startThreads({
       isClean: false,
       ready: this.#options.threads ?? this.#ownThreads ?? undefined,
     });
@@ -438,6 +441,7 @@ export class SourceMigration {
         return sender.markDirty(block, firstPage, bits);
       }),
     );
+    this.#informed = sender;
     // Who says what it misses has taken the guest over.
     if (!this.#runsThere) this.#runs({ untouchedPages: 0, runningForMs: null });
     this.attempt.change("postcopy-recover");
@@ -702,7 +706,7 @@ export class SourceMigration {
   #progress(): Progress {
     const now = nowMs();
     const senders = this.#senders;
-    const { dirty, liveChannels } = senders.at(-1) ?? this.#untouched;
+    const dirty = this.#informed?.dirty ?? this.#allDirty;
     // Of all legs: what was sent stays sent when the link breaks.
     const sentBytes = senders.reduce((sum, sender) => sum + sender.sentBytes, 0);
     return {
@@ -717,7 +721,7 @@ export class SourceMigration {
       expectedDowntimeMs: this.#judgement?.expectedDowntimeMs ?? null,
       throttlePercent: this.#throttlePercent,
       deviceBytes: this.#deviceBytes,
-      workingChannels: liveChannels,
+      workingChannels: senders.at(-1)?.liveChannels ?? 0,
       elapsedMs: now - this.#startMs,
       ...(this.#isPostcopy && this.attempt.isCommitted
         ? { faults: { stages: { served: latencyFigures(this.#served) } } }
@@ -725,11 +729,13 @@ export class SourceMigration {
     };
   }
 
-  /** What a sender would tell before it sends anything. */
-  get #untouched() {
+  /** As a sender counts it, before there is one. */
+  get #allDirty() {
     const { blocks } = this.#host;
-    const pages = blocks.reduce((sum, block) => sum + block.sizeBytes / block.pageBytes, 0);
-    return { dirty: { pages, bytes: this.#guestBytes }, liveChannels: 0 };
+    const pages = blocks.reduce((sum, { sizeBytes, pageBytes }) => {
+      return sum + sizeBytes / wirePageBytes(pageBytes);
+    }, 0);
+    return { pages, bytes: this.#guestBytes };
   }
 
   #change(parameters: Parameters): void {

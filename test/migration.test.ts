@@ -1,4 +1,5 @@
-import { beforeAll, expect, test } from "vitest";
+import { beforeAll, expect, onTestFinished, test } from "vitest";
+import { type Clock, useClock } from "../base/clock.ts";
 import { GIB, KIB, MIB } from "../base/units.ts";
 import type { Block, BlockAnnouncement } from "../engine/block.ts";
 import { DESTINATION_PHASES, migrateIn } from "../engine/destination.ts";
@@ -305,6 +306,36 @@ test(`progress is told at both ends, and it never goes back (SEED=${seed})`, asy
   expect(atRest?.expectedDowntimeMs).toBeGreaterThan(0);
   expect(atRest?.sentBytes).toBeGreaterThan(0);
 });
+
+test(`what is dirty is told in the same pages before threads count them (SEED=${seed})`, async () => {
+  const shape = [{ name: "ram", sizeBytes: 8 * MIB, pageBytes: 2 * MIB }];
+  const told: number[] = [];
+  onTestFinished(useClock(lookingAtOnce()));
+  const outcome = await migratePair({
+    source: new RecordingSource({ seed, shape }),
+    destination: new RecordingDestination(),
+    out: { onProgress: ({ dirtyPages }) => told.push(dirtyPages) },
+  });
+  expect(verdictsOf(outcome)).toEqual({ source: "completed", destination: "completed" });
+  expect(told[0]).toBe((8 * MIB) / (4 * KIB));
+});
+
+/** What is done every so often is done for the first time at once. */
+function lookingAtOnce(): Clock {
+  return {
+    nowMs: () => Number(process.hrtime.bigint() / 1000n) / 1000,
+    cpuMs: () => 0,
+    after(ms, call) {
+      const timer = setTimeout(call, ms);
+      return () => clearTimeout(timer);
+    },
+    every(ms, call) {
+      call();
+      const timer = setInterval(call, ms);
+      return () => clearInterval(timer);
+    },
+  };
+}
 
 test(`parameters change while the migration runs, and only then (SEED=${seed})`, async () => {
   const rig = new FaultRig(seed);

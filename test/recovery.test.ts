@@ -154,6 +154,30 @@ test(`a source joins again by itself, within reconnect-timeout, as often as it t
   expect([progress.source.backwards, progress.destination.backwards]).toEqual([[], []]);
 });
 
+test(`a source that joins again tells what was dirty until it has heard what is (SEED=${seed})`, async () => {
+  await using relay = await Relay.start();
+  relay.isMended = true;
+  const stalled = Promise.withResolvers<void>();
+  relay.at({ channel: 0, frame: "missing", where: "before" }, "stall", stalled.resolve);
+  const told: number[] = [];
+  const enough = Promise.withResolvers<void>();
+  let isJoining = false;
+  const onProgress = ({ dirtyPages }: Progress): void => {
+    if (isJoining) told.push(dirtyPages);
+    if (told.length === 2) enough.resolve();
+  };
+  const journey = await Journey.begin(relay, { reconnectTimeoutMs: 20_000, onProgress });
+  await journey.moving();
+  relay.do("cut");
+  await stalled.promise;
+  isJoining = true;
+  await enough.promise;
+  isJoining = false;
+  expect(Math.min(...told)).toBeGreaterThan(0);
+  relay.do("cut");
+  await journey.expectArrived();
+});
+
 /** Whoever makes a connection hands it to `meet` first. */
 function connecting(meet: (channel: number, connection: Connection) => void): Surroundings {
   return {
