@@ -8,9 +8,9 @@ import {
   CHECKSUMMED_HEADER_BYTES,
   decodeHeader,
   encodeHeader,
-  FRAMES,
   type FrameName,
   HEADER_BYTES,
+  isOfMain,
   nextSequence,
   writeChecksum,
 } from "./frame.ts";
@@ -392,7 +392,7 @@ export class FrameStream {
     if (source.length < HEADER_BYTES) return false;
     const view = new DataView(source.buffer, source.byteOffset, source.byteLength);
     const header = decodeHeader(view, 0, { channel: this.channel, sequence: this.#readSequence });
-    if (FRAMES[header.name].lane === "bulk" || !header.hasChecksum) {
+    if (!isOfMain(header.name) || !header.hasChecksum) {
       throw new MigrationError("FRAME_UNEXPECTED", {
         channel: this.channel,
         frame: header.name,

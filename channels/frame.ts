@@ -43,12 +43,17 @@ export const DISCARD_BITS_BYTES_MAX = 64 * KIB;
 /** That wait for pages and of which it is told how long. */
 export const VCPUS_MAX = 256;
 
-export type FrameLane = "main" | "bulk" | "priority" | "both";
+/** What a channel is for, by its number in HELLO. Urgency is a property of a request, and is not told here. */
+export const LANE = { main: 1, bulk: 2, priority: 3 } as const;
+export type Lane = keyof typeof LANE;
+
+const EVERY_LANE = ["main", "bulk", "priority"] as const satisfies Lane[];
 
 interface FrameRow {
   /** Identifies the frame on the wire; never reused, never renumbered. */
   readonly kind: number;
-  readonly lane: FrameLane;
+  /** Of the channels that may carry it. */
+  readonly lanes: readonly Lane[];
   readonly from: "source" | "destination" | "both";
   /** Checked before anything is allocated for the body. */
   readonly bodyBytesMax: number;
@@ -60,17 +65,17 @@ interface FrameRow {
 export const FRAMES = {
   hello: {
     kind: 1,
-    lane: "both",
+    lanes: EVERY_LANE,
     from: "source",
     bodyBytesMax: 56,
     layout:
       "u16 versionMin, u16 versionMax, u8[16] migrationId, u16 channel, u8 lane, u8 reserved, u8[32] token",
     meaning:
-      "First frame of every connection. Lane is 1 main, 2 bulk, 3 priority; the main channel is number 0 and its token is zero, the others carry the token of WELCOME.",
+      "First frame of every connection. Lane is 1 main, 2 bulk, 3 priority; the main channel is number 0 and its token is zero, but to come back; the others carry the token of WELCOME.",
   },
   welcome: {
     kind: 2,
-    lane: "both",
+    lanes: EVERY_LANE,
     from: "destination",
     bodyBytesMax: 36,
     layout: "u16 version, u16 reserved, u8[32] token",
@@ -79,7 +84,7 @@ export const FRAMES = {
   },
   agree: {
     kind: 3,
-    lane: "main",
+    lanes: ["main"],
     from: "source",
     bodyBytesMax:
       16 +
@@ -93,7 +98,7 @@ export const FRAMES = {
   },
   accept: {
     kind: 4,
-    lane: "main",
+    lanes: ["main"],
     from: "destination",
     bodyBytesMax: 0,
     layout: "",
@@ -101,7 +106,7 @@ export const FRAMES = {
   },
   failure: {
     kind: 5,
-    lane: "both",
+    lanes: EVERY_LANE,
     from: "both",
     bodyBytesMax: FACTS_BYTES_MAX,
     layout: "str code, str facts",
@@ -110,7 +115,7 @@ export const FRAMES = {
   },
   pages: {
     kind: 6,
-    lane: "bulk",
+    lanes: ["bulk", "priority"],
     from: "source",
     bodyBytesMax: PAGES_HEAD_BYTES + RUNS_MAX * RUN_BYTES + PAYLOAD_BYTES_MAX,
     layout:
@@ -120,7 +125,7 @@ export const FRAMES = {
   },
   fence: {
     kind: 7,
-    lane: "bulk",
+    lanes: ["bulk"],
     from: "source",
     bodyBytesMax: 4,
     layout: "u32 number",
@@ -128,7 +133,7 @@ export const FRAMES = {
   },
   fenced: {
     kind: 8,
-    lane: "bulk",
+    lanes: ["bulk"],
     from: "destination",
     bodyBytesMax: 4,
     layout: "u32 number",
@@ -136,7 +141,7 @@ export const FRAMES = {
   },
   end: {
     kind: 9,
-    lane: "bulk",
+    lanes: ["bulk", "priority"],
     from: "source",
     bodyBytesMax: 0,
     layout: "",
@@ -144,7 +149,7 @@ export const FRAMES = {
   },
   round: {
     kind: 10,
-    lane: "main",
+    lanes: ["main"],
     from: "source",
     bodyBytesMax: 40,
     layout: "u32 round, u32 reserved, u64 dirtyPages, u64 sentPages, u64 sentBytes, f64 elapsedMs",
@@ -152,7 +157,7 @@ export const FRAMES = {
   },
   devices: {
     kind: 11,
-    lane: "main",
+    lanes: ["main"],
     from: "source",
     bodyBytesMax: 16,
     layout: "u32 sections, u32 reserved, u64 bytes",
@@ -160,7 +165,7 @@ export const FRAMES = {
   },
   section: {
     kind: 12,
-    lane: "main",
+    lanes: ["main"],
     from: "source",
     bodyBytesMax: 8 + 2 + NAME_BYTES_MAX,
     layout: "u64 bytes, str name",
@@ -168,7 +173,7 @@ export const FRAMES = {
   },
   piece: {
     kind: 13,
-    lane: "main",
+    lanes: ["main"],
     from: "source",
     bodyBytesMax: PIECE_BYTES_MAX,
     layout: "u8[] bytes",
@@ -176,7 +181,7 @@ export const FRAMES = {
   },
   ready: {
     kind: 14,
-    lane: "main",
+    lanes: ["main"],
     from: "destination",
     bodyBytesMax: 0,
     layout: "",
@@ -184,7 +189,7 @@ export const FRAMES = {
   },
   commit: {
     kind: 15,
-    lane: "main",
+    lanes: ["main"],
     from: "source",
     bodyBytesMax: 0,
     layout: "",
@@ -192,7 +197,7 @@ export const FRAMES = {
   },
   running: {
     kind: 16,
-    lane: "main",
+    lanes: ["main"],
     from: "destination",
     bodyBytesMax: 24,
     layout: "u64 untouchedPages, u32 isKnown, u32 reserved, f64 runningForMs",
@@ -201,7 +206,7 @@ export const FRAMES = {
   },
   done: {
     kind: 17,
-    lane: "main",
+    lanes: ["main"],
     from: "source",
     bodyBytesMax: 80,
     layout:
@@ -211,7 +216,7 @@ export const FRAMES = {
   },
   ping: {
     kind: 18,
-    lane: "main",
+    lanes: ["main"],
     from: "both",
     bodyBytesMax: 0,
     layout: "",
@@ -220,7 +225,7 @@ export const FRAMES = {
   },
   lost: {
     kind: 19,
-    lane: "main",
+    lanes: ["main"],
     from: "both",
     bodyBytesMax: 4,
     layout: "u16 channel, u16 reserved",
@@ -229,7 +234,7 @@ export const FRAMES = {
   },
   gone: {
     kind: 20,
-    lane: "main",
+    lanes: ["main"],
     from: "destination",
     bodyBytesMax: 4,
     layout: "u16 channel, u16 reserved",
@@ -238,7 +243,7 @@ export const FRAMES = {
   },
   lanes: {
     kind: 24,
-    lane: "main",
+    lanes: ["main"],
     from: "source",
     bodyBytesMax: 4,
     layout: "u16 priorityChannels, u16 reserved",
@@ -247,7 +252,7 @@ export const FRAMES = {
   },
   discard: {
     kind: 25,
-    lane: "main",
+    lanes: ["main"],
     from: "source",
     bodyBytesMax: 8 + DISCARD_BITS_BYTES_MAX,
     layout: "u32 block, u32 firstPage, u32[] bits",
@@ -256,7 +261,7 @@ export const FRAMES = {
   },
   switch: {
     kind: 26,
-    lane: "main",
+    lanes: ["main"],
     from: "source",
     bodyBytesMax: 8,
     layout: "u64 pages",
@@ -265,7 +270,7 @@ export const FRAMES = {
   },
   request: {
     kind: 27,
-    lane: "priority",
+    lanes: ["priority"],
     from: "destination",
     bodyBytesMax: 12,
     layout: "u32 block, u32 page, u32 number",
@@ -274,7 +279,7 @@ export const FRAMES = {
   },
   complete: {
     kind: 28,
-    lane: "main",
+    lanes: ["main"],
     from: "destination",
     bodyBytesMax: 0,
     layout: "",
@@ -282,7 +287,7 @@ export const FRAMES = {
   },
   faults: {
     kind: 29,
-    lane: "main",
+    lanes: ["main"],
     from: "both",
     bodyBytesMax: 248 + 8 * VCPUS_MAX,
     layout:
@@ -292,7 +297,7 @@ export const FRAMES = {
   },
   rejoin: {
     kind: 32,
-    lane: "main",
+    lanes: ["main"],
     from: "both",
     bodyBytesMax: 4,
     layout: "u32 received",
@@ -301,7 +306,7 @@ export const FRAMES = {
   },
   recover: {
     kind: 33,
-    lane: "main",
+    lanes: ["main"],
     from: "source",
     bodyBytesMax: 0,
     layout: "",
@@ -310,7 +315,7 @@ export const FRAMES = {
   },
   missing: {
     kind: 34,
-    lane: "main",
+    lanes: ["main"],
     from: "destination",
     bodyBytesMax: 8 + DISCARD_BITS_BYTES_MAX,
     layout: "u32 block, u32 firstPage, u32[] bits",
@@ -319,7 +324,7 @@ export const FRAMES = {
   },
   recovered: {
     kind: 35,
-    lane: "main",
+    lanes: ["main"],
     from: "destination",
     bodyBytesMax: 8,
     layout: "u64 pages",
@@ -328,13 +333,19 @@ export const FRAMES = {
   },
   resumed: {
     kind: 36,
-    lane: "main",
+    lanes: ["main"],
     from: "source",
     bodyBytesMax: 0,
     layout: "",
     meaning: "All channels have joined again: from here on requests may come, and pages.",
   },
 } as const satisfies Record<string, FrameRow>;
+
+/** Whether such frames come on the main channel. */
+export function isOfMain(name: FrameName): boolean {
+  const { lanes }: FrameRow = FRAMES[name];
+  return lanes.includes("main");
+}
 
 export type FrameName = keyof typeof FRAMES;
 

@@ -4,6 +4,8 @@ import {
   BLOCKS_MAX,
   CHANNELS_MAX,
   DESCRIPTION_BYTES_MAX,
+  LANE,
+  type Lane,
   NAME_BYTES_MAX,
   PARAMETERS_MAX,
   VCPUS_MAX,
@@ -23,9 +25,6 @@ export function formatMigrationId(id: Uint8Array): string {
 }
 export const TOKEN_BYTES = 32;
 
-/** What a channel is for. Urgency is a property of a request, and is not told here. */
-export const LANE = { main: 1, bulk: 2, priority: 3 } as const;
-export type Lane = keyof typeof LANE;
 const LANE_OF = new Map<number, Lane>(
   Object.entries(LANE).map(([lane, number]) => [number, lane as Lane]),
 );

@@ -192,7 +192,7 @@ function framesPage(): string {
   const rows = Object.entries(FRAMES).map(([name, row]) => [
     String(row.kind),
     code(name),
-    row.lane,
+    row.lanes.length === 3 ? "all" : row.lanes.join(", "),
     row.from,
     String(row.bodyBytesMax),
     row.layout === "" ? "" : code(row.layout),

@@ -4,7 +4,7 @@ import { errnoOf, MigrationError } from "../base/errors.ts";
 import { type Address, formatAddress } from "../channels/address.ts";
 import type { Checksum } from "../channels/checksum.ts";
 import type { Connector } from "../channels/connection.ts";
-import { corrupt } from "../channels/frame.ts";
+import { corrupt, type Lane } from "../channels/frame.ts";
 import { FrameStream } from "../channels/frame-stream.ts";
 import {
   type Agreement,
@@ -28,7 +28,6 @@ import {
   encodeRound,
   encodeSwitch,
   type FaultsMessage,
-  type Lane,
   MIGRATION_ID_BYTES,
   type RoundMessage,
   type RunningMessage,

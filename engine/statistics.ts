@@ -1,4 +1,5 @@
-import type { FaultStage, Lane, LatencyFigures } from "../channels/messages.ts";
+import type { Lane } from "../channels/frame.ts";
+import type { FaultStage, LatencyFigures } from "../channels/messages.ts";
 
 /** Where the downtime went. The parts follow each other and add up to `Report.downtimeMs`. */
 export interface DowntimeFigures {
