@@ -22,8 +22,8 @@ const words = new Int32Array(new SharedArrayBuffer(4));
 
 test("a lane looks again at once for a while, however fast its looks are", () => {
   for (const [lookMs, most] of [
-    [0.0005, 130],
-    [0.003, 30],
+    [0.0005, 410],
+    [0.003, 75],
     [0.05, 8],
   ] as const) {
     tick(4 * lookMs); // It looks at the clock once for four looks.

@@ -19,11 +19,12 @@ const UNASKED_COLD_MS = 2;
 const ASLEEP_MS = 5;
 
 /**
- * It looks again at once for so long before the first sleep: an answer is often there before a thread
- * could have slept. By time and not by count, for somebody may wait for the processor while looks are
- * slow, as before they are compiled.
+ * It looks again at once for so long before the first sleep, which is about three times what an answer
+ * takes: with as long as just one answer takes every second one is missed, and found a sleep later. By
+ * time and not by count, for somebody may wait for the processor while looks are slow, as before they
+ * are compiled.
  */
-const LOOKS_MS = 0.06;
+const LOOKS_MS = 0.2;
 const LOOKS_PER_TIME = 4;
 
 /**
