@@ -1,5 +1,6 @@
 import { expect, test } from "vitest";
 import { must } from "../base/assert.ts";
+import { MIB } from "../base/units.ts";
 import { askControl } from "../cli/control-socket.ts";
 import type { Report } from "../engine/statistics.ts";
 import { CliFolder } from "./fixtures/cli-folder.ts";
@@ -110,4 +111,21 @@ test("an interrupt ends the check of a guest that has arrived, and says that it 
   const ended = await receive.exit;
   expect(ended.status).toBe(1);
   expect(failureOf(ended)).toMatchObject({ code: "CANCELLED", facts: { phase: "verify" } });
+});
+
+test(`files take no guest in that is more than memory, nor does that guest's host take files (SEED=${SEED})`, async () => {
+  using folder = new CliFolder();
+  const memory = `ram=file:${folder.image("ram", { bytes: MIB, seed: SEED })}`;
+  await using files = startCli(["receive", "tcp:127.0.0.1:0", "--memory", memory, "--json"]);
+  await using own = startReceive();
+  await using toFiles = startSend(await addressOf(files));
+  await using toOwn = startCli(["send", await addressOf(own), "--memory", memory, "--json"]);
+  for (const exit of await Promise.all([toFiles.exit, files.exit, toOwn.exit, own.exit])) {
+    expect(exit.status).toBe(1);
+    expect(failureOf(exit)).toMatchObject({
+      code: "GUEST_MISMATCH",
+      at: "destination",
+      message: expect.stringContaining("its own kind of host"),
+    });
+  }
 });

@@ -3,7 +3,7 @@ import { MigrationError, reasonOf } from "../../base/errors.ts";
 import type { Block, BlockAnnouncement } from "../../engine/block.ts";
 import type { FaultDoor } from "../../engine/faults.ts";
 import type { DestinationHost, DeviceSection } from "../../engine/host.ts";
-import { cannotLoad, decodeDevices } from "./devices.ts";
+import { cannotLoad, DESCRIPTION, decodeDevices } from "./devices.ts";
 import { MemoryGuest } from "./guest.ts";
 import { allocateBlock, type SharedBlock } from "./memory.ts";
 import { announcementProblems, type GuestShape } from "./shape.ts";
@@ -59,8 +59,15 @@ export class MemoryGuestDestination implements DestinationHost {
     return guest;
   }
 
-  async prepare(announced: readonly BlockAnnouncement[]): Promise<readonly Block[]> {
+  async prepare(
+    announced: readonly BlockAnnouncement[],
+    description: string = DESCRIPTION,
+  ): Promise<readonly Block[]> {
     if (this.#attempt !== null) throw new Error("Cannot prepare: an earlier attempt is here");
+    if (description !== DESCRIPTION) {
+      const problem = "it is another kind of guest: receive it with its own kind of host";
+      throw new MigrationError("GUEST_MISMATCH", { problems: [problem] });
+    }
     checkAnnounced(announced, this.#options);
     const blocks = announced.map(allocate);
     const attempt: Attempt = { blocks, threads: [], guest: null, isDiscarded: false };

@@ -12,6 +12,9 @@ export interface GuestDevices {
   readonly states: readonly VcpuState[];
 }
 
+/** By which both ends know that they mean the same kind of guest, before anything is touched. */
+export const DESCRIPTION = "memory-guest";
+
 const SHAPE_SECTION = "memory-guest/shape";
 const ROUND_MAX = 2 ** 32 - 1;
 

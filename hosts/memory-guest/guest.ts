@@ -3,7 +3,7 @@ import { createDirtyLog, type DirtyLog } from "../../engine/dirty-log.ts";
 import { type FaultDoor, isPresent, SEATS_MAX } from "../../engine/faults.ts";
 import type { DeviceSection, SourceHost } from "../../engine/host.ts";
 import { type Control, createControl, readState, writeState } from "./control.ts";
-import { encodeDevices, type GuestDevices } from "./devices.ts";
+import { DESCRIPTION, encodeDevices, type GuestDevices } from "./devices.ts";
 import { allocateBlock, fillMemory, type SharedBlock } from "./memory.ts";
 import { checkShape, type GuestShape } from "./shape.ts";
 import { firstState, sweepsOf, type VcpuState } from "./sweep.ts";
@@ -35,6 +35,7 @@ export interface GuestParts extends GuestDevices {
  * it keeps its process alive; paused, it does not. `stop` ends its threads.
  */
 export class MemoryGuest implements SourceHost {
+  readonly description = DESCRIPTION;
   readonly shape: GuestShape;
   readonly blocks: readonly SharedBlock[];
   readonly #threads: readonly VcpuThread[];
