@@ -105,7 +105,8 @@ export const FAILURES = {
   },
   MEMORY_UNUSABLE: {
     remedy: "reconfigure",
-    advice: "Name a file of the right size that this user can read and write, and that nobody else has.",
+    advice:
+      "Name a file of the right size that this user can read and write, and that nobody else has.",
     says: (f: { block: string; path: string; reason: string }) =>
       `Cannot use "${f.path}" for block "${f.block}": ${f.reason}`,
   },
