@@ -203,7 +203,7 @@ export class SourceMigration {
   /** Agrees on parameters and blocks, and opens all channels, each with its thread. */
   async agree(): Promise<void> {
     const { peer } = this.#leg;
-    this.#informed = this.#leg.startThreads({
+    this.#informed = this.#startThreads(this.#leg, {
       isClean: false,
       ready: this.#options.threads ?? this.#ownThreads ?? undefined,
     });
@@ -435,7 +435,7 @@ export class SourceMigration {
     this.#leg = leg;
     await leg.leg.guard(leg.peer.recover());
     // They start while the destination's do.
-    const sender = leg.startThreads({ isClean: true });
+    const sender = this.#startThreads(leg, { isClean: true });
     await leg.leg.guard(
       leg.peer.receiveMissing(sender.geometries, ({ block, firstPage, bits }) => {
         return sender.markDirty(block, firstPage, bits);
@@ -451,6 +451,16 @@ export class SourceMigration {
     await leg.openChannels();
     await leg.leg.guard(leg.peer.tellResumed());
     this.#address = address;
+  }
+
+  /** Parameters may have changed since the leg was made, while there were no threads to tell. */
+  #startThreads(
+    leg: SourceLeg,
+    terms: { isClean: boolean; ready?: ReadyThreads | undefined },
+  ): Sender {
+    const sender = leg.startThreads(terms);
+    sender.change(this.#parameters);
+    return sender;
   }
 
   async #nextPlea(limitMs: number): Promise<Plea | null> {

@@ -188,6 +188,19 @@ test(`settings change at any time, in the middle of frames, and memory is exact 
   expect(changes).toBeGreaterThan(0);
 });
 
+test(`what changes before the threads are there holds for them as well (SEED=${seed})`, async () => {
+  const live = new LiveParameters();
+  const source = makeSource(0);
+  const destination = new RecordingDestination();
+  // The hosts have met, and threads are started next.
+  const onPhase = (phase: string): void => {
+    if (phase === "agree") live.change({ compression: "zstd" });
+  };
+  const { source: outcome } = await migratePair({ source, destination, out: { live, onPhase } });
+  expect(outcome.failure).toBeNull();
+  expect(outcome.report?.pages.compressed).toBe(PAGES);
+});
+
 test(`what is not live, or not legal, is refused, and the migration goes on as it was (SEED=${seed})`, async () => {
   const live = new LiveParameters();
   const source = makeSource(1);
