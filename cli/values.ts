@@ -33,7 +33,7 @@ function read(domain: Domain, text: string): FlagValue | undefined {
     case "percent":
       return digits(text.endsWith("%") ? text.slice(0, -1) : text);
     case "bytes":
-      return measured(parseSize, text);
+      return wholeBytes(measured(parseSize, text));
     case "bytesPerSecond":
       return measured(parseRate, text);
     case "milliseconds":
@@ -45,6 +45,11 @@ function read(domain: Domain, text: string): FlagValue | undefined {
 
 function digits(text: string): number | undefined {
   return /^\d+$/.test(text) ? Number(text) : undefined;
+}
+
+/** 1.3GiB is no whole number of bytes; nobody who writes it means a part of one. */
+function wholeBytes(bytes: number | undefined): number | undefined {
+  return bytes === undefined || bytes < KIB ? bytes : Math.floor(bytes);
 }
 
 function measured(parse: (text: string) => number, text: string): number | undefined {

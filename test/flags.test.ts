@@ -87,6 +87,17 @@ test("numbers are written in the units that people use", () => {
   });
 });
 
+test("a size in a unit may be no whole number of bytes, and means the bytes before", () => {
+  const cacheOf = (text: string) => parse("--xbzrle", `--xbzrle-cache-size=${text}`);
+  expect(cacheOf("1.3GiB").problems).toEqual([]);
+  expect(cacheOf("1.3GiB").options.xbzrleCacheBytes).toBe(Math.floor(1.3 * 2 ** 30));
+  expect(cacheOf("65536.5").options.xbzrleCacheBytes).toBe(65536);
+  expect(parse("--device-limit=0.5").problems).toHaveLength(1);
+  expect(parse("--chunk-size=1.3MiB").problems).toEqual([
+    '--chunk-size must be a size that is a power of two from 128KiB to 1GiB: it is "1.3MiB"',
+  ]);
+});
+
 test("a value is written in the largest unit that is exact", () => {
   const cases: [Domain["type"], number, string][] = [
     ["bytes", 2 ** 21, "2MiB"],
