@@ -110,6 +110,13 @@ export const LEGALITY: readonly LegalityRule[] = [
     reason: "Nothing else counts them.",
   },
   {
+    id: "postcopy-rounds-are-rounds",
+    kind: "limits",
+    when: { parameter: "postcopy", is: "after-rounds" },
+    claim: { parameter: "postcopyRounds", atMost: { parameter: "maxRounds" } },
+    reason: "What happens when those are used up comes before it.",
+  },
+  {
     id: "priority-channels-need-postcopy",
     kind: "excludes",
     when: { given: "priorityChannels" },

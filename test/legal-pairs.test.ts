@@ -588,6 +588,7 @@ function expectReasons(text: string, rules: readonly string[], said: readonly st
 const BESIDE: Readonly<Record<string, ParameterOptions & { address?: "fd" }>> = {
   "timeout-exceeds-downtime": { downtimeLimitMs: 1001, timeoutMs: 1000 },
   "throttle-in-order": { autoConverge: true, throttleInitialPercent: 51, throttleMaxPercent: 50 },
+  "postcopy-rounds-are-rounds": { postcopy: "after-rounds", postcopyRounds: 2, maxRounds: 1 },
   "postcopy-leaves-room-for-priority": { channels: 61, postcopy: "manual" },
   "fd-has-one-priority-channel": { address: "fd", postcopy: "manual", priorityChannels: 2 },
 };

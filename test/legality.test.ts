@@ -62,6 +62,10 @@ const CASES: Readonly<Record<string, { breaks: Case; keeps: Case }>> = {
     breaks: [{ postcopyRounds: 2, postcopy: "manual" }],
     keeps: [{ postcopyRounds: 2, postcopy: "after-rounds" }],
   },
+  "postcopy-rounds-are-rounds": {
+    breaks: [{ postcopy: "after-rounds", postcopyRounds: 3, maxRounds: 2 }],
+    keeps: [{ postcopy: "after-rounds", postcopyRounds: 3, maxRounds: 3 }],
+  },
   "priority-channels-need-postcopy": {
     breaks: [{ priorityChannels: 2 }],
     keeps: [{ priorityChannels: 2, postcopy: "manual" }],
