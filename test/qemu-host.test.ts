@@ -318,7 +318,8 @@ const TROUBLES: readonly Trouble[] = [
   {
     what: "a QEMU that never connects",
     make: ({ from }) => from.on.set("migrate", (asked, fake) => fake.answer(asked)),
-    options: { out: { stepTimeoutMs: 300 } },
+    // Every other step is done within that, however busy the machine is.
+    options: { out: { stepTimeoutMs: 3000 } },
     failure: { code: expect.stringMatching(/HOST_TIMEOUT|HYPERVISOR_SILENT/) },
   },
   {
