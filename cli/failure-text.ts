@@ -10,7 +10,7 @@ export function failureText(failure: MigrationError): string {
 }
 
 /** Names and reasons may come from the other host: what would steer a terminal is shown as "?". */
-function printable(text: string): string {
+export function printable(text: string): string {
   return text.replaceAll(/(?!\n)\p{Cc}/gu, "?");
 }
 

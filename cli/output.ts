@@ -1,6 +1,6 @@
 import type { MigrationError, Origin } from "../base/errors.ts";
 import type { Progress, Report } from "../engine/statistics.ts";
-import { failureText } from "./failure-text.ts";
+import { failureText, printable } from "./failure-text.ts";
 import { progressLine, progressText } from "./progress-text.ts";
 import { reportText } from "./report-text.ts";
 import { complain, say } from "./standard-streams.ts";
@@ -56,7 +56,7 @@ function plainOutput(side: Origin | undefined): Output {
     listening: (address) => say(`listening on ${address}\n`),
     phase: (phase) => say(`phase ${phase}\n`),
     progress: (progress) => isDue() && say(`${progressText(progress, side)}\n`),
-    note: (text) => say(`${text}\n`),
+    note: (text) => say(`${printable(text)}\n`),
     completed: (report) => say(`completed\n${reportText(report)}`),
     failed: (failure) => complain(failureText(failure)),
   };
@@ -81,7 +81,7 @@ function terminalOutput(side: Origin | undefined): Output {
       // One column less: a full line would wrap, and could not be redrawn.
       redraw(progressLine(progress, side, (process.stdout.columns || COLUMNS_UNKNOWN) - 1));
     },
-    note: (text) => stay(`${text}\n`),
+    note: (text) => stay(`${printable(text)}\n`),
     completed: (report) => stay(`completed\n${reportText(report)}`),
     failed(failure) {
       stay("");

@@ -3,7 +3,7 @@ import { PostcopyRecovery } from "../engine/postcopy-recovery.ts";
 import type { PostcopySwitch } from "../engine/postcopy-switch.ts";
 import { socketPathProblem } from "./address-problems.ts";
 import { type Answer, askControl, openControl } from "./control-socket.ts";
-import { failureText } from "./failure-text.ts";
+import { failureText, printable } from "./failure-text.ts";
 import { type Command, type CommandFlag, parseFlags } from "./flags.ts";
 import { chooseOutput, type Output } from "./output.ts";
 import { checkUsage, EXIT, INTERRUPTS, tellFailure } from "./run.ts";
@@ -78,7 +78,7 @@ function tell(answer: Answer): void {
   switch (answer.event) {
     case "status": {
       const { message } = (answer.pausedFor ?? {}) as { message?: string };
-      say(`phase ${answer.phase}${message === undefined ? "" : `: ${message}`}\n`);
+      say(printable(`phase ${answer.phase}${message === undefined ? "" : `: ${message}`}\n`));
       return;
     }
     case "recovered":

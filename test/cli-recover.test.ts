@@ -1,10 +1,12 @@
 import { statSync } from "node:fs";
 import { connect } from "node:net";
-import { expect, test } from "vitest";
+import { expect, onTestFinished, test, vi } from "vitest";
 import { must } from "../base/assert.ts";
 import { asMigrationError, MigrationError } from "../base/errors.ts";
 import { MIB } from "../base/units.ts";
 import { askControl, openControl, pleaOf } from "../cli/control-socket.ts";
+import { chooseOutput } from "../cli/output.ts";
+import { controlled } from "../cli/recover.ts";
 import { PostcopyRecovery } from "../engine/postcopy-recovery.ts";
 import type { Report } from "../engine/statistics.ts";
 import { CliFolder, isSameFile } from "./fixtures/cli-folder.ts";
@@ -233,6 +235,30 @@ test("a control takes one short line of what it knows, and harms nobody with any
   });
   const second = openControl(path, { recovery, phase: () => "" }).catch(asMigrationError);
   expect(await second).toMatchObject({ code: "ADDRESS_UNUSABLE" });
+});
+
+test("what the other host said of a pause cannot steer the terminal", async () => {
+  using folder = new CliFolder();
+  const path = folder.at("control");
+  const facts = { action: "resume", reason: "no\u001b[2J\u0007" };
+  const said = new MigrationError("HOST_FAILED", facts, { at: "destination" });
+  const written = vi.spyOn(process.stdout, "write").mockReturnValue(true);
+  onTestFinished(() => written.mockRestore());
+  await using control = await controlled(path, chooseOutput({ json: false, side: "source" }));
+  control.recovery.attach({
+    pausedFor: () => said,
+    recover: () => Promise.reject(said),
+    pause() {},
+    giveUp() {},
+  });
+  control.onPhase("postcopy-paused");
+  const noted = written.mock.calls.map(([text]) => String(text)).join("");
+  written.mockRestore();
+  const status = await runCli(["recover", path, "--status"]);
+  for (const text of [noted, status.stdout]) {
+    expect(text).toContain("Cannot resume: the host failed: no?[2J?");
+    expect(text).not.toContain("\u001b");
+  }
 });
 
 test("what is a plea, and what is none", () => {
