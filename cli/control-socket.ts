@@ -29,10 +29,12 @@ export type Answer =
 const EVENTS: readonly Answer["event"][] = ["status", "recovered", "failed", "refused"];
 
 /** What is said is short, and said at once: whoever is longer, or slower, is no operator. */
-const LINE_BYTES_MAX = 4096;
+const PLEA_BYTES_MAX = 4096;
 const LINE_MS = 5000;
 const TALKERS_MAX = 8;
 
+/** A failure repeats the address that was asked for, some times. */
+const ANSWER_BYTES_MAX = 16 * PLEA_BYTES_MAX;
 /** A recovery takes as long as its steps may. */
 const ANSWER_MS = 10 * 60_000;
 
@@ -93,7 +95,7 @@ async function startServer(server: Server, path: string): Promise<void> {
 async function serve(socket: Socket, controlled: Controlled): Promise<void> {
   let answer: Answer;
   try {
-    answer = await perform(pleaOf(await lineOf(socket, LINE_MS)), controlled);
+    answer = await perform(pleaOf(await lineOf(socket, LINE_MS, PLEA_BYTES_MAX)), controlled);
   } catch (error) {
     const reason = error instanceof RangeError ? error.message : reasonOf(error);
     answer = { event: "refused", reason };
@@ -152,7 +154,7 @@ export async function askControl(path: string, plea: Plea): Promise<Answer> {
   const socket = connect({ path });
   try {
     socket.write(`${JSON.stringify(plea)}\n`);
-    return answerIn(await lineOf(socket, ANSWER_MS));
+    return answerIn(await lineOf(socket, ANSWER_MS, ANSWER_BYTES_MAX));
   } catch (error) {
     const facts = { address: `unix:${path}`, reason: reasonOf(error) };
     throw new MigrationError("CONNECT_FAILED", facts, { cause: error });
@@ -174,7 +176,7 @@ function answerIn(line: string): Answer {
 }
 
 /** The first line that comes. Throws when it is too long or too late, or the socket ends before. */
-async function lineOf(socket: Socket, limitMs: number): Promise<string> {
+async function lineOf(socket: Socket, limitMs: number, bytesMax: number): Promise<string> {
   const { promise, resolve, reject } = Promise.withResolvers<string>();
   const chunks: Buffer[] = [];
   let bytes = 0;
@@ -183,9 +185,9 @@ async function lineOf(socket: Socket, limitMs: number): Promise<string> {
   socket.on("data", (chunk: Buffer) => {
     const end = chunk.indexOf("\n");
     bytes += end === -1 ? chunk.length : end;
-    if (bytes > LINE_BYTES_MAX) reject(new RangeError("the line is too long"));
+    if (bytes > bytesMax) reject(new RangeError("the line is too long"));
     else chunks.push(end === -1 ? chunk : chunk.subarray(0, end));
-    if (bytes > LINE_BYTES_MAX || end !== -1) socket.pause();
+    if (bytes > bytesMax || end !== -1) socket.pause();
     if (end !== -1) resolve(Buffer.concat(chunks).toString());
   });
   return await within(limitMs, promise, () => new Error(`no line came within ${limitMs} ms`));

@@ -1,4 +1,4 @@
-import { MigrationError } from "../base/errors.ts";
+import { MigrationError, type Origin } from "../base/errors.ts";
 import { PostcopyRecovery } from "../engine/postcopy-recovery.ts";
 import type { PostcopySwitch } from "../engine/postcopy-switch.ts";
 import { socketPathProblem } from "./address-problems.ts";
@@ -88,8 +88,8 @@ function tell(answer: Answer): void {
       complain(`It was refused: ${answer.reason}\n`);
       return;
     case "failed": {
-      const { code, facts } = answer.failure as { code: never; facts: never };
-      complain(failureText(new MigrationError(code, facts)));
+      const { code, facts, at } = answer.failure as { code: never; facts: never; at?: Origin };
+      complain(failureText(new MigrationError(code, facts, at === undefined ? {} : { at })));
     }
   }
 }

@@ -237,6 +237,31 @@ test("a control takes one short line of what it knows, and harms nobody with any
   expect(await second).toMatchObject({ code: "ADDRESS_UNUSABLE" });
 });
 
+test("why a recovery failed is told whole, and at which end", async () => {
+  using folder = new CliFolder();
+  const path = folder.at("control");
+  const recovery = new PostcopyRecovery();
+  const address = `exec:${"x".repeat(3900)}`;
+  const facts = { address, reason: "it ended" };
+  recovery.attach({
+    pausedFor: () => null,
+    recover: () =>
+      Promise.reject(new MigrationError("CONNECT_FAILED", facts, { at: "destination" })),
+    pause() {},
+    giveUp() {},
+  });
+  await using _control = await openControl(path, { recovery, phase: () => "postcopy-paused" });
+  expect(await askControl(path, { do: "recover", address })).toMatchObject({
+    event: "failed",
+    failure: { code: "CONNECT_FAILED", facts },
+  });
+  const { status, stderr } = await runCli(["recover", path, address]);
+  expect(status).toBe(1);
+  expect(stderr).toMatch(
+    /^CONNECT_FAILED \(at the destination\): Cannot connect to "exec:x+": it ended\n/,
+  );
+});
+
 test("what the other host said of a pause cannot steer the terminal", async () => {
   using folder = new CliFolder();
   const path = folder.at("control");
