@@ -142,8 +142,9 @@ function overview(): string {
   );
 }
 
+/** A terminal that does not say how wide it is says 0. */
 function columns(): number | undefined {
-  return process.stdout.isTTY === true ? process.stdout.columns : undefined;
+  return process.stdout.isTTY === true ? process.stdout.columns || undefined : undefined;
 }
 
 /** From the package's own description: beside the sources, or above the built modules. */

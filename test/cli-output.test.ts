@@ -95,6 +95,11 @@ test("a narrow terminal gets the parts of the bar that fit, the important ones",
   }
 });
 
+test("a terminal that does not say how wide it is gets help as a pipe does", async (context) => {
+  const { stdout } = await inTerminal(context, { columns: 0, args: ["send", "--help"] });
+  expect(stdout.replaceAll("\r\n", "\n")).toBe((await shell("$MULTIFD send --help | cat")).stdout);
+});
+
 test("a terminal that cannot redraw gets plain lines", async (context) => {
   const options = { columns: 80, args: ROUNDS, term: "dumb" };
   const { status, stdout } = await inTerminal(context, options);
