@@ -411,7 +411,7 @@ export const STATISTICS = {
       unit: "pages",
       optional: true,
       meaning:
-        "Pages that a lane sent once more, since the guest asked for them while they lay behind others in a bulk channel; at the source only.",
+        "Pages that a lane sent once more, since the guest asked for them while they lay behind others in a bulk channel; at the source only. The destination cannot tell them apart, and has them twice among its pages.",
     },
     "faults.vcpus[].blockedMs": {
       unit: "milliseconds",

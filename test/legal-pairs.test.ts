@@ -447,7 +447,10 @@ async function migrated(configuration: Configuration, terms: Terms): Promise<Rep
   expect(source.calls).toContain("pause");
   expect(source.calls).not.toContain("resume");
   expect(destination.owner).toBe(terms.free.includes("record") ? "destination" : null);
-  expect(destination.report.pages.raw).toBe(source.report.pages.raw);
+  // What a lane sent once more came as raw as the rest, as far as the destination can tell.
+  const again = destination.report.pages.raw - source.report.pages.raw;
+  expect(again).toBeGreaterThanOrEqual(0);
+  expect(again).toBeLessThanOrEqual(source.report.faults?.repeatedPages ?? 0);
   return source.report;
 }
 
