@@ -26,7 +26,7 @@ export const FAILURES = {
   },
   CONNECT_FAILED: {
     remedy: "retry",
-    advice: "Check that the destination is listening and reachable, then start again.",
+    advice: "Check that somebody listens there and can be reached, then try again.",
     says: (f: { address: string; reason: string }) =>
       `Cannot connect to "${f.address}": ${f.reason}`,
   },
