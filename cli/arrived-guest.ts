@@ -9,13 +9,17 @@ export interface Verdict {
   readonly writtenPages: number;
 }
 
-/** Lets a guest run on for so long, and pauses it to check every page. */
+/** Lets a guest run on for so long, and pauses it to check every page. Throws CANCELLED. */
 export async function runOn(
   guest: MemoryGuest,
-  { forMs }: { readonly forMs: number },
+  { forMs, signal }: { readonly forMs: number; readonly signal?: AbortSignal },
 ): Promise<Verdict> {
   const writtenBefore = guest.writtenPages;
-  await sleep(forMs);
+  try {
+    await sleep(forMs, undefined, signal === undefined ? {} : { signal });
+  } catch (error) {
+    throw new MigrationError("CANCELLED", { phase: "verify" }, { cause: error });
+  }
   await guest.pause();
   const problems = await guest.verify();
   return { problems, writtenPages: guest.writtenPages - writtenBefore };

@@ -18,14 +18,7 @@ import {
 import { chooseOutput, type Output } from "./output.ts";
 import { switchOnSignal } from "./postcopy-signal.ts";
 import { CONTROL_FLAG, controlled } from "./recover.ts";
-import {
-  checkUsage,
-  EXIT,
-  orCancelled,
-  runMigration,
-  tellFailure,
-  unlessInterrupted,
-} from "./run.ts";
+import { checkUsage, EXIT, orCancelled, runMigration, tellFailure } from "./run.ts";
 import { HELP_FLAG, JSON_FLAG } from "./shared-flags.ts";
 
 export const DEMO = {
@@ -102,7 +95,7 @@ async function depart(
       onProgress: (progress) => output.progress(progress),
     });
     const writtenHere = guest.writtenPages;
-    const verdict = await unlessInterrupted(destination.verdict, "verify");
+    const verdict = await orCancelled(signal, "verify", destination.verdict);
     assert(!guest.running && guest.writtenPages === writtenHere, "a guest that left stays paused");
     checkWhole(verdict);
     output.note(

@@ -45,18 +45,6 @@ const VARIANTS: readonly {
   { name: "a guest that writes nothing", channels: 2, flags: ["--dirty-rate", "0"] },
 ];
 
-test(`an interrupt in post-copy comes too late for the demo as well (SEED=${SEED})`, async () => {
-  const slowly = ["--max-bandwidth", "8MiB/s", "--postcopy", "manual"];
-  await using demo = startCli(["demo", "--json", `--seed=${SEED}`, ...SMALL, ...slowly]);
-  await demo.waitFor("progress", ({ phase }) => phase === "precopy");
-  demo.kill("SIGUSR1");
-  await demo.waitFor("phase", ({ phase }) => phase === "postcopy");
-  demo.kill("SIGTERM");
-  const { status, events, stderr } = await demo.exit;
-  expect([status, stderr]).toEqual([0, ""]);
-  expect(events.at(-1)).toMatchObject({ event: "completed", report: { verified: true } });
-});
-
 for (const { name, channels, flags } of VARIANTS) {
   test(`the demo moves ${name} and checks every page (SEED=${SEED})`, async () => {
     const { status, events, stderr } = await runCli([
