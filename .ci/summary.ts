@@ -97,7 +97,7 @@ function failuresOf({ testResults }: VitestReport): string[] {
   });
 }
 
-const MESSAGE_LENGTH_MAX = 400;
+const MESSAGE_LENGTH_MAX = 800;
 
 function beginningOf(message: string): string {
   return message.slice(0, MESSAGE_LENGTH_MAX);

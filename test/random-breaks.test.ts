@@ -53,7 +53,11 @@ async function live(
 ): Promise<Happened> {
   const { parameters, there, stage, brokenAt } = moment;
   const isOver = stage === "post-copy" || stage === "recovery";
-  await using destination = startGuestDestination(there, { record: records[1] });
+  await using destination = startGuestDestination(
+    there,
+    { record: records[1] },
+    { limitMs: ROW_LIMIT_MS },
+  );
   await using relay = await Relay.start();
   relay.isMended = moment.isMended;
   const address = relay.before(await addressOf(destination));
@@ -126,7 +130,8 @@ async function liveThrough(stage: Stage, kind: Kind, row: number): Promise<Map<s
         expect(count - come, "moments that never came").toBeLessThan(misses(MOMENTS));
       } catch (error) {
         const how = `SEED=${seed} npx vitest run random-breaks -t "${stage}: ${kind}"`;
-        throw new Error(`moment ${count}: ${moment.name}; again: ${how}`, { cause: error });
+        const what = `moment ${count}: ${moment.name}; again: ${how}\n${String(error)}`;
+        throw new Error(what, { cause: error });
       }
     }
     // Who is killed may leave one.

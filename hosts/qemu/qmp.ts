@@ -198,8 +198,24 @@ function objectIn(line: string): QmpObject | undefined {
 function eventMs(timestamp: unknown): number {
   const { seconds, microseconds } = asObject(timestamp);
   if (typeof seconds !== "number" || typeof microseconds !== "number") return nowMs();
-  const agoMs = Date.now() - (seconds * 1000 + microseconds / 1000);
-  return nowMs() - Math.max(0, agoMs);
+  const { momentMs, dateMs } = readBothClocks();
+  return momentMs - Math.max(0, dateMs - (seconds * 1000 + microseconds / 1000));
+}
+
+const CLOCKS_APART_MS = 0.5;
+const CLOCK_READINGS = 10;
+
+/** Two clocks at one moment: read again where this thread stood still between them. */
+function readBothClocks(): { momentMs: number; dateMs: number } {
+  let momentMs = nowMs();
+  for (let reading = 1; ; reading += 1) {
+    const dateMs = Date.now();
+    const afterMs = nowMs();
+    if (afterMs - momentMs < CLOCKS_APART_MS || reading === CLOCK_READINGS) {
+      return { momentMs, dateMs };
+    }
+    momentMs = afterMs;
+  }
 }
 
 function silent(waitingFor: string, limitMs: number): MigrationError {

@@ -171,9 +171,7 @@ class Simulation {
     this.#guest = createGuest(this.#source, this.#ledger);
     this.#sourceHost = new SimulatedSourceHost(this.#guest);
     this.#operator = new Operator(this.#world, this.#sourceHost, engine.settle);
-    this.#recordedSource = recordedSource(this.#sourceHost, {
-      write: (word) => must(this.#savingRecord, "devices are an attempt's").write(word),
-    });
+    this.#recordedSource = this.#recorded();
     this.#pending = [...plan.faults];
     for (const { call, trouble } of plan.troubles) this.#ledger.troubles.set(call, trouble);
   }
@@ -275,12 +273,22 @@ class Simulation {
     };
   }
 
-  #moveOut(name: string, afterMs: number, parameters = this.#parameters): void {
+  #recorded(): SimulatedSourceHost {
+    return recordedSource(this.#sourceHost, {
+      write: (word) => must(this.#savingRecord, "devices are an attempt's").write(word),
+    });
+  }
+
+  #moveOut(
+    name: string,
+    afterMs: number,
+    { parameters = this.#parameters, host = this.#recordedSource } = {},
+  ): void {
     const record = new SimulatedRecord("source");
     this.#sourceRecords.push(record);
     const migrate = (): Promise<unknown> =>
       this.#engine.migrateOut(
-        this.#recordedSource,
+        host,
         ADDRESS,
         {
           ...parameters,
@@ -439,7 +447,10 @@ class Simulation {
         if (source.out.opening !== null) this.#knock(source.out.opening);
     },
     "second attempt": () => {
-      if (!this.#source.isCrashed) this.#moveOut("migrateOut again", 0);
+      if (this.#source.isCrashed) return;
+      // An engine itself knows a host that is leaving; another one of the guest meets its destination.
+      const host = this.#random.below(2) === 0 ? this.#recordedSource : this.#recorded();
+      this.#moveOut("migrateOut again", 0, { host });
     },
     "source crashes": () => this.#crash(this.#source, { isSilent: false }),
     "source's machine is gone": () => this.#crash(this.#source, { isSilent: true }),
@@ -656,7 +667,7 @@ class Simulation {
     const host = new SimulatedDestinationHost(side, this.#guest, this.#plan.vcpus);
     this.#moveIn(host, new SimulatedRecord("destination"), "migrateIn, retried");
     const parameters = { timeoutMs: 20_000, nonConvergence: "switch-over", maxRounds: 10 } as const;
-    this.#moveOut("migrateOut, retried", 5, { ...this.#parameters, ...parameters });
+    this.#moveOut("migrateOut, retried", 5, { parameters: { ...this.#parameters, ...parameters } });
     await this.#settle(host);
     for (const { name, code } of this.#ends) {
       if (code !== "completed") this.#world.blame(`${name} fails: ${code}`);

@@ -50,6 +50,7 @@ const COVERED: readonly string[] = [
   "migrateOut: CONNECT_FAILED",
   "migrateOut: GUEST_NOT_RESTORED",
   "migrateOut: HANDOVER_UNKNOWN",
+  "migrateOut again: CONFIGURATION_INVALID",
   "migrateOut again: TOKEN_REFUSED",
   "migrateOut, retried: completed",
   "migrateIn: NO_SOURCE",
