@@ -83,7 +83,7 @@ export async function receive(argv: readonly string[]): Promise<number> {
       if (!(host instanceof MemoryGuestDestination)) return report;
       const runForMs = flags["run-for"];
       output.note(`the guest runs here for ${formatMs(runForMs)} and is then checked`);
-      const verdict = await runOn(host.guest, { forMs: runForMs, signal });
+      const verdict = await unlessInterrupted(runOn(host.guest, { forMs: runForMs }), "verify");
       checkWhole(verdict);
       output.note(`it wrote ${verdict.writtenPages} pages here; every page was checked`);
       return { ...report, verified: true };

@@ -43,13 +43,16 @@ export async function orCancelled<T>(
   }
 }
 
-/** As `work`, which comes before a migration; CANCELLED as soon as an interrupt comes. */
-export async function unlessInterrupted<T>(work: Promise<T>): Promise<T> {
+/**
+ * As `work`, which comes before a migration, or in `phase` after it; CANCELLED as soon as an
+ * interrupt comes. One that came earlier, too late for the migration, does not count.
+ */
+export async function unlessInterrupted<T>(work: Promise<T>, phase = "start"): Promise<T> {
   const controller = new AbortController();
   const cancel = (): void => controller.abort();
   for (const interrupt of INTERRUPTS) process.on(interrupt, cancel);
   try {
-    return await orCancelled(controller.signal, "start", work);
+    return await orCancelled(controller.signal, phase, work);
   } finally {
     for (const interrupt of INTERRUPTS) process.off(interrupt, cancel);
   }

@@ -113,6 +113,18 @@ test("an interrupt ends the check of a guest that has arrived, and says that it 
   expect(failureOf(ended)).toMatchObject({ code: "CANCELLED", facts: { phase: "verify" } });
 });
 
+test(`an interrupt in post-copy comes too late: the guest arrives and is checked (SEED=${SEED})`, async () => {
+  await using receive = startReceive(...BRIEFLY);
+  await using send = startSend(await addressOf(receive), ...SLOWLY, "--postcopy", "manual");
+  await send.waitFor("progress", ({ phase }) => phase === "precopy");
+  send.kill("SIGUSR1");
+  await Promise.all([untilIn(send, "postcopy"), untilIn(receive, "postcopy")]);
+  for (const end of [send, receive]) end.kill("SIGTERM");
+  const [left, arrived] = await Promise.all([send.exit, receive.exit]);
+  expect([left.status, left.stderr, arrived.status, arrived.stderr]).toEqual([0, "", 0, ""]);
+  expect(reportOf(arrived).verified).toBe(true);
+});
+
 test(`files take no guest in that is more than memory, nor does that guest's host take files (SEED=${SEED})`, async () => {
   using folder = new CliFolder();
   const memory = `ram=file:${folder.image("ram", { bytes: MIB, seed: SEED })}`;
