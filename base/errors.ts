@@ -192,7 +192,8 @@ export const FAILURES = {
   },
   CANCELLED: {
     remedy: "retry",
-    advice: "Somebody cancelled; the guest runs on at the source. Start again when ready.",
+    advice:
+      "Somebody cancelled; unless it has arrived, the guest runs on at the source. Start again when ready.",
     says: (f: { phase: string }) => `Cannot finish: cancelled in phase "${f.phase}"`,
   },
   HANDOVER_UNKNOWN: {

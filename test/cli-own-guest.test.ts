@@ -110,7 +110,11 @@ test("an interrupt ends the check of a guest that has arrived, and says that it 
   receive.kill("SIGINT");
   const ended = await receive.exit;
   expect(ended.status).toBe(1);
-  expect(failureOf(ended)).toMatchObject({ code: "CANCELLED", facts: { phase: "verify" } });
+  expect(failureOf(ended)).toMatchObject({
+    code: "CANCELLED",
+    facts: { phase: "verify" },
+    advice: expect.stringContaining("unless it has arrived"),
+  });
 });
 
 test(`an interrupt in post-copy comes too late: the guest arrives and is checked (SEED=${SEED})`, async () => {
