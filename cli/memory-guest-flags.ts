@@ -81,7 +81,10 @@ interface ShapeValues {
 /** What each flag by itself cannot tell; of `copies` of the guest on this machine. */
 export function shapeProblems(values: ShapeValues, copies: number): string[] {
   const problems: string[] = [];
-  if (values["working-set"] > values.size) problems.push("--working-set must fit into --size");
+  if (values["working-set"] > values.size) {
+    const [wanted, room] = [formatBytes(values["working-set"]), formatBytes(values.size)];
+    problems.push(`--working-set is ${wanted}: it must fit into --size, which is ${room}`);
+  }
   const neededBytes = copies * values.size * (1 - CONTENT.zero);
   const freeBytes = process.availableMemory();
   if (neededBytes > freeBytes) {

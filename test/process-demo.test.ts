@@ -167,7 +167,9 @@ test("a demo that cannot fit is refused before it takes memory", async () => {
     event: "failed",
     failure: {
       code: "CONFIGURATION_INVALID",
-      facts: { problems: ["--working-set must fit into --size"] },
+      facts: {
+        problems: ["--working-set is 17.0 MiB: it must fit into --size, which is 16.0 MiB"],
+      },
     },
   });
 });
