@@ -107,6 +107,8 @@ export class DestinationMigration {
   readonly #checksum: Checksum;
   readonly #throughput = new Throughput();
   readonly #rounds: RoundFigures[] = [];
+  /** The first one has begun. */
+  #hasRounds = false;
   readonly #stops: (() => void)[] = [];
   readonly #preparing: Hold;
   #hostLoss: MigrationError | null = null;
@@ -294,6 +296,7 @@ export class DestinationMigration {
 
   /** Pages arrive in the channels' threads; here, rounds are told, until devices come. */
   async receive(): Promise<void> {
+    this.#hasRounds = true;
     for (;;) {
       // How long a guest takes is the source's business; the heartbeat watches that it lives.
       const wanted = ["round", "discard", "switch", "devices", "lost"] as const;
@@ -811,7 +814,7 @@ export class DestinationMigration {
     const last = this.#rounds.at(-1);
     return {
       phase: this.attempt.phase,
-      round: this.#rounds.length + 1,
+      round: this.#hasRounds ? this.#rounds.length + 1 : 0,
       dirtyPages: last?.dirtyPages ?? 0,
       dirtyBytes: 0,
       sentBytes,

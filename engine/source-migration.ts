@@ -83,6 +83,8 @@ export class SourceMigration {
   readonly #throughput = new Throughput();
   readonly #hypervisor = new HypervisorView();
   readonly #rounds: RoundFigures[] = [];
+  /** Those that have begun. */
+  #round = 0;
   readonly #stops: (() => void)[] = [];
   readonly #tracking: Hold;
   readonly #throttling: Hold;
@@ -361,6 +363,7 @@ export class SourceMigration {
    */
   async sendMissing(): Promise<void> {
     const { attempt } = this;
+    this.#round += 1;
     for (;;) {
       try {
         const { round, faults } = await attempt.guard(this.#leg.sendMissing());
@@ -606,6 +609,7 @@ export class SourceMigration {
   }
 
   async #sendRound(): Promise<SentRound> {
+    this.#round += 1;
     const round = await this.attempt.guard(this.#ofSender.sendRound());
     const { dirtyPages, sentPages, sentBytes, elapsedMs } = round;
     const figures: RoundFigures = { dirtyPages, sentPages, sentBytes, elapsedMs };
@@ -721,7 +725,7 @@ export class SourceMigration {
     const sentBytes = senders.reduce((sum, sender) => sum + sender.sentBytes, 0);
     return {
       phase: this.attempt.phase,
-      round: this.#rounds.length + 1,
+      round: this.#round,
       dirtyPages: dirty.pages,
       dirtyBytes: dirty.bytes,
       sentBytes,

@@ -320,6 +320,32 @@ test(`what is dirty is told in the same pages before threads count them (SEED=${
   expect(told[0]).toBe((8 * MIB) / (4 * KIB));
 });
 
+test(`the round is 0 before the first, and at the source the last one from then on (SEED=${seed})`, async () => {
+  const told = { out: [] as Progress[], in: [] as Progress[] };
+  const source = new RecordingSource({ seed });
+  source.onLook = () => source.writePages(20);
+  const isTold = Promise.withResolvers<void>();
+  source.misbehave("saveDevices", async (act) => {
+    await isTold.promise;
+    return await act();
+  });
+  const onProgress = (progress: Progress): void => {
+    told.out.push(progress);
+    if (progress.phase === "devices") isTold.resolve();
+  };
+  onTestFinished(useClock(lookingAtOnce()));
+  const outcome = await migratePair({
+    source,
+    destination: new RecordingDestination(),
+    out: { onProgress, maxRounds: 3, downtimeLimitMs: 1, nonConvergence: "switch-over" },
+    in: { onProgress: (progress) => told.in.push(progress) },
+  });
+  expect(verdictsOf(outcome)).toEqual({ source: "completed", destination: "completed" });
+  expect([told.out[0]?.round, told.in[0]?.round]).toEqual([0, 0]);
+  const last = told.out.find(({ phase }) => phase === "devices");
+  expect(last?.round).toBe(outcome.source.report?.rounds.length);
+});
+
 /** What is done every so often is done for the first time at once. */
 function lookingAtOnce(): Clock {
   return {
