@@ -79,6 +79,15 @@ test(`nothing is joined again once COMMIT was sent: HANDOVER_UNKNOWN (SEED=${see
   expect(outcome.destination.failure?.code).toBe("CHANNEL_LOST");
 });
 
+test(`time without a main channel is part of timeout, which is from the start (SEED=${seed})`, async () => {
+  await using relay = await Relay.start();
+  relay.at({ channel: 0, frame: "round", where: "before" }, "cut");
+  const rig = new FaultRig(seed);
+  const out = { ...BOTH.out, timeoutMs: 500 };
+  const outcome = await rig.fails({ relay, out, in: { reconnectTimeoutMs: 1000 } });
+  expect(outcome.source.failure?.code).toBe("TIMEOUT");
+});
+
 test(`an end that does not allow it ends the migration, whatever the other one tries (SEED=${seed})`, async () => {
   await using relay = await startRelay();
   relay.at({ channel: 0, frame: "round", where: "before" }, "cut");
