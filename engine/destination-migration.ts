@@ -811,11 +811,10 @@ export class DestinationMigration {
     const sentBytes = [...receivers].reduce((sum, each) => {
       return sum + (each?.counters().movedBytes ?? 0);
     }, 0);
-    const last = this.#rounds.at(-1);
     return {
       phase: this.attempt.phase,
       round: this.#hasRounds ? this.#rounds.length + 1 : 0,
-      dirtyPages: last?.dirtyPages ?? 0,
+      dirtyPages: 0,
       dirtyBytes: 0,
       sentBytes,
       totalBytes: this.#guestBytes,

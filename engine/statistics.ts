@@ -431,7 +431,7 @@ export const STATISTICS = {
     dirtyPages: {
       unit: "pages",
       meaning:
-        "Pages that are known to be dirty and not sent yet; of memory that is scanned, those that were never sent.",
+        "Pages that are known to be dirty and not sent yet; of memory that is scanned, those that were never sent. 0 at the destination, which cannot know.",
     },
     dirtyBytes: { unit: "bytes", meaning: "The same in bytes of guest memory." },
     sentBytes: { unit: "bytes", meaning: "Bytes written to all channels so far." },

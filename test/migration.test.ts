@@ -346,6 +346,24 @@ test(`the round is 0 before the first, and at the source the last one from then 
   expect(last?.round).toBe(outcome.source.report?.rounds.length);
 });
 
+test(`a destination tells nothing of what is dirty (SEED=${seed})`, async () => {
+  const source = new RecordingSource({ seed });
+  const isTold = Promise.withResolvers<void>();
+  source.misbehave("saveDevices", async (act) => {
+    await isTold.promise;
+    return await act();
+  });
+  const told: number[][] = [];
+  const onProgress = ({ round, dirtyPages, dirtyBytes }: Progress): void => {
+    told.push([dirtyPages, dirtyBytes]);
+    if (round > 1) isTold.resolve();
+  };
+  const destination = new RecordingDestination();
+  const outcome = await migratePair({ source, destination, in: { onProgress } });
+  expect(verdictsOf(outcome)).toEqual({ source: "completed", destination: "completed" });
+  expect(new Set(told.flat())).toEqual(new Set([0]));
+});
+
 /** What is done every so often is done for the first time at once. */
 function lookingAtOnce(): Clock {
   return {
