@@ -57,7 +57,8 @@ export const FAILURES = {
   },
   PEER_SILENT: {
     remedy: "retry",
-    advice: "The other host is alive but does not answer; check its load, or raise step-timeout.",
+    advice:
+      "The other host is alive but does not answer; check its load, or raise the limit, which is step-timeout's or channel-timeout's.",
     says: (f: { waitingFor: string; limitMs: number }) =>
       `Cannot go on: no ${f.waitingFor} came within ${f.limitMs} ms`,
   },
@@ -186,7 +187,8 @@ export const FAILURES = {
   },
   TIMEOUT: {
     remedy: "retry",
-    advice: "Raise timeout, or find what was slow in the report.",
+    advice:
+      "Raise timeout, or find out what was slow by the phases and the progress that were told.",
     says: (f: { phase: string; limitMs: number }) =>
       `Cannot finish within ${f.limitMs} ms: time ran out in phase "${f.phase}"`,
   },

@@ -115,7 +115,10 @@ async function perform(
       return { event: "failed", failure: asMigrationError(error).toJSON() };
     }
   }
-  if (plea.do === "pause") recovery.pause();
+  if (plea.do === "pause") {
+    if (!phase().startsWith("postcopy")) throw new RangeError("it is not in post-copy");
+    recovery.pause();
+  }
   if (plea.do === "postcopy") goOver(postcopySwitch);
   return { event: "status", phase: phase(), pausedFor: recovery.pausedFor?.toJSON() ?? null };
 }

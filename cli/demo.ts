@@ -10,6 +10,7 @@ import { DemoDestination, endWithParent, tellVerdict } from "./demo-process.ts";
 import { type Command, flagsOf, parseFlags } from "./flags.ts";
 import {
   RUN_FOR_FLAG,
+  roomProblems,
   SHAPE_FLAGS,
   shapeOf,
   shapeProblems,
@@ -53,8 +54,8 @@ export async function demo(argv: readonly string[]): Promise<number> {
   const { arrive: address, json } = flags;
   const output = chooseOutput({ json, side: address === undefined ? "source" : "destination" });
   try {
-    const shape = address === undefined ? shapeProblems(flags, COPIES) : [];
-    checkUsage([...problems, ...shape]);
+    const shape = [...shapeProblems(flags), ...roomProblems(flags, COPIES)];
+    checkUsage([...problems, ...(address === undefined ? shape : [])]);
     if (address !== undefined) return await arrive(address, flags, options, output);
     return await runMigration(output, (signal) => depart(flags, options, output, signal));
   } catch (error) {
@@ -74,7 +75,7 @@ async function depart(
   const destination = new DemoDestination([
     "--arrive=tcp:127.0.0.1:0",
     `--vcpus=${flags.vcpus}`,
-    `--run-for=${flags["run-for"]}ms`,
+    `--run-for=${flags["run-for"].toFixed(3)}ms`,
     ...flagsOf(options),
   ]);
   try {

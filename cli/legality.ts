@@ -8,6 +8,7 @@ import {
   MEMORY_GUEST_FLAG,
   RUN_FOR_FLAG,
   SHAPE_FLAGS,
+  shapeProblems,
   VCPUS_FLAG,
   withMemoryGuest,
 } from "./memory-guest-flags.ts";
@@ -94,7 +95,12 @@ export async function checkLegality(argv: readonly string[]): Promise<number> {
   const parsed = parseFlags(LEGALITY_CHECK, argv);
   const { options, flags, positionals, mistakes } = parsed;
   try {
-    checkUsage([...addressMistakes(positionals[0]), ...mistakes, ...memoryMistakes(flags.memory)]);
+    checkUsage([
+      ...addressMistakes(positionals[0]),
+      ...mistakes,
+      ...memoryMistakes(flags.memory),
+      ...(flags["memory-guest"] && flags.side === "source" ? shapeProblems(flags) : []),
+    ]);
   } catch (error) {
     return tellFailure(chooseOutput({ json: flags.json }), error);
   }

@@ -78,21 +78,21 @@ interface ShapeValues {
   readonly seed: number;
 }
 
-/** What each flag by itself cannot tell; of `copies` of the guest on this machine. */
-export function shapeProblems(values: ShapeValues, copies: number): string[] {
-  const problems: string[] = [];
-  if (values["working-set"] > values.size) {
-    const [wanted, room] = [formatBytes(values["working-set"]), formatBytes(values.size)];
-    problems.push(`--working-set is ${wanted}: it must fit into --size, which is ${room}`);
-  }
-  const neededBytes = copies * values.size * (1 - CONTENT.zero);
+/** What each flag by itself cannot tell. */
+export function shapeProblems(values: Pick<ShapeValues, "size" | "working-set">): string[] {
+  if (values["working-set"] <= values.size) return [];
+  const [wanted, room] = [formatBytes(values["working-set"]), formatBytes(values.size)];
+  return [`--working-set is ${wanted}: it must fit into --size, which is ${room}`];
+}
+
+/** Whether this machine has room for `copies` of the guest. */
+export function roomProblems({ size }: Pick<ShapeValues, "size">, copies: number): string[] {
+  const neededBytes = copies * size * (1 - CONTENT.zero);
   const freeBytes = process.availableMemory();
-  if (neededBytes > freeBytes) {
-    const [needed, free] = [formatBytes(neededBytes), formatBytes(freeBytes)];
-    const where = copies === 1 ? "" : " for both processes";
-    problems.push(`--size needs about ${needed}${where}: ${free} are free`);
-  }
-  return problems;
+  if (neededBytes <= freeBytes) return [];
+  const [needed, free] = [formatBytes(neededBytes), formatBytes(freeBytes)];
+  const where = copies === 1 ? "" : " for both processes";
+  return [`--size needs about ${needed}${where}: ${free} are free`];
 }
 
 export function shapeOf(values: ShapeValues): GuestShape {

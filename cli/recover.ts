@@ -1,4 +1,4 @@
-import { MigrationError, type Origin } from "../base/errors.ts";
+import { isFailureCode, MigrationError } from "../base/errors.ts";
 import { PostcopyRecovery } from "../engine/postcopy-recovery.ts";
 import type { PostcopySwitch } from "../engine/postcopy-switch.ts";
 import { socketPathProblem } from "./address-problems.ts";
@@ -87,11 +87,16 @@ function tell(answer: Answer): void {
     case "refused":
       complain(`It was refused: ${answer.reason}\n`);
       return;
-    case "failed": {
-      const { code, facts, at } = answer.failure as { code: never; facts: never; at?: Origin };
-      complain(failureText(new MigrationError(code, facts, at === undefined ? {} : { at })));
-    }
+    case "failed":
+      complain(toldText(answer.failure));
   }
+}
+
+/** What is told may be of another version, which has failures that this one does not know. */
+function toldText(failure: object): string {
+  const { code, facts, at, message } = failure as Partial<ReturnType<MigrationError["toJSON"]>>;
+  if (code === undefined || !isFailureCode(code)) return printable(`${code}: ${message}\n`);
+  return failureText(new MigrationError(code, facts as never, at === undefined ? {} : { at }));
 }
 
 /** What a command hands to its migration so that `multifd recover` can reach it. */

@@ -43,11 +43,8 @@ export async function orCancelled<T>(
   }
 }
 
-/**
- * As `work`, which comes before a migration, or in `phase` after it; CANCELLED as soon as an
- * interrupt comes. One that came earlier, too late for the migration, does not count.
- */
-export async function unlessInterrupted<T>(work: Promise<T>, phase = "start"): Promise<T> {
+/** As `work`, in `phase`; CANCELLED as soon as an interrupt comes, of which earlier ones are none. */
+export async function unlessInterrupted<T>(work: Promise<T>, phase: string): Promise<T> {
   const controller = new AbortController();
   const cancel = (): void => controller.abort();
   for (const interrupt of INTERRUPTS) process.on(interrupt, cancel);

@@ -1,5 +1,6 @@
 import type { SourceHost } from "../engine/host.ts";
 import { PARAMETERS, type ParameterOptions } from "../engine/parameters.ts";
+import type { PostcopySwitch } from "../engine/postcopy-switch.ts";
 import { atOnce, ReadyThreads } from "../engine/ready-threads.ts";
 import { migrateOut } from "../engine/source.ts";
 import type { Report } from "../engine/statistics.ts";
@@ -23,6 +24,7 @@ import {
 } from "./guest-flags.ts";
 import { beginRecord, RECORD_FLAG } from "./handover.ts";
 import {
+  roomProblems,
   SHAPE_FLAGS,
   shapeOf,
   shapeProblems,
@@ -32,7 +34,7 @@ import {
 import { chooseOutput, type Output } from "./output.ts";
 import { switchOnSignal } from "./postcopy-signal.ts";
 import { CONTROL_FLAG, controlled } from "./recover.ts";
-import { checkUsage, runMigration, tellFailure, unlessInterrupted } from "./run.ts";
+import { checkUsage, orCancelled, runMigration, tellFailure } from "./run.ts";
 import { HELP_FLAG, JSON_FLAG } from "./shared-flags.ts";
 
 export const SEND = {
@@ -62,6 +64,8 @@ export const SEND = {
   },
 } as const satisfies Command;
 
+type SendFlags = ReturnType<typeof parseFlags<typeof SEND.flags>>["flags"];
+
 /** `ready` threads are the caller's; without them some are started while the guest is looked for. */
 export async function send(argv: readonly string[], ready?: ReadyThreads): Promise<number> {
   const { options, flags, positionals, problems: found } = parseFlags(SEND, argv);
@@ -70,44 +74,62 @@ export async function send(argv: readonly string[], ready?: ReadyThreads): Promi
   try {
     const problems = [...addressProblems(positionals[0]), ...found];
     const guest = parseGuestFlags(flags, problems);
-    if (guest.kind === "memory-guest") problems.push(...shapeProblems(flags, 1));
+    if (guest.kind === "memory-guest")
+      problems.push(...shapeProblems(flags), ...roomProblems(flags, 1));
     checkUsage(problems);
-    const writer = writerOf(flags);
-    const record = beginRecord(flags.record, "source");
-    await using own = ready === undefined ? threadsFor(options) : null;
-    const threads = ready ?? own ?? undefined;
-    await using host = await unlessInterrupted<OpenSource>(
-      guest.kind === "memory-guest"
-        ? runningGuest(shapeOf(flags))
-        : openSource(guest, { writer, options }),
-    );
-    for (const note of host.notes ?? []) output.note(note);
-    const possible = withoutThrottle(host, options, output);
-    const recorded = record === undefined ? host : recordedSource(host, record);
     using postcopy = switchOnSignal();
-    await using control = await controlled(flags.control, output, postcopy.postcopySwitch);
-    return await runMigration(output, (signal) =>
-      recordedOut(record, () =>
-        checkedWhereItStays(host, output, () =>
-          migrateOut(recorded, address, {
-            ...possible,
-            ...(threads === undefined ? {} : { threads }),
-            signal,
-            postcopySwitch: postcopy.postcopySwitch,
-            recovery: control.recovery,
-            onPhase: (phase) => {
-              output.phase(phase);
-              control.onPhase(phase);
-            },
-            onMigration: (id) => record?.identify(id),
-            onProgress: (progress) => output.progress(progress),
-          }),
-        ),
-      ),
-    );
+    const { postcopySwitch } = postcopy;
+    const order = { address, guest, flags, options, ready, postcopySwitch };
+    return await runMigration(output, (signal) => depart(order, output, signal));
   } catch (error) {
     return tellFailure(output, error);
   }
+}
+
+interface Order {
+  readonly address: string;
+  readonly guest: GuestChoice;
+  readonly flags: SendFlags;
+  readonly options: ParameterOptions;
+  readonly ready: ReadyThreads | undefined;
+  readonly postcopySwitch: PostcopySwitch;
+}
+
+/** From the guest, which has to be found first, to the report. */
+async function depart(
+  { address, guest, flags, options, ready, postcopySwitch }: Order,
+  output: Output,
+  signal: AbortSignal,
+): Promise<Report> {
+  const record = beginRecord(flags.record, "source");
+  await using own = ready === undefined ? threadsFor(options) : null;
+  const threads = ready ?? own ?? undefined;
+  const opening: Promise<OpenSource> =
+    guest.kind === "memory-guest"
+      ? runningGuest(shapeOf(flags))
+      : openSource(guest, { writer: writerOf(flags), options });
+  await using host = await orCancelled(signal, "start", opening);
+  for (const note of host.notes ?? []) output.note(note);
+  const possible = withoutThrottle(host, options, output);
+  const recorded = record === undefined ? host : recordedSource(host, record);
+  await using control = await controlled(flags.control, output, postcopySwitch);
+  return await recordedOut(record, () =>
+    checkedWhereItStays(host, output, () =>
+      migrateOut(recorded, address, {
+        ...possible,
+        ...(threads === undefined ? {} : { threads }),
+        signal,
+        postcopySwitch,
+        recovery: control.recovery,
+        onPhase: (phase) => {
+          output.phase(phase);
+          control.onPhase(phase);
+        },
+        onMigration: (id) => record?.identify(id),
+        onProgress: (progress) => output.progress(progress),
+      }),
+    ),
+  );
 }
 
 function threadsFor({ channels = PARAMETERS.channels.default }: ParameterOptions): ReadyThreads {

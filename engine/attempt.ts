@@ -169,8 +169,8 @@ export class Attempt<Phase extends string> {
 }
 
 /**
- * Calls a host with a deadline. A host that throws is HOST_FAILED (unless it throws a
- * MigrationError itself), one that does not return is HOST_TIMEOUT.
+ * Calls a host with a deadline. A host that throws is HOST_FAILED (unless it throws a MigrationError
+ * itself), one that does not return is HOST_TIMEOUT.
  */
 export async function callHost<T>(
   action: string,
@@ -182,7 +182,8 @@ export async function callHost<T>(
     const late = () => new MigrationError("HOST_TIMEOUT", { action, limitMs });
     return await within(limitMs, Promise.try(call), late);
   } catch (error) {
-    if (error instanceof MigrationError) throw error;
+    // Who owns the guest is not for a host to say.
+    if (error instanceof MigrationError && error.remedy !== "settle") throw error;
     throw new MigrationError("HOST_FAILED", { action, reason: reasonOf(error) }, { cause: error });
   }
 }

@@ -179,7 +179,12 @@ export class Convergence {
   }
 
   #throttle(round: RoundFacts, limits: ConvergenceLimits): number {
-    if (!limits.autoConverge) return 0;
+    if (!limits.autoConverge) {
+      // Who sets it again begins anew.
+      this.#throttlePercent = 0;
+      this.#stubbornRounds = 0;
+      return 0;
+    }
     const before = this.#dirtyBytesBefore ?? round.guestBytes;
     const isStubborn = expectedDirtyBytes(round) > before * SHRINKING;
     this.#stubbornRounds = isStubborn ? this.#stubbornRounds + 1 : 0;

@@ -96,6 +96,8 @@ const NO_DOWNTIME: DowntimeFigures = {
   handoverMs: 0,
 };
 
+type Counters = ReturnType<Receiver["counters"]>;
+
 /** The steps behind the phases of `migrateIn`, and what they share. */
 export class DestinationMigration {
   readonly attempt: Attempt<DestinationPhase>;
@@ -107,6 +109,8 @@ export class DestinationMigration {
   readonly #checksum: Checksum;
   readonly #throughput = new Throughput();
   readonly #rounds: RoundFigures[] = [];
+  /** When the guest went over before its memory had: what it missed, and what had come. */
+  #switched: { missing: number; startMs: number; before: Counters } | null = null;
   /** The first one has begun. */
   #hasRounds = false;
   readonly #stops: (() => void)[] = [];
@@ -350,6 +354,7 @@ export class DestinationMigration {
       call: async () => takeFaults.call(this.#host, door),
     });
     this.#announcement = (await this.#ofMain.receive(["devices"], channelTimeoutMs)).body;
+    this.#switched = { missing, startMs: nowMs(), before: this.#counters() };
   }
 
   /** Whether memory follows the guest. */
@@ -572,13 +577,33 @@ export class DestinationMigration {
     await this.#ofMain.send("running", running, channelTimeoutMs).catch(() => {});
   }
 
+  /** What the guest missed when it went over is the last round, of which the source tells nothing. */
+  #roundOfMissing({ pages, movedBytes }: Counters): RoundFigures[] {
+    if (this.#switched === null) return [];
+    const { missing, startMs, before } = this.#switched;
+    return [
+      {
+        dirtyPages: missing,
+        sentPages: pages - before.pages,
+        sentBytes: movedBytes - before.movedBytes,
+        elapsedMs: this.#endMs - startMs,
+      },
+    ];
+  }
+
+  /** Of all legs; one that is paused is among those that broke before another one follows. */
+  #counters(): Counters {
+    const receivers = new Set([...this.#broken.map(({ receiver }) => receiver), this.#ofReceiver]);
+    return [...receivers].map((receiver) => receiver.counters()).reduce(addedUp);
+  }
+
   async report(): Promise<Report> {
     const done = this.#isPostcopy ? this.#done : await this.#receiveDone();
     const unknown = { totalMs: this.#endMs - this.#startMs, ...NO_DOWNTIME, hypervisor: null };
     const { totalMs, hypervisor, ...downtime } = done ?? unknown;
     const last = { main: this.#ofMain, receiver: this.#ofReceiver };
     const legs = [...this.#broken.filter(({ main }) => main !== last.main), last];
-    const counters = legs.map(({ receiver }) => receiver.counters()).reduce(addedUp);
+    const counters = this.#counters();
     const channels = channelsOfLegs(
       legs.map(({ main, receiver }) => {
         return [mainChannelFigures(main.receivedBytes), ...receiver.channelFigures()];
@@ -589,7 +614,7 @@ export class DestinationMigration {
       downtimeMs: Object.values(downtime).reduce((sum, part) => sum + part, 0),
       downtime,
       ...hypervisorReport(downtime, hypervisor),
-      rounds: this.#rounds,
+      rounds: [...this.#rounds, ...this.#roundOfMissing(counters)],
       guestBytes: this.#guestBytes,
       sentBytes: channels.reduce((sum, channel) => sum + channel.sentBytes, 0),
       pages: pageFigures(counters, counters.untouched),

@@ -1,5 +1,5 @@
 import { DestinationMigration } from "./destination-migration.ts";
-import { checkGiven, Occupied } from "./given.ts";
+import { checkGiven, Occupied, takeGiven } from "./given.ts";
 import type { DestinationHost } from "./host.ts";
 import type { ParameterOptions } from "./parameters.ts";
 import type { PostcopyRecovery } from "./postcopy-recovery.ts";
@@ -61,6 +61,7 @@ export async function migrateIn(
 ): Promise<Report> {
   checkGiven("destination", host, options);
   using _arrives = arriving.take(host);
+  using _steered = takeGiven(options);
   const migration = await DestinationMigration.prepare(host, address, options, surroundings);
   const { attempt } = migration;
   try {

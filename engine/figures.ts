@@ -170,6 +170,15 @@ export function pageFigures(counters: Record<Counter, number>, untouched: number
   return { zero, unchanged, delta, compressed, raw, untouched };
 }
 
+/**
+ * Pages that went out in frames. The counter `pages` knows tasks that were done, and so nothing of the
+ * one that a connection was lost in.
+ */
+export function framedPages(counters: Record<Counter, number>): number {
+  const { zero, unchanged, delta, compressed, raw } = counters;
+  return zero + unchanged + delta + compressed + raw;
+}
+
 function rowsOf(control: Control, channels: number): CounterRow[] {
   return Array.from({ length: channels }, (_, index) => new CounterRow(control, index));
 }

@@ -35,9 +35,9 @@ export function checkGiven(side: "source" | "destination", host: unknown, option
   if (problems.length > 0) throw new MigrationError("CONFIGURATION_INVALID", { problems });
 }
 
-/** Hosts that are in the middle of something, which a second migration at once would spoil. */
+/** What is in the middle of something, which a second migration at once would spoil. */
 export class Occupied {
-  readonly #hosts = new WeakSet<object>();
+  readonly #taken = new WeakSet<object>();
   readonly #problem: string;
 
   constructor(problem: string) {
@@ -45,13 +45,33 @@ export class Occupied {
   }
 
   /** Until it is disposed of. Throws CONFIGURATION_INVALID. */
-  take(host: object): Disposable {
-    if (this.#hosts.has(host)) {
+  take(one: object): Disposable {
+    if (this.#taken.has(one)) {
       throw new MigrationError("CONFIGURATION_INVALID", { problems: [this.#problem] });
     }
-    this.#hosts.add(host);
-    return { [Symbol.dispose]: () => void this.#hosts.delete(host) };
+    this.#taken.add(one);
+    return { [Symbol.dispose]: () => void this.#taken.delete(one) };
   }
+}
+
+const used = new Occupied(
+  "each of live, recovery and postcopySwitch is of one migration at a time",
+);
+
+/**
+ * What steers a migration is its alone until that is disposed of: of two at once, it would
+ * steer the one that came last. Throws CONFIGURATION_INVALID.
+ */
+export function takeGiven(given: {
+  readonly live?: LiveParameters;
+  readonly recovery?: PostcopyRecovery;
+  readonly postcopySwitch?: PostcopySwitch;
+}): Disposable {
+  using taken = new DisposableStack();
+  for (const one of [given.live, given.recovery, given.postcopySwitch]) {
+    if (one !== undefined) taken.use(used.take(one));
+  }
+  return taken.move();
 }
 
 /** What such a host answers, where a list is wanted. Throws HOST_FAILED. */

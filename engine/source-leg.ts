@@ -15,7 +15,7 @@ import { Leg } from "./leg.ts";
 import type { Parameters } from "./parameters.ts";
 import type { ReadyThreads } from "./ready-threads.ts";
 import { Replacing } from "./replacing.ts";
-import { Sender, type SentRound } from "./sender.ts";
+import { Sender } from "./sender.ts";
 import { type SourceIdentity, SourcePeer } from "./source-peer.ts";
 import type { ChannelFigures } from "./statistics.ts";
 import type { LaneThreads, Surroundings } from "./surroundings.ts";
@@ -108,14 +108,14 @@ export class SourceLeg {
   }
 
   /** Sends what is dirty until the destination has all; what it told is returned with the round. */
-  async sendMissing(): Promise<{ round: SentRound; faults: FaultsMessage }> {
+  async sendMissing(): Promise<FaultsMessage> {
     const { sender, leg } = this;
-    const round = await leg.guard(sender.sendRound());
+    await leg.guard(sender.sendRound());
     this.endReplacing();
     await leg.guard(sender.end());
     assert(sender.dirtyPages === 0, "nothing is dirty when all was sent and nobody writes");
     tellLanes(this.#laneWords, FINISH);
-    return { round, faults: await leg.guard(this.peer.awaitComplete()) };
+    return await leg.guard(this.peer.awaitComplete());
   }
 
   /** Ends every wait of its threads. */

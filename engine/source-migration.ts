@@ -16,7 +16,14 @@ import { Convergence, type Judgement, type Verdict } from "./convergence.ts";
 import { checkSections } from "./device-state.ts";
 import { type DirtyLog, logProblem, type ScanLog } from "./dirty-log.ts";
 import type { Features } from "./features.ts";
-import { addedUp, channelsOfLegs, faultFigures, hypervisorReport, pageFigures } from "./figures.ts";
+import {
+  addedUp,
+  channelsOfLegs,
+  faultFigures,
+  framedPages,
+  hypervisorReport,
+  pageFigures,
+} from "./figures.ts";
 import { checkAnswer } from "./given.ts";
 import { Hold } from "./hold.ts";
 import type { DeviceSection, DeviceTerms, SourceHost } from "./host.ts";
@@ -364,12 +371,19 @@ export class SourceMigration {
   async sendMissing(): Promise<void> {
     const { attempt } = this;
     this.#round += 1;
+    const { dirtyPages } = this.#ofSender;
+    const startMs = nowMs();
+    const before = this.#counters();
     for (;;) {
       try {
-        const { round, faults } = await attempt.guard(this.#leg.sendMissing());
-        const { dirtyPages, sentPages, sentBytes, elapsedMs } = round;
-        this.#rounds.push({ dirtyPages, sentPages, sentBytes, elapsedMs });
-        const { stages, vcpus } = faults;
+        const { stages, vcpus } = await attempt.guard(this.#leg.sendMissing());
+        const after = this.#counters();
+        this.#rounds.push({
+          dirtyPages,
+          sentPages: framedPages(after) - framedPages(before),
+          sentBytes: after.movedBytes - before.movedBytes,
+          elapsedMs: nowMs() - startMs,
+        });
         this.#faults = { stages: { ...stages, served: latencyFigures(this.#served) }, vcpus };
         break;
       } catch (error) {
@@ -500,7 +514,7 @@ export class SourceMigration {
 
   report(): Report {
     const channels = channelsOfLegs(this.#legs.map((leg) => leg.channelFigures()));
-    const counters = this.#senders.map((sender) => sender.counters()).reduce(addedUp);
+    const counters = this.#counters();
     return {
       totalMs: this.#totalMs,
       downtimeMs: this.#lapStartMs - this.#pausedAtMs,
@@ -516,6 +530,11 @@ export class SourceMigration {
         ? {}
         : { faults: { ...faultFigures(this.#faults), repeatedPages: counters.repeated } }),
     };
+  }
+
+  /** Of all legs. */
+  #counters(): ReturnType<Sender["counters"]> {
+    return this.#senders.map((sender) => sender.counters()).reduce(addedUp);
   }
 
   /** Undoes `pauseGuest`, also when that threw. */

@@ -1,4 +1,4 @@
-import { checkGiven, Occupied } from "./given.ts";
+import { checkGiven, Occupied, takeGiven } from "./given.ts";
 import type { SourceHost } from "./host.ts";
 import type { LiveParameters } from "./live-parameters.ts";
 import type { ParameterOptions } from "./parameters.ts";
@@ -70,6 +70,7 @@ export async function migrateOut(
 ): Promise<Report> {
   checkGiven("source", host, options);
   using _leaves = leaving.take(host);
+  using _steered = takeGiven(options);
   const migration = await SourceMigration.prepare(host, address, options, surroundings);
   const { attempt } = migration;
   try {

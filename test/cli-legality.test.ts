@@ -105,6 +105,13 @@ test("nonsense is no configuration: it is told as everywhere, with exit status 2
   expect(failure.facts.problems).toHaveLength(4);
 });
 
+test("a guest that could not be made is no configuration, as for the command", () => {
+  const { status, stderr } = check("--memory-guest", "--size=16MiB");
+  expect(status).toBe(2);
+  expect(stderr).toContain("--working-set is 64.0 MiB: it must fit into --size, which is 16.0 MiB");
+  expect(check("--memory-guest", "--size=16MiB", "--working-set=4MiB").status).toBe(0);
+});
+
 test("without a check the rules are told, and parameters are not asked for", () => {
   const argv = [PROGRAM, "legality", "--side=source"];
   const { status, stderr } = spawnSync(process.execPath, argv, { encoding: "utf8" });

@@ -1,5 +1,6 @@
+import { once } from "node:events";
 import { statSync } from "node:fs";
-import { connect } from "node:net";
+import { connect, createServer } from "node:net";
 import { expect, onTestFinished, test, vi } from "vitest";
 import { must } from "../base/assert.ts";
 import { asMigrationError, MigrationError } from "../base/errors.ts";
@@ -21,7 +22,8 @@ test(`19: the demo is paused in post-copy, recovered by its control, and every p
   using folder = new CliFolder();
   const control = folder.at("control");
   await using demo = startCli([
-    ...["demo", "--json", `--seed=${SEED}`, "--control", control, "--run-for", "50ms"],
+    // It is handed to the other process as text, however little it is.
+    ...["demo", "--json", `--seed=${SEED}`, "--control", control, "--run-for", "0.0000001ms"],
     ...["--size", "16MiB", "--working-set", "12MiB", "--dirty-rate", "400MiB/s"],
     ...["--pattern", "stride", "--postcopy", "after-rounds=1", "--max-bandwidth", "4MiB/s"],
     ...["--downtime-limit", "1ms"],
@@ -237,6 +239,19 @@ test("a control takes one short line of what it knows, and harms nobody with any
   expect(await second).toMatchObject({ code: "ADDRESS_UNUSABLE" });
 });
 
+test("a pause is refused where there is no post-copy to break off", async () => {
+  using folder = new CliFolder();
+  const path = folder.at("control");
+  const recovery = new PostcopyRecovery();
+  let phase = "precopy";
+  await using _control = await openControl(path, { recovery, phase: () => phase });
+  const early = await runCli(["recover", path, "--pause"]);
+  expect([early.status, early.stderr]).toEqual([1, "It was refused: it is not in post-copy\n"]);
+  for (phase of ["postcopy", "postcopy-recover", "postcopy-paused"]) {
+    expect(await askControl(path, { do: "pause" })).toMatchObject({ event: "status", phase });
+  }
+});
+
 test("why a recovery failed is told whole, and at which end", async () => {
   using folder = new CliFolder();
   const path = folder.at("control");
@@ -260,6 +275,19 @@ test("why a recovery failed is told whole, and at which end", async () => {
   expect(stderr).toMatch(
     /^CONNECT_FAILED \(at the destination\): Cannot connect to "exec:x+": it ended\n/,
   );
+});
+
+test("a failure that only another version knows is told in its own words", async () => {
+  using folder = new CliFolder();
+  const path = folder.at("control");
+  const failure = { code: "TAPE_TORN", message: "Cannot rewind: it is torn\u001b[2J" };
+  const server = createServer((socket) =>
+    socket.end(`${JSON.stringify({ event: "failed", failure })}\n`),
+  );
+  onTestFinished(() => void server.close());
+  await once(server.listen({ path }), "listening");
+  const { status, stderr } = await runCli(["recover", path]);
+  expect([status, stderr]).toEqual([1, "TAPE_TORN: Cannot rewind: it is torn?[2J\n"]);
 });
 
 test("what the other host said of a pause cannot steer the terminal", async () => {

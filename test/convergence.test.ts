@@ -202,6 +202,18 @@ test("a throttle is lifted when auto-converge is switched off", () => {
   expect(simulated.round().verdict).toEqual({ kind: "continue", throttlePercent: 0 });
 });
 
+test("a throttle that was lifted begins anew when auto-converge is switched on again", () => {
+  const policy = new Convergence();
+  const throttleAt = (autoConverge: boolean): number => {
+    const round = { ...ROUND, dirtyBytes: ROUND.guestBytes };
+    const limits = { ...LIMITS, ...THROTTLE, downtimeLimitMs: 1, autoConverge };
+    const { verdict } = policy.judge(round, limits);
+    return verdict.kind === "continue" ? verdict.throttlePercent : -1;
+  };
+  const settings = [true, true, true, true, false, true, true, true];
+  expect(settings.map(throttleAt)).toEqual([0, 20, 20, 50, 0, 0, 20, 20]);
+});
+
 test("rounds that sent nothing decide nothing by accident", () => {
   const nothing = { guestBytes: 0, sentBytes: 0, sendMs: 0, elapsedMs: 0.001 };
   // Something is dirty and nobody knows how long it would take.

@@ -238,6 +238,24 @@ test(`a host's own typed failure is told as it is (SEED=${seed})`, async () => {
   await rig.succeeds();
 });
 
+test.for(["source", "destination"] as const)(
+  `a host at the %s does not say who owns the guest (SEED=${seed})`,
+  async (side) => {
+    const rig = new FaultRig(seed);
+    const claim = async (): Promise<never> => {
+      throw new MigrationError("HANDOVER_UNKNOWN", { reason: "so it says" });
+    };
+    if (side === "source") rig.source.misbehave("saveDevices", claim);
+    else rig.destination.misbehave("loadDevices", claim);
+    const outcome = await rig.fails();
+    for (const { failure } of [outcome.source, outcome.destination]) {
+      expect(failure).toMatchObject({ code: "HOST_FAILED", at: side });
+      expect(failure?.message).toContain("so it says");
+    }
+    await rig.succeeds();
+  },
+);
+
 describe("a destination that is lost", () => {
   const LOST = "HYPERVISOR_LOST at destination";
   const WHY = "it was killed";

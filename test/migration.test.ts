@@ -4,6 +4,7 @@ import { GIB, KIB, MIB } from "../base/units.ts";
 import type { Block, BlockAnnouncement } from "../engine/block.ts";
 import { DESTINATION_PHASES, migrateIn } from "../engine/destination.ts";
 import { LiveParameters } from "../engine/live-parameters.ts";
+import { PostcopyRecovery } from "../engine/postcopy-recovery.ts";
 import { migrateOut, SOURCE_PHASES } from "../engine/source.ts";
 import type { Progress, Report } from "../engine/statistics.ts";
 import { FaultRig, verdictsOf, warmUp } from "./harness/fault-rig.ts";
@@ -455,6 +456,28 @@ test(`a host that waits for a guest takes no second one in meanwhile (SEED=${see
   expect(failure).toMatchObject({ code: "CONFIGURATION_INVALID" });
   expect(failure?.message).toContain("takes a guest in already");
   await rig.succeeds();
+});
+
+test(`what steers a migration steers no second one meanwhile (SEED=${seed})`, async () => {
+  const rig = new FaultRig(seed);
+  const live = new LiveParameters();
+  const recovery = new PostcopyRecovery();
+  const others: Awaited<ReturnType<typeof outcomeOf>>[] = [];
+  rig.source.misbehave("saveDevices", async (act) => {
+    const source = new RecordingSource({ seed });
+    const destination = new RecordingDestination();
+    others.push(await outcomeOf(migrateOut(source, "tcp:127.0.0.1:1", { live })));
+    others.push(await outcomeOf(migrateIn(destination, "tcp:127.0.0.1:0", { recovery })));
+    expect([...source.calls, ...destination.calls]).toEqual([]);
+    return await act();
+  });
+  await rig.succeeds({ out: { live }, in: { recovery } });
+  for (const { failure } of others) {
+    expect(failure?.code).toBe("CONFIGURATION_INVALID");
+    expect(failure?.message).toContain("of one migration at a time");
+  }
+  expect(others).toHaveLength(2);
+  await rig.succeeds({ out: { live }, in: { recovery } });
 });
 
 test("what is no host and no option is refused with all that is wrong with it", async () => {

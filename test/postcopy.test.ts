@@ -144,6 +144,17 @@ test(`16: both ends tell how long who waited for pages, and the figures belong t
     postcopy: "after-rounds",
     maxBandwidthBytesPerSecond: 48 * MIB,
   });
+  // The last round is what the guest missed, of which each end has counts of its own.
+  expect(destination.rounds).toHaveLength(source.rounds.length);
+  expect(destination.rounds.slice(0, -1)).toEqual(source.rounds.slice(0, -1));
+  const lasts = [source, destination].map(({ rounds }) => must(rounds.at(-1), "it had rounds"));
+  for (const { dirtyPages, sentPages, sentBytes, elapsedMs } of lasts) {
+    expect(dirtyPages).toBe(lasts[0]?.dirtyPages);
+    expect(dirtyPages).toBeGreaterThan(0);
+    expect(sentPages).toBeGreaterThanOrEqual(dirtyPages);
+    expect(sentBytes).toBeGreaterThan(0);
+    expect(elapsedMs).toBeGreaterThan(0);
+  }
   const { repeatedPages = -1, ...faults } = must(source.faults, "it was post-copy");
   expect(destination.faults).toEqual(faults);
   // Once for a request, at the most: nothing else is sent twice.

@@ -83,7 +83,9 @@ test(`time without a main channel is part of timeout, which is from the start (S
   await using relay = await Relay.start();
   relay.at({ channel: 0, frame: "round", where: "before" }, "cut");
   const rig = new FaultRig(seed);
-  const out = { ...BOTH.out, timeoutMs: 500 };
+  // It is never paused, as all that it would take then has limits of its own.
+  rig.source.onLook = () => rig.source.writePages(50);
+  const out = { ...BOTH.out, timeoutMs: 500, downtimeLimitMs: 1, maxRounds: 1000 };
   const outcome = await rig.fails({ relay, out, in: { reconnectTimeoutMs: 1000 } });
   expect(outcome.source.failure?.code).toBe("TIMEOUT");
 });
