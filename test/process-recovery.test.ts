@@ -86,7 +86,10 @@ class Journey implements AsyncDisposable {
   /** Joins again, where it was before or elsewhere. */
   async recover(address = ""): Promise<CliEvent> {
     this.source.tell(`recover ${address}`.trim());
-    return must(await this.#story.next("recovered", "not recovered"), "it says how that went");
+    const told = await this.#story.next("recovered", "not recovered");
+    // Shows how it ended, and what it said of that.
+    if (told === null) expect(await this.source.exit).toBe("a process that says how that went");
+    return must(told, "it says how that went");
   }
 
   async expectRecovery(address?: string): Promise<void> {
