@@ -106,11 +106,12 @@ function dialer(address: Address, endpoint: Endpoint): Connector {
       const { promise, resolve, reject } = Promise.withResolvers<void>();
       socket.once("connect", resolve);
       socket.once("error", reject);
+      // For later: a socket without a listener for errors would take the process down with it.
+      socket.on("error", () => {});
       waiting.add(reject);
       try {
         await within(limitMs, promise, () => new Error(`no answer within ${limitMs} ms`));
       } catch (error) {
-        socket.on("error", () => {});
         socket.destroy();
         throw new MigrationError(
           "CONNECT_FAILED",
@@ -133,7 +134,7 @@ class Arrivals {
   #isClosed = false;
 
   add(connection: Connection): void {
-    // A socket without a listener for errors would take the process down with it.
+    // As of one that connects.
     connection.reader.on("error", () => {});
     connection.writer.on("error", () => {});
     // Several may arrive before the taker comes to run: it takes one, the others wait.

@@ -292,7 +292,7 @@ export const PARAMETERS = {
     live: false,
     side: "source",
     meaning:
-      "Versions of pages that are kept for xbzrle, all channels together; no more than memory, nor than 4 GiB per channel, is used.",
+      "Versions of pages that are kept for xbzrle, all channels together; no more than memory, nor than 4 GiB per channel, is used. A channel whose part is less than a page makes no deltas.",
     why: "The working set of a small busy guest; as in QEMU.",
   },
   connectTimeoutMs: {
