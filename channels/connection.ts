@@ -271,8 +271,9 @@ function startCommand(command: string): Connection {
 }
 
 /** Ends a command and whatever it has started. */
-function endGroup({ pid, exitCode }: ChildProcess): void {
-  if (pid === undefined || exitCode !== null) return;
+function endGroup({ pid, exitCode, signalCode }: ChildProcess): void {
+  // Of one that has ended the number may be somebody else's by now.
+  if (pid === undefined || exitCode !== null || signalCode !== null) return;
   try {
     process.kill(-pid);
   } catch (error) {

@@ -5,6 +5,7 @@ import { MigrationError, reasonOf } from "../base/errors.ts";
 import { siblingModule } from "../base/module.ts";
 import { Stopped } from "../channels/descriptor.ts";
 import type { ChannelPlace, LaneSetup, TaskReport } from "../workers/protocol.ts";
+import { settledWithin } from "./page-thread.ts";
 import type { Parameters } from "./parameters.ts";
 
 const THREAD_START_MS = 30_000;
@@ -42,7 +43,7 @@ export class Lanes {
 
   /** False when a thread hangs and still holds its descriptors. The stop word must be set. */
   async close(limitMs = THREAD_END_MS): Promise<boolean> {
-    const ends = Promise.all(this.#lanes.map((lane) => lane.close()));
+    const ends = Promise.all(this.#lanes.map((lane) => lane.close(limitMs)));
     try {
       await within(limitMs, ends, () => new Error("a thread hangs"));
       return true;
@@ -90,7 +91,9 @@ class Lane {
     return this.#ended.promise;
   }
 
-  async close(): Promise<void> {
+  /** As a thread of pages: not in the middle of its work, unless that takes longer than `limitMs`. */
+  async close(limitMs: number): Promise<void> {
+    if (this.#channel !== 0) await settledWithin(limitMs, [this.#ended.promise]);
     await this.#worker.terminate();
   }
 

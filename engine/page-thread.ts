@@ -18,6 +18,10 @@ export class PageThread {
   /** Why it is gone. */
   #death: unknown = null;
   #ended: Promise<void> | null = null;
+  /** The answers that are to come. */
+  readonly #running = new Set<Promise<unknown>>();
+  /** It has answered: from now on it may be at work. */
+  #hasStarted = false;
 
   constructor(module: URL) {
     this.#piscina = new Piscina({
@@ -38,7 +42,7 @@ export class PageThread {
   async run(channel: number, task: object): Promise<TaskReport> {
     try {
       if (this.#death !== null) throw this.#death;
-      return (await this.#piscina.run(task)) as TaskReport;
+      return await this.#answerTo(task);
     } catch (error) {
       // Piscina starts another one in its place, which knows nothing of this one's migration.
       this.#death ??= error;
@@ -47,23 +51,52 @@ export class PageThread {
     }
   }
 
-  /** Settles when it has ended. */
-  end(): Promise<void> {
-    this.#ended ??= this.#piscina.destroy();
+  /**
+   * Settles when it has ended: after the tasks that it has, which somebody has told to stop, or after
+   * `limitMs` in the middle of them. Where that hits a thread between making a stream of zlib and
+   * setting it up, Node 24 aborts the whole process ("close before init").
+   */
+  end(limitMs: number): Promise<void> {
+    this.#ended ??= this.#end(limitMs);
     return this.#ended;
+  }
+
+  async #answerTo(task: object): Promise<TaskReport> {
+    const answer = this.#piscina.run(task) as Promise<TaskReport>;
+    this.#running.add(answer);
+    try {
+      return await answer;
+    } finally {
+      this.#hasStarted = true;
+      this.#running.delete(answer);
+    }
+  }
+
+  async #end(limitMs: number): Promise<void> {
+    if (this.#hasStarted) await settledWithin(limitMs, this.#running);
+    await this.#piscina.destroy();
   }
 }
 
+/** Returns when all of them have settled, however, and after `limitMs` in any case. */
+export async function settledWithin(
+  limitMs: number,
+  work: Iterable<Promise<unknown>>,
+): Promise<void> {
+  const late = (): Error => new Error("it takes longer");
+  await within(limitMs, Promise.allSettled(work), late).catch(() => {});
+}
+
 /**
- * Ends threads. Descriptors may be closed after that, not before. A thread that hangs in the kernel (a
- * file on a disk that does not answer) is left behind after `limitMs`: false. It ends when the kernel
- * lets it go; another call waits for that.
+ * Ends threads, which must have been told to stop. Descriptors may be closed after that, not before. A
+ * thread that hangs in the kernel (a file on a disk that does not answer) is left behind after
+ * `limitMs`: false. It ends when the kernel lets it go; another call waits for that.
  */
 export async function endAll(
   threads: readonly PageThread[],
   limitMs = THREAD_END_MS,
 ): Promise<boolean> {
-  const ended = Promise.all(threads.map((thread) => thread.end()));
+  const ended = Promise.all(threads.map((thread) => thread.end(limitMs)));
   try {
     await within(limitMs, ended, () => new Error("a thread hangs"));
     return true;

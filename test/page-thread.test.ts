@@ -1,0 +1,43 @@
+import { expect, test } from "vitest";
+import { siblingModule } from "../base/module.ts";
+import { endAll, PageThread } from "../engine/page-thread.ts";
+import { BEGUN, ENDED, RELEASED, set } from "./harness/held-worker.ts";
+
+const MODULE = siblingModule("harness/held-worker", import.meta.url);
+
+/** A thread in the middle of a task, and how that ends. */
+async function threadAtWork() {
+  const words = new Int32Array(new SharedArrayBuffer(12));
+  const thread = new PageThread(MODULE);
+  await thread.run(1, { kind: "ready" });
+  const outcome = thread.run(1, { words }).catch((error: unknown) => error);
+  const { value } = Atomics.waitAsync(words, BEGUN, 0, 20_000);
+  await value;
+  return { words, thread, outcome };
+}
+
+test("a thread is not ended in the middle of its work, where that would take the process along", async () => {
+  const { words, thread, outcome } = await threadAtWork();
+  const ended = endAll([thread], 20_000);
+  // Ended at once, it would be gone before it is released.
+  await new Promise((resolve) => setImmediate(resolve));
+  set(words, RELEASED);
+  expect(await ended).toBe(true);
+  expect(Atomics.load(words, ENDED)).toBe(1);
+  expect(await outcome).toEqual({ state: "done", pages: 1 });
+});
+
+test("a thread that does not come to an end is ended after the limit, and told of until it is gone", async () => {
+  const { words, thread, outcome } = await threadAtWork();
+  expect(await endAll([thread], 1)).toBe(false);
+  expect(await endAll([thread], 20_000)).toBe(true);
+  expect(Atomics.load(words, ENDED)).toBe(0);
+  expect(await outcome).toMatchObject({ code: "WORKER_DIED" });
+});
+
+test("a thread that has not started yet is ended at once", async () => {
+  const thread = new PageThread(MODULE);
+  const outcome = thread.run(1, { kind: "ready" }).catch((error: unknown) => error);
+  expect(await endAll([thread])).toBe(true);
+  await outcome;
+});
