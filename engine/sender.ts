@@ -334,8 +334,11 @@ export class Sender {
     return this.#totals().movedBytes;
   }
 
-  channelFigures(): ChannelFigures[] {
-    const losses = this.#channels.map((channel) => channel.losses, this.#lanes);
+  /** Where the whole leg broke, whoever adds up legs counts that loss, and no channel does by itself. */
+  channelFigures({ isBroken }: { isBroken: boolean }): ChannelFigures[] {
+    const losses = this.#channels.map(({ losses, doom }) => {
+      return isBroken && doom !== null ? losses - 1 : losses;
+    });
     return channelFigures(this.control, losses, this.#lanes);
   }
 

@@ -140,7 +140,8 @@ export class SourceLeg {
   /** The main channel first. */
   channelFigures(): ChannelFigures[] {
     const main = this.peer.isConnected ? [mainChannelFigures(this.peer.main.sentBytes)] : [];
-    return [...main, ...(this.#sender?.channelFigures() ?? [])];
+    const isBroken = this.leg.failure !== null;
+    return [...main, ...(this.#sender?.channelFigures({ isBroken }) ?? [])];
   }
 
   /**
