@@ -2,13 +2,14 @@ import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { text } from "node:stream/consumers";
 import { fileURLToPath } from "node:url";
+import { MINUTE_MS } from "../../base/units.ts";
 import { missingCompiler, missingPrograms } from "../../test/real/programs.ts";
 import { CannotMeasure, listed, type Report } from "../measure.ts";
 import { enclosureProblem } from "./enclosure.ts";
 import type { Row } from "./figures.ts";
 
 /** Of a whole comparison; one that is small ends within a minute. */
-const LIMIT_MS = 30 * 60_000;
+const LIMIT_MS = 30 * MINUTE_MS;
 
 const FOLDER = new URL("./", import.meta.url);
 
@@ -53,17 +54,22 @@ async function outputOf(program: string, words: readonly string[]): Promise<stri
   const path = fileURLToPath(new URL(program, FOLDER));
   const child = spawn(process.execPath, [path, ...words, "--json"], {
     stdio: ["ignore", "pipe", "pipe"],
-    timeout: LIMIT_MS,
   });
-  const end = (): void => void child.kill(); // It takes all that is enclosed along.
+  // It takes all that is enclosed along, for which it must hear of it: SIGKILL would leave that.
+  const end = (): void => void child.kill("SIGTERM");
   process.once("exit", end);
-  const closed = once(child, "close");
-  const [output, complaints, [status]] = await Promise.all([
-    text(child.stdout),
-    text(child.stderr),
-    closed,
-  ]);
-  process.removeListener("exit", end);
-  if (status !== 0) throw new Error(`${program} ended with ${status}: ${complaints}`);
-  return output;
+  const late = Promise.withResolvers<never>();
+  const timer = setTimeout(() => {
+    end();
+    late.reject(new Error(`${program} was not done after ${LIMIT_MS / MINUTE_MS} minutes`));
+  }, LIMIT_MS);
+  try {
+    const ended = Promise.all([text(child.stdout), text(child.stderr), once(child, "close")]);
+    const [output, complaints, [status]] = await Promise.race([ended, late.promise]);
+    if (status !== 0) throw new Error(`${program} ended with ${status}: ${complaints}`);
+    return output;
+  } finally {
+    clearTimeout(timer);
+    process.removeListener("exit", end);
+  }
 }

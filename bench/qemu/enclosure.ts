@@ -34,17 +34,18 @@ function unshareWords(): string[] {
   ];
 }
 
-/** Runs this program again, enclosed. Returns its exit status. */
+/** Runs this program again, enclosed. Returns its exit status, 1 where a signal ended it. */
 export async function runEnclosed(program: string, words: readonly string[]): Promise<number> {
   assert(!isEnclosed, "one enclosure is enough");
   const child = spawn("unshare", [...unshareWords(), process.execPath, program, ...words], {
     stdio: "inherit",
     env: { ...process.env, [MARK]: "1" },
   });
-  const forward = (signal: NodeJS.Signals): void => void child.kill(signal);
-  for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, forward);
-  // Killed, it would leave the kernel to find out; ended in any other way, it takes all along.
-  process.once("exit", () => child.kill("SIGKILL"));
+  // Nothing milder has an effect: unshare blocks it while it waits, and the first process of a
+  // namespace does not hear it. Killed, unshare takes all that is enclosed along.
+  const end = (): void => void child.kill("SIGKILL");
+  for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, end);
+  process.once("exit", end);
   const [status] = (await once(child, "exit")) as [number | null];
   return status ?? 1;
 }
