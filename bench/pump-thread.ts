@@ -14,12 +14,17 @@ export interface PumpThread {
 
 const LIMIT_MS = 30_000;
 
-/** Does this thread's part of a pump once all threads are there, and takes down what it took. */
+/**
+ * Does this thread's part of a pump once all threads are there, and takes down what it took. Each
+ * one is there when it has done what it has to `prepare`.
+ */
 export function takePart(
   { fd, channel, stop, start, times }: PumpThread,
   work: (options: DescriptorOptions) => void,
+  prepare: (options: DescriptorOptions) => void = () => {},
 ): void {
   const options = { fd, channel, stop, limitMs: LIMIT_MS, isDeep: true };
+  prepare(options);
   Atomics.add(start, 0, 1);
   Atomics.notify(start, 0);
   Atomics.wait(start, 1, 0);
