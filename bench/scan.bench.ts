@@ -3,12 +3,12 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { assert } from "../base/assert.ts";
 import { nowMs } from "../base/clock.ts";
-import { GIB, MIB, TIB } from "../base/units.ts";
+import { formatBytes, GIB, MIB, TIB } from "../base/units.ts";
 import { migrateIn } from "../engine/destination.ts";
 import type { SourceHost } from "../engine/host.ts";
 import { migrateOut } from "../engine/source.ts";
 import type { RamPlace } from "../workers/ram.ts";
-import { type Benchmark, gbps, listed, median } from "./measure.ts";
+import { type Benchmark, CannotMeasure, gbps, listed, median } from "./measure.ts";
 import { fill, PAGE_BYTES, waitingMemory } from "./workloads.ts";
 
 const SMOKE = { guestBytes: 8 * MIB, channels: 2, scans: 2 };
@@ -59,16 +59,33 @@ class ScannedFile implements Disposable {
 
   constructor(content: Uint8Array) {
     const path = join(this.#folder, "ram");
-    const fd = openSync(path, "w");
-    for (let at = 0; at < content.length; at += MIB) {
-      assert(writeSync(fd, content, at, MIB, at) === MIB, "the file takes all of the guest");
-    }
-    closeSync(fd);
     this.place = { kind: "file", path, offset: 0 };
+    process.once("exit", this.#remove);
+    try {
+      writeAll(path, content);
+    } catch (error) {
+      this[Symbol.dispose]();
+      if ((error as NodeJS.ErrnoException).code !== "ENOSPC") throw error;
+      throw new CannotMeasure(`${this.#folder} has no room for ${formatBytes(content.length)}`);
+    }
   }
 
+  readonly #remove = (): void => rmSync(this.#folder, { recursive: true, force: true });
+
   [Symbol.dispose](): void {
-    rmSync(this.#folder, { recursive: true });
+    process.removeListener("exit", this.#remove);
+    this.#remove();
+  }
+}
+
+function writeAll(path: string, content: Uint8Array): void {
+  const fd = openSync(path, "w");
+  try {
+    for (let at = 0; at < content.length; ) {
+      at += writeSync(fd, content, at, Math.min(MIB, content.length - at), at);
+    }
+  } finally {
+    closeSync(fd);
   }
 }
 
