@@ -3,7 +3,6 @@ import { KIB, MIB } from "../base/units.ts";
 import { Prng } from "../test/prng.ts";
 import { DELTA_ROOM_BYTES, loadKernels, PAGE_FLAG } from "../workers/kernels/kernels.ts";
 import { type Benchmark, type Goal, gbps, type Report } from "./measure.ts";
-import { formatResult } from "./table.ts";
 import { fill, PAGE_BYTES } from "./workloads.ts";
 
 const WASM_PAGE_BYTES = 64 * KIB;
@@ -34,7 +33,7 @@ export const delta: Benchmark<DeltaParameters> = {
 };
 
 /** Only rates in cache have goals: memory has a speed of its own. */
-export async function run(report: Report, parameters: DeltaParameters = delta.real): Promise<void> {
+async function run(report: Report, parameters: DeltaParameters): Promise<void> {
   const { cachedBytes, memoryBytes, timedBytes, timings } = parameters;
   for (const [where, bytes] of [
     ["cache", cachedBytes],
@@ -199,8 +198,4 @@ class Workpiece {
       assert(this.#flags[page] === flag, "a bench does the work that it is named after");
     }
   }
-}
-
-if (import.meta.main) {
-  await run((result) => void process.stdout.write(`${formatResult(result)}\n`));
 }
