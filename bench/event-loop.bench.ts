@@ -35,8 +35,8 @@ export const eventLoop: Benchmark<typeof SMOKE> = {
     await using pair = new Pair();
     const { source, destination } = pair;
     await source.order("holdBusy", size);
-    const address = await destination.order("listenBusy", { vcpus: size.vcpus });
     await Promise.all([source.order("watchLoop"), destination.order("watchLoop")]);
+    const address = await destination.order("listenBusy", { vcpus: size.vcpus });
     const out = await source.order("depart", address, { channels });
     await destination.order("arrived");
     const delays = {

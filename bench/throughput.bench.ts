@@ -23,8 +23,9 @@ interface Sample {
  * pump's begins with the first write and ends when every reader has confirmed its last byte. The
  * engine's is round 1 of the report: from the first dispatch until a fence on every channel says
  * that all is in guest memory. Threads and connections of both ends are ready before, in both.
- * Processor time of the pump is its threads'; the engine's is all that both processes used before the
- * pause, threads that start and compile included.
+ * Processor time of the pump is its threads'; the engine's is all that both processes used,
+ * main threads included, in the phases in which pages move before the pause. What comes before these,
+ * such as connecting, is not counted.
  *
  * There are two pumps. One goes through the very memory that the guest has, warm at both ends: what
  * the machine allows when the bytes are a guest's. The other moves one small buffer, which never
