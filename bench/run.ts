@@ -8,7 +8,8 @@ const USAGE = `npm run bench -- [NAME…] [PARAMETER=NUMBER…] [--smoke] [--jso
 
 Without names all of them run. --smoke takes the small parameters of the test suite, --json prints
 a line of JSON for each result. Goals are judged, never enforced: a busy machine misses them. What
-this machine cannot measure is said on standard error, and the exit status is then 3.
+this machine cannot measure is said on standard error, and the exit status is then 3; it is 1 where
+parameters left a benchmark nothing to measure.
 
 `;
 
@@ -36,11 +37,15 @@ async function main(argv: readonly string[]): Promise<number> {
     const base = values.smoke ? benchmark.smoke : benchmark.real;
     const own = Object.entries(changes).filter(([name]) => Object.hasOwn(base, name));
     try {
-      await show(benchmark, { ...base, ...Object.fromEntries(own) }, values.json === true);
+      const parameters = { ...base, ...Object.fromEntries(own) };
+      const results = await show(benchmark, parameters, values.json === true);
+      if (results > 0) continue;
+      process.stderr.write(`NOTHING MEASURED: ${benchmark.name} has nothing of such parameters\n`);
+      status = 1;
     } catch (error) {
       if (!(error instanceof CannotMeasure)) throw error;
       process.stderr.write(`NOT MEASURED: ${benchmark.name}, because ${error.message}\n`);
-      status = 3;
+      if (status === 0) status = 3;
     }
   }
   return status;
@@ -57,17 +62,25 @@ function changesOf(words: readonly string[], chosen: readonly Benchmark[]): Para
   return changes;
 }
 
-async function show(benchmark: Benchmark, parameters: Parameters, isJson: boolean): Promise<void> {
+/** Returns how many results there are. */
+async function show(
+  benchmark: Benchmark,
+  parameters: Parameters,
+  isJson: boolean,
+): Promise<number> {
   const { name, about } = benchmark;
   const common = { bench: name, parameters, machine: describeMachine(), commit: currentCommit() };
   if (!isJson) {
     const settings = Object.entries(parameters).map(([key, value]) => `${key}=${value}`);
     process.stdout.write(`${name}: ${about}\n  ${settings.join(" ")}\n`);
   }
+  let results = 0;
   await benchmark.run((result) => {
+    results += 1;
     const line = isJson
       ? JSON.stringify({ ...result, met: isMet(result), ...common })
       : formatResult(result);
     process.stdout.write(`${line}\n`);
   }, parameters);
+  return results;
 }

@@ -81,6 +81,19 @@ test("what this machine cannot measure is said aloud, and is no success", async 
   });
 });
 
+test("a benchmark that has nothing to tell is said aloud, and is no success", async () => {
+  const failing = promisify(execFile)(process.execPath, [
+    run,
+    "--smoke",
+    "memory",
+    "channelsMax=0",
+  ]);
+  await expect(failing).rejects.toMatchObject({
+    code: 1,
+    stderr: expect.stringMatching(/^NOTHING MEASURED: memory /),
+  });
+});
+
 for (const words of [["throughputs"], ["kernels", "pages=7"], ["kernels", "timeMs=much"]]) {
   test(`"${words.join(" ")}" is nonsense and says what there is, with exit status 2`, async () => {
     const failing = promisify(execFile)(process.execPath, [run, "--smoke", ...words]);
