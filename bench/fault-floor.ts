@@ -1,11 +1,20 @@
 import { once } from "node:events";
 import type { Socket } from "node:net";
 import { Worker } from "node:worker_threads";
+import { MINUTE_MS } from "../base/units.ts";
 import { parseAddress } from "../channels/address.ts";
-import { connector, descriptorOf, listen, stopReading } from "../channels/connection.ts";
+import {
+  type Connection,
+  connector,
+  descriptorOf,
+  listen,
+  stopReading,
+} from "../channels/connection.ts";
 import type { FloorTask } from "./fault-floor-worker.ts";
 
 const LIMIT_MS = 10_000;
+/** For all requests, each of which takes some hundred microseconds. */
+const THREAD_LIMIT_MS = MINUTE_MS;
 
 /**
  * The least that a page fault over a network takes: a thread writes a request and is blocked until a
@@ -17,10 +26,12 @@ export async function answerFloor(count: number): Promise<{
 }> {
   const listener = await listen(parseAddress("tcp:127.0.0.1:0"));
   const answer = async (): Promise<void> => {
-    const { reader, close } = await listener.next(LIMIT_MS);
-    listener.close();
-    await runThread({ side: "answer", fd: blocking(reader as Socket), count });
-    close();
+    try {
+      const connection = await listener.next(LIMIT_MS);
+      await runThread("answer", connection, count);
+    } finally {
+      listener.close();
+    }
   };
   const finished = answer();
   finished.catch(() => {}); // Whoever asks for its end gets it.
@@ -29,10 +40,7 @@ export async function answerFloor(count: number): Promise<{
 
 /** Microseconds that each request took. */
 export async function askFloor(address: string, count: number): Promise<Float64Array> {
-  const { reader, close } = await connector(parseAddress(address)).connect(1, LIMIT_MS);
-  const times = await runThread({ side: "ask", fd: blocking(reader as Socket), count });
-  close();
-  return times;
+  return await runThread("ask", await connector(parseAddress(address)).connect(1, LIMIT_MS), count);
 }
 
 /** Reads and writes of its descriptor wait in the kernel from now on, which the engine's never do. */
@@ -42,11 +50,24 @@ function blocking(socket: Socket): number {
   return descriptorOf(socket);
 }
 
-async function runThread(task: Omit<FloorTask, "times">): Promise<Float64Array> {
-  const times = new Float64Array(new SharedArrayBuffer(task.count * 8));
+/** A thread for one side. Its end is the connection's, and so that of the other side's thread. */
+async function runThread(
+  side: FloorTask["side"],
+  { reader, close }: Connection,
+  count: number,
+): Promise<Float64Array> {
+  const times = new Float64Array(new SharedArrayBuffer(count * 8));
   const worker = new Worker(new URL("./fault-floor-worker.ts", import.meta.url), {
-    workerData: { ...task, times } satisfies FloorTask,
+    workerData: { side, fd: blocking(reader as Socket), count, times } satisfies FloorTask,
   });
-  await once(worker, "exit");
+  worker.once("exit", close);
+  const late = Promise.withResolvers<never>();
+  // Nothing wakes a thread that waits in the kernel: it is left to whoever kills this process.
+  const timer = setTimeout(() => late.reject(new Error("no page came back")), THREAD_LIMIT_MS);
+  try {
+    await Promise.race([once(worker, "exit"), late.promise]);
+  } finally {
+    clearTimeout(timer);
+  }
   return times;
 }

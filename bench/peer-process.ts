@@ -12,6 +12,9 @@ import type { Answer, Order, Peer } from "./peer.ts";
  */
 const CODE_CACHE = join(tmpdir(), "multifd-bench");
 
+/** A process whose threads wait in the kernel does not end by itself. */
+const END_LIMIT_MS = 10_000;
+
 type Method = (...words: never[]) => Promise<unknown>;
 type Orders = { [K in keyof Peer as Peer[K] extends Method ? K : never]: Peer[K] };
 
@@ -57,7 +60,10 @@ export class PeerProcess implements AsyncDisposable {
     this.#isEnding = true;
     const ended = once(this.#child, "exit");
     if (this.#child.connected) this.#child.disconnect();
-    if (this.#child.exitCode === null && this.#child.signalCode === null) await ended;
+    if (this.#child.exitCode !== null || this.#child.signalCode !== null) return;
+    const timer = setTimeout(() => this.#child.kill("SIGKILL"), END_LIMIT_MS);
+    await ended;
+    clearTimeout(timer);
   }
 }
 
