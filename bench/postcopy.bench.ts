@@ -104,6 +104,7 @@ export const postcopy: Benchmark<typeof SMOKE> = {
     for (const [name, times, goals] of [
       ["saturated", busy, { p50: 2, p99: 5 }],
       ["quiet", quiet, { p50: 1.3, p99: 2 }],
+      // Each wait is for 4 KiB of such a page, which is what a fault needs.
       ["saturated, host pages of 2 MiB", huge, { p50: 4, p99: null }],
     ] as const) {
       const all = times.flat();
