@@ -1,5 +1,4 @@
 import { execFileSync } from "node:child_process";
-import { must } from "../../base/assert.ts";
 import { currentCommit, describeMachine, type Machine } from "../machine.ts";
 import { furnish, isEnclosed, runEnclosed } from "./enclosure.ts";
 import { SOURCE_THREADS, type SourceThreads } from "./multifd.ts";
@@ -96,7 +95,10 @@ export interface Turns {
 
 export function turnsOf(values: { [Name in keyof Turns]: string } & { smoke: boolean }): Turns {
   const channels = counted(values.channels, "channels");
-  const threads = must(chosen(values.threads, SOURCE_THREADS)[0], "one of them was chosen");
+  const [threads, ...more] = chosen(values.threads, SOURCE_THREADS);
+  if (threads === undefined || more.length > 0) {
+    throw new RangeError(`--threads takes one of ${SOURCE_THREADS.join(", ")}`);
+  }
   if (values.smoke) return { pairs: 1, warmups: 0, channels, threads };
   const pairs = counted(values.pairs, "pairs");
   const warmups = values.warmups === "0" ? 0 : counted(values.warmups, "warmups");
