@@ -125,6 +125,23 @@ export const BROKEN: readonly {
     setting: { ...ANSWER_LOST, postcopy: "never" },
   },
   {
+    states: "a source that resumes when the destination has run the guest, and is gone",
+    engine: { ...REAL_ENGINE, migrateOut: flawedSource("resumes after COMMIT") },
+    blamed: /source's guest runs again after it ran at the destination/,
+    setting: {
+      ...ANSWER_LOST,
+      postcopy: "never",
+      faults: [
+        ...(ANSWER_LOST.faults ?? []),
+        {
+          kind: "destination crashes",
+          target: "all",
+          moment: { step: "destination resume", afterMs: 3 },
+        },
+      ],
+    },
+  },
+  {
     states: "a destination that runs before COMMIT",
     engine: { ...REAL_ENGINE, migrateIn: flawedDestination("runs before COMMIT") },
     blamed: /two copies of the guest run|a guest that runs was discarded/,

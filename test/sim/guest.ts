@@ -41,6 +41,9 @@ export class Ledger {
   readonly random: Prng;
   readonly troubles = new Map<HostCall, HostTrouble>();
   readonly #running = new Set<Machine>();
+  /** Of all that ever ran the one that was made last: to it the guest has gone. */
+  #latest: Machine | null = null;
+  #machines = 0;
   /** Longer than the engine's limit for a step. */
   readonly slowMs: number;
 
@@ -48,6 +51,12 @@ export class Ledger {
     this.world = world;
     this.random = random;
     this.slowMs = slowMs;
+  }
+
+  /** Machines are numbered as they are made. */
+  next(): number {
+    this.#machines += 1;
+    return this.#machines;
   }
 
   runs(machine: Machine): boolean {
@@ -65,6 +74,11 @@ export class Ledger {
     if (runs) this.#running.add(machine);
     else this.#running.delete(machine);
     if (this.#running.size > 1) this.world.blame("two copies of the guest run");
+    if (!runs) return;
+    const { side, number } = this.#latest ?? machine;
+    if (machine.number < number) {
+      this.world.blame(`${machine.side.name}'s guest runs again after it ran at the ${side.name}`);
+    } else this.#latest = machine;
   }
 
   /** Everything a host does takes a while, and may go wrong. */
@@ -83,6 +97,7 @@ export class Ledger {
 /** A guest at one end: its memory, and whether it runs there. */
 export class Machine {
   readonly side: Side;
+  readonly number: number;
   readonly ledger: Ledger;
   readonly blocks: readonly Block[];
   devices: readonly DeviceSection[] = [];
@@ -92,6 +107,7 @@ export class Machine {
 
   constructor(side: Side, ledger: Ledger, blocks: readonly Block[]) {
     this.side = side;
+    this.number = ledger.next();
     this.ledger = ledger;
     this.blocks = blocks;
   }
