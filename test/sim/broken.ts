@@ -174,6 +174,12 @@ export const BROKEN: readonly {
     blamed: /is not the same when the guest runs/,
   },
   {
+    states: "a thread that still writes when the guest runs",
+    engine: { ...REAL_ENGINE, threads: { writesLate: true } },
+    blamed: /is not the same once all is over/,
+    setting: { timeoutMs: 20_000, postcopy: "never", troubles: [], faults: [] },
+  },
+  {
     states: "a source that resumes when post-copy is interrupted",
     engine: { ...REAL_ENGINE, migrateOut: flawedSource("resumes when interrupted") },
     blamed: /two copies of the guest run/,

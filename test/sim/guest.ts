@@ -302,18 +302,25 @@ export class SimulatedDestinationHost implements DestinationHost {
     });
   }
 
+  /** Once all is over: without post-copy nobody writes to a guest that arrived, nor at its source. */
+  check(): void {
+    if (this.vcpus !== null) this.vcpus.check();
+    else if (this.machine?.runs === true)
+      this.#compareMemory(this.machine, "is not the same once all is over");
+  }
+
   #compare(machine: Machine): void {
     if (this.vcpus !== null) this.vcpus.check();
-    else this.#compareMemory(machine);
+    else this.#compareMemory(machine, "is not the same when the guest runs");
     this.#compareDevices();
   }
 
-  #compareMemory(machine: Machine): void {
+  #compareMemory(machine: Machine, problem: string): void {
     for (const [index, block] of this.origin.blocks.entries()) {
       const wanted = memoryOf(block);
       const found = memoryOf(must(machine.blocks[index], "every block has arrived"));
       if (Buffer.compare(wanted, found) !== 0) {
-        this.#world.blame(`block "${block.name}" is not the same when the guest runs`);
+        this.#world.blame(`block "${block.name}" ${problem}`);
       }
     }
   }

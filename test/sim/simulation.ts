@@ -589,7 +589,7 @@ class Simulation {
       const waits = host.vcpus !== null && host.vcpus.link !== "given-up";
       if (waits) blame("vCPUs wait for ever for what will not come");
     }
-    host.vcpus?.check();
+    host.check();
   }
 
   /** What an operator does who finds a guest that its engine left at rest, and says so. */
@@ -638,7 +638,7 @@ class Simulation {
   }
 
   #checkWhole({ vcpus }: SimulatedDestinationHost, blame: (what: string) => void): void {
-    if (vcpus === null) return; // All was compared before the guest ran.
+    if (vcpus === null) return; // All was there before the guest ran.
     if (vcpus.missing !== 0) blame(`${vcpus.missing} pages never came`);
   }
 

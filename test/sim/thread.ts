@@ -27,6 +27,8 @@ export interface ThreadFlaws {
   readonly dropsBits?: boolean;
   /** In post-copy a page is placed as often as it comes. */
   readonly overwrites?: boolean;
+  /** A while after the end of what came it still writes a page. */
+  readonly writesLate?: boolean;
 }
 
 export const HEADER_BYTES = 24;

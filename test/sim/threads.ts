@@ -26,6 +26,9 @@ import type { World } from "./world.ts";
 const PAGES_PER_FRAME = 8;
 const HAND_OVER_MS = 0.05;
 
+/** The guest runs by then, where nothing keeps it. */
+const LATE_MS = 200;
+
 /** As the real ones: what takes this long is stuck. */
 const THREAD_END_MS = 2000;
 
@@ -195,7 +198,10 @@ export class SimulatedThreads implements ThreadPool {
     let received = 0;
     for (;;) {
       const message = await thread.next(Number.POSITIVE_INFINITY);
-      if (message.kind === "end") return received;
+      if (message.kind === "end") {
+        if (this.#flaws.writesLate === true) this.#world.at(LATE_MS, null, () => this.#spoil());
+        return received;
+      }
       if (message.kind === "fence") {
         await thread.post({ kind: "applied", number: message.number }, HEADER_BYTES);
       } else if (message.kind === "pages") {
@@ -203,6 +209,11 @@ export class SimulatedThreads implements ThreadPool {
         received += message.pages.length;
       }
     }
+  }
+
+  #spoil(): void {
+    const block = must((this.#setup as ReceiveSetup).blocks[0], "a guest has blocks");
+    usedOf(block, 0).fill(1);
   }
 
   #thread(channel: number): SimulatedThread {
