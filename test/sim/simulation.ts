@@ -673,6 +673,8 @@ class Simulation {
       if (code !== "completed") this.#world.blame(`${name} fails: ${code}`);
     }
     if (host.machine?.runs !== true) this.#world.blame("the guest does not run after the retry");
+    this.#checkWhole(host, this.#blame);
+    host.check();
     this.#checkRest();
   }
 }
