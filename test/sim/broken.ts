@@ -50,9 +50,9 @@ function flawedSource(
   };
 }
 
-/** As the real one, but the guest runs as soon as it could, or when COMMIT did not come. */
+/** As the real one, but the guest runs too early, or without COMMIT, or stays when it is not to run. */
 function flawedDestination(
-  flaw: "runs before COMMIT" | "takes silence for COMMIT",
+  flaw: "runs before COMMIT" | "takes silence for COMMIT" | "does not discard",
 ): typeof migrateIn {
   return async (host, address, options = {}, surroundings = REAL_SURROUNDINGS) => {
     const migration = await DestinationMigration.prepare(host, address, options, surroundings);
@@ -60,7 +60,7 @@ function flawedDestination(
     try {
       await using undo = new AsyncDisposableStack();
       await attempt.run("listen", () => migration.listen());
-      undo.defer(() => migration.discard());
+      if (flaw !== "does not discard") undo.defer(() => migration.discard());
       await attempt.run("agree", () => migration.agree());
       await attempt.run("receive", () => migration.receive());
       await attempt.run("devices", () => migration.receiveDevices());
@@ -149,6 +149,16 @@ export const BROKEN: readonly {
       ...just({ kind: "cut", target: "main", moment: { step: "destination load", afterMs: 2 } }),
       reconnectTimeoutMs: 0,
     },
+  },
+  {
+    states: "a destination that does not discard what failed",
+    engine: { ...REAL_ENGINE, migrateIn: flawedDestination("does not discard") },
+    blamed: /what failed before COMMIT was not discarded/,
+    setting: just({
+      kind: "source cancels",
+      target: "main",
+      moment: { step: "source rest", afterMs: 0 },
+    }),
   },
   {
     states: "a source that leaves tracking on",

@@ -577,6 +577,7 @@ class Simulation {
       if (!isTold) this.#checkRestored(blame);
     }
     if (this.#destination.isCrashed) return;
+    this.#checkDiscarded(host, incoming);
     if (incoming.code === "completed") {
       if (!runsThere) blame("the destination says that the guest runs, and it does not");
       this.#checkWhole(host, blame);
@@ -590,6 +591,14 @@ class Simulation {
       if (waits) blame("vCPUs wait for ever for what will not come");
     }
     host.check();
+  }
+
+  /** What failed before COMMIT leaves nothing, unless the host cannot discard it. */
+  #checkDiscarded({ machine }: SimulatedDestinationHost, { code }: End): void {
+    const hasFailed = code !== null && code !== "completed";
+    const canDiscard = this.#plan.troubles.every(({ call }) => call !== "discard");
+    if (!hasFailed || !canDiscard || this.#begun.has("destination resume")) return;
+    if (machine !== null) this.#blame("what failed before COMMIT was not discarded");
   }
 
   /** What an operator does who finds a guest that its engine left at rest, and says so. */
