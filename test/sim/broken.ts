@@ -1,3 +1,4 @@
+import { MigrationError } from "../../base/errors.ts";
 import type { migrateIn } from "../../engine/destination.ts";
 import { DestinationMigration } from "../../engine/destination-migration.ts";
 import type { migrateOut } from "../../engine/source.ts";
@@ -38,7 +39,7 @@ function flawedSource(
       attempt.commit();
       if (flaw !== "resumes after COMMIT") undo.move();
       await attempt.run("commit", () => migration.handOver());
-      undo.move();
+      if (flaw === "resumes after COMMIT") undo.move();
       if (migration.isPostcopy) await attempt.run("postcopy", () => migration.sendMissing());
       return migration.report();
     } catch (error) {
@@ -50,9 +51,13 @@ function flawedSource(
   };
 }
 
-/** As the real one, but the guest runs too early, or without COMMIT, or stays when it is not to run. */
+/** As the real one, but for what `flaw` says of when the guest runs, and of what becomes of it else. */
 function flawedDestination(
-  flaw: "runs before COMMIT" | "takes silence for COMMIT" | "does not discard",
+  flaw:
+    | "runs before COMMIT"
+    | "takes silence for COMMIT"
+    | "does not discard"
+    | "fails when the guest runs",
 ): typeof migrateIn {
   return async (host, address, options = {}, surroundings = REAL_SURROUNDINGS) => {
     const migration = await DestinationMigration.prepare(host, address, options, surroundings);
@@ -66,11 +71,13 @@ function flawedDestination(
       await attempt.run("devices", () => migration.receiveDevices());
       await attempt.run("load", () => migration.load());
       if (flaw === "runs before COMMIT") await host.resume();
-      else undo.move();
+      if (flaw === "takes silence for COMMIT") undo.move();
       await attempt.run("commit", () => migration.awaitCommit());
       attempt.commit();
-      undo.move();
+      if (flaw !== "takes silence for COMMIT") undo.move();
       await attempt.run("resume", () => migration.resume());
+      if (flaw === "fails when the guest runs")
+        throw new MigrationError("CANCELLED", { phase: "resume" });
       if (migration.isPostcopy) await attempt.run("postcopy", () => migration.receiveMissing());
       return await migration.report();
     } catch (error) {
@@ -159,6 +166,12 @@ export const BROKEN: readonly {
       target: "main",
       moment: { step: "source rest", afterMs: 0 },
     }),
+  },
+  {
+    states: "a destination that says a failure though it runs the guest",
+    engine: { ...REAL_ENGINE, migrateIn: flawedDestination("fails when the guest runs") },
+    blamed: /the guest runs at the destination, which says CANCELLED/,
+    setting: { timeoutMs: 20_000, postcopy: "never", troubles: [], faults: [] },
   },
   {
     states: "a source that leaves tracking on",

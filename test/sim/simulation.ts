@@ -578,6 +578,7 @@ class Simulation {
     }
     if (this.#destination.isCrashed) return;
     this.#checkDiscarded(host, incoming);
+    this.#checkVerdictThere(incoming, runsThere);
     if (incoming.code === "completed") {
       if (!runsThere) blame("the destination says that the guest runs, and it does not");
       this.#checkWhole(host, blame);
@@ -599,6 +600,17 @@ class Simulation {
     const canDiscard = this.#plan.troubles.every(({ call }) => call !== "discard");
     if (!hasFailed || !canDiscard || this.#begun.has("destination resume")) return;
     if (machine !== null) this.#blame("what failed before COMMIT was not discarded");
+  }
+
+  /** What the destination says of itself is what has come to be. */
+  #checkVerdictThere({ code }: End, runsThere: boolean): void {
+    if (this.#codes.includes("completed") && code !== "completed") {
+      this.#blame(`the source completed, and the destination did not: ${code}`);
+    }
+    const isTold = code === "completed" || code === "POSTCOPY_INTERRUPTED";
+    if (runsThere && !isTold && this.#canRun) {
+      this.#blame(`the guest runs at the destination, which says ${code}`);
+    }
   }
 
   /** What an operator does who finds a guest that its engine left at rest, and says so. */
