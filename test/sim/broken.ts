@@ -17,9 +17,13 @@ import {
 } from "./flaws.ts";
 import { type Engine, REAL_ENGINE } from "./simulation.ts";
 
-/** As the real one, but what it undoes is as `flaw` says. */
+/** As the real one, but whether it pauses, and what it undoes, is as `flaw` says. */
 function flawedSource(
-  flaw: "resumes after COMMIT" | "leaves tracking on" | "resumes when interrupted",
+  flaw:
+    | "resumes after COMMIT"
+    | "leaves tracking on"
+    | "resumes when interrupted"
+    | "does not pause",
 ): typeof migrateOut {
   return async (host, address, options = {}, surroundings = REAL_SURROUNDINGS) => {
     const migration = await SourceMigration.prepare(host, address, options, surroundings);
@@ -32,7 +36,7 @@ function flawedSource(
       undo.defer(() => migration.liftThrottle());
       await attempt.run("precopy", () => migration.sendRounds());
       undo.defer(() => migration.resumeGuest());
-      await attempt.run("pause", () => migration.pauseGuest());
+      if (flaw !== "does not pause") await attempt.run("pause", () => migration.pauseGuest());
       await attempt.run("rest", () => migration.sendRest());
       await attempt.run("devices", () => migration.sendDevices());
       await attempt.run("ready", () => migration.awaitReady());
@@ -166,6 +170,11 @@ export const BROKEN: readonly {
       target: "main",
       moment: { step: "source rest", afterMs: 0 },
     }),
+  },
+  {
+    states: "a source that saves the devices of a guest that runs",
+    engine: { ...REAL_ENGINE, migrateOut: flawedSource("does not pause") },
+    blamed: /devices are saved while the guest runs/,
   },
   {
     states: "a destination that says a failure though it runs the guest",

@@ -230,6 +230,8 @@ export class SimulatedSourceHost implements SourceHost {
   }
 
   async saveDevices(): Promise<readonly DeviceSection[]> {
+    const { machine } = this;
+    if (machine.runs) machine.ledger.world.blame("devices are saved while the guest runs");
     const bytes = new Uint8Array(100 + this.machine.ledger.random.below(3000));
     this.machine.ledger.random.bytes(bytes);
     await this.#step("saveDevices", () => {
