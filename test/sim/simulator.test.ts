@@ -78,6 +78,9 @@ const REJOINED_RUNS = 4;
 /** A flaw must show within so many seeds. */
 const BROKEN_RUNS = 400;
 
+/** So many seeds with what befalls a flawed engine, and nothing wrong with it. */
+const CONTROL_RUNS = 12;
+
 /** Loading takes real time, of which a simulation has none. */
 beforeAll(async () => {
   await loadChecksum();
@@ -260,6 +263,9 @@ describe("the simulator finds what is wrong", () => {
   for (const { states, engine, blamed, setting = {} } of BROKEN) {
     test(`${states} (SEED=${seed})`, async () => {
       expect(await firstBlame(engine, blamed, { setting })).toMatch(blamed);
+      // It is the flaw that is blamed, and not what befalls it.
+      const runs = CONTROL_RUNS;
+      expect(await firstBlame(REAL_ENGINE, /./, { runs, setting })).toBe("");
     });
   }
 
