@@ -14,7 +14,7 @@ import {
   POSTCOPY_STEPS,
   STEPS,
 } from "./faults.ts";
-import { HOST_CALLS, HOST_TROUBLES } from "./guest.ts";
+import { HOST_CALLS, HOST_TROUBLES, type HostCall } from "./guest.ts";
 import { type Engine, type Outcome, REAL_ENGINE, simulate } from "./simulation.ts";
 
 /**
@@ -248,13 +248,36 @@ test("two channels do not pass a chunk that neither has begun to and fro for eve
   });
 });
 
+/** What it takes that a host is asked for what most migrations do not ask. */
+const CANCELLED: Partial<Plan> = {
+  timeoutMs: 20_000,
+  postcopy: "never",
+  faults: [{ kind: "source cancels", target: "all", moment: { step: "source rest", afterMs: 0 } }],
+};
+const ASKING: Readonly<Partial<Record<HostCall, Partial<Plan>>>> = {
+  stopDirtyLog: CANCELLED,
+  resume: CANCELLED,
+  discard: CANCELLED,
+  throttle: {
+    ...{ autoConverge: true, eagerness: 24, channels: 1, bytesPerMs: 1000 },
+    ...{ timeoutMs: 20_000, postcopy: "never" },
+  },
+  takeFaults: { postcopy: "after-rounds", timeoutMs: 20_000 },
+};
+
 test(`every host may be slow, fail or hang, whatever it is asked (SEED=${seed})`, async () => {
   for (const [index, call] of HOST_CALLS.entries()) {
     for (const trouble of HOST_TROUBLES) {
       const own = (seed + index) >>> 0;
-      const setting = drawSetting(own, new Prng(own));
-      const over = call === "takeFaults" ? ({ postcopy: "after-rounds" } as const) : {};
-      await expectSound({ ...setting, ...over, troubles: [{ call, trouble }] });
+      const plan: Plan = {
+        ...drawSetting(own, new Prng(own)),
+        nonConvergence: "switch-over",
+        ...ASKING[call],
+        troubles: [{ call, trouble }],
+      };
+      const outcome = await expectSound(plan);
+      const isAsked = outcome.trace.some((line) => line.endsWith(`host: ${call} ${trouble}`));
+      expect(isAsked, told(plan, outcome)).toBe(true);
     }
   }
 });
