@@ -213,11 +213,12 @@ function drawHandoverFault(random: Prng): Fault {
 
 /** The link breaks once post-copy has begun; then in its recovery, or after that; and so on. */
 function drawPostcopyFaults(random: Prng): Fault[] {
+  // Post-copy goes on only after a recovery that came about: what breaks one is no time of its own.
+  let times = 0;
   return Array.from({ length: 2 + random.below(4) }, (_, breaks) => {
-    const [phase, nth] =
-      breaks > 0 && random.below(2) === 0
-        ? (["postcopy-recover", breaks] as const)
-        : (["postcopy", 1 + breaks] as const);
+    const isInRecovery = breaks > 0 && random.below(2) === 0;
+    if (!isInRecovery) times += 1;
+    const [phase, nth] = isInRecovery ? ["postcopy-recover", breaks] : ["postcopy", times];
     const step = `${pick(random, ["source", "destination"])} ${phase}`;
     const kinds = random.below(4) === 0 ? FAULT_KINDS : LINK_FAULTS;
     const moment = { step, nth, afterMs: drawDelay(random) };
