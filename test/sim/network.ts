@@ -67,7 +67,7 @@ class Link {
   }
 
   stall(forMs: number): void {
-    this.#stalledUntilMs = this.#world.nowMs() + forMs;
+    this.#stalledUntilMs = Math.max(this.#stalledUntilMs, this.#world.nowMs() + forMs);
     if (Number.isFinite(forMs)) this.#world.at(forMs, null, () => this.#release());
   }
 
