@@ -70,9 +70,10 @@ export class World implements Clock {
       await drain();
       for (;;) {
         if (isOver()) return true;
-        const next = this.#pop();
+        const next = this.#heap[0];
         if (next === undefined) return isOver();
-        if (next.atMs > endMs) return false;
+        if (next.atMs > endMs) return false; // It stays for another run.
+        this.#pop();
         if (next.isCalledOff || next.side?.isCrashed === true) continue;
         this.#now = next.atMs;
         this.#side = next.side;
@@ -191,11 +192,10 @@ export class World implements Clock {
     heap[at] = happening;
   }
 
-  #pop(): Happening | undefined {
+  #pop(): void {
     const heap = this.#heap;
-    const first = heap[0];
     const last = heap.pop();
-    if (first === undefined || last === undefined || heap.length === 0) return first;
+    if (last === undefined || heap.length === 0) return;
     let at = 0;
     for (;;) {
       let child = 2 * at + 1;
@@ -209,7 +209,6 @@ export class World implements Clock {
       at = child;
     }
     heap[at] = last;
-    return first;
   }
 }
 
