@@ -8,6 +8,7 @@ import { migrateIn } from "../engine/destination.ts";
 import type { SourceHost } from "../engine/host.ts";
 import { migrateOut } from "../engine/source.ts";
 import type { RamPlace } from "../workers/ram.ts";
+import { atExit } from "./at-exit.ts";
 import { type Benchmark, CannotMeasure, gbps, listed, median } from "./measure.ts";
 import { fill, PAGE_BYTES, waitingMemory } from "./workloads.ts";
 
@@ -56,11 +57,12 @@ class ScannedFile implements Disposable {
   readonly #folder = mkdtempSync(
     join(existsSync(MEMORY_FOLDER) ? MEMORY_FOLDER : tmpdir(), "multifd-scan-"),
   );
+  readonly #watch: Disposable;
 
   constructor(content: Uint8Array) {
     const path = join(this.#folder, "ram");
     this.place = { kind: "file", path, offset: 0 };
-    process.once("exit", this.#remove);
+    this.#watch = atExit(this.#remove);
     try {
       writeAll(path, content);
     } catch (error) {
@@ -73,7 +75,7 @@ class ScannedFile implements Disposable {
   readonly #remove = (): void => rmSync(this.#folder, { recursive: true, force: true });
 
   [Symbol.dispose](): void {
-    process.removeListener("exit", this.#remove);
+    this.#watch[Symbol.dispose]();
     this.#remove();
   }
 }

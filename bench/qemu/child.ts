@@ -4,6 +4,7 @@ import { text } from "node:stream/consumers";
 import { fileURLToPath } from "node:url";
 import { MINUTE_MS } from "../../base/units.ts";
 import { missingCompiler, missingPrograms } from "../../test/real/programs.ts";
+import { atExit } from "../at-exit.ts";
 import { CannotMeasure, listed, type Report } from "../measure.ts";
 import { enclosureProblem } from "./enclosure.ts";
 import type { Row } from "./figures.ts";
@@ -57,7 +58,7 @@ async function outputOf(program: string, words: readonly string[]): Promise<stri
   });
   // It takes all that is enclosed along, for which it must hear of it: SIGKILL would leave that.
   const end = (): void => void child.kill("SIGTERM");
-  process.once("exit", end);
+  using _watch = atExit(end);
   const late = Promise.withResolvers<never>();
   const timer = setTimeout(() => {
     end();
@@ -70,6 +71,5 @@ async function outputOf(program: string, words: readonly string[]): Promise<stri
     return output;
   } finally {
     clearTimeout(timer);
-    process.removeListener("exit", end);
   }
 }
