@@ -37,7 +37,7 @@ function planOf(run: number, faults: readonly Fault[]): Plan {
 
 async function completes(plan: Plan): Promise<Outcome & { story: string }> {
   const outcome = await simulate(plan);
-  const story = [`SEED=${plan.seed}`, formatPlan(plan), ...outcome.trace].join("\n");
+  const story = [`SEED=${seed}`, formatPlan(plan), ...outcome.trace].join("\n");
   // That memory is exact, and the guest in one place, is among these.
   expect(outcome.violations, story).toEqual([]);
   expect(outcome.ends, story).toEqual(["migrateIn completed", "migrateOut completed"]);

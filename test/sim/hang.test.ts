@@ -85,7 +85,7 @@ for (const [name, hang] of Object.entries(HANGS)) {
         const { violations, trace } = await simulate(plan, REAL_ENGINE, (end, atMs) => {
           told[end].push(atMs);
         });
-        const story = [`SEED=${own}`, formatPlan(plan), ...trace].join("\n");
+        const story = [`SEED=${seed}`, formatPlan(plan), ...trace].join("\n");
         expect(violations, story).toEqual([]);
         const begunMs = timeOf(trace, step);
         const cancelledMs = timeOf(trace, `fault: ${side} cancels (all)`);
