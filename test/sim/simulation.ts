@@ -484,7 +484,8 @@ class Simulation {
     const kindOf = (channel: number): typeof target =>
       channel === 0 ? "main" : channel > channels ? "lane" : "bulk";
     const wires = this.#network.wires.filter(({ channel, source }) => {
-      return !source.isOver && (target === "all" || target === kindOf(channel));
+      if (channel === STRANGE_CHANNEL || source.isOver) return false;
+      return target === "all" || target === kindOf(channel);
     });
     return target === "bulk" ? wires.slice(0, 1) : wires;
   }

@@ -21,7 +21,7 @@ export interface SentPage {
 
 /** Ways in which threads can be wrong, for the test of the test. */
 export interface ThreadFlaws {
-  /** One page of each round but the first is taken from the bitmap and not sent. */
+  /** In each round but the first, one page of each chunk is taken from the bitmap and not sent. */
   readonly losesPage?: boolean;
   /** What a task did not come to is forgotten, when its round is hurried. */
   readonly dropsBits?: boolean;
