@@ -114,7 +114,7 @@ export class SimulatedLanes implements LaneThreads {
       const [word, bit] = [page >>> 5, 1 << (page & 31)];
       const key = `${wanted.block}:${page}`;
       const isOurs = (Atomics.and(block.dirty.words, word, ~bit) & bit) !== 0;
-      const isRepeated = page === wanted.page && send.cacheBytes === 0 && !sentHere.has(key);
+      const isRepeated = page === wanted.page && !sentHere.has(key);
       if (!isOurs && !isRepeated) continue;
       const bytes = usedOf(block, page).slice();
       try {
