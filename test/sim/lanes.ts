@@ -124,7 +124,7 @@ export class SimulatedLanes implements LaneThreads {
           HEADER_BYTES + bytes.length,
         );
       } catch (error) {
-        if (isOurs) orBits(block.dirty, word, bit);
+        if (isOurs && !thread.isDead) orBits(block.dirty, word, bit);
         throw error;
       }
       sentHere.add(key);

@@ -74,6 +74,11 @@ export class SimulatedThread {
     this.#isDead = true;
   }
 
+  /** A dead one gives nothing back. */
+  get isDead(): boolean {
+    return this.#isDead;
+  }
+
   /** At its next step it hangs in the kernel for so long: no word reaches it there. */
   hang(forMs: number): void {
     this.#hangsUntilMs = this.#world.nowMs() + forMs;

@@ -148,7 +148,8 @@ export class SimulatedThreads implements ThreadPool {
       try {
         pages += await this.#sendTaken(channel, task, first, words);
       } catch (error) {
-        for (const each of taken) undoWords(block.dirty, each.first, each.words);
+        const back = this.#thread(channel).isDead ? [] : taken;
+        for (const each of back) undoWords(block.dirty, each.first, each.words);
         throw error;
       } finally {
         counters.add("sendMs", this.#world.nowMs() - startMs);
