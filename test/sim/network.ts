@@ -53,7 +53,6 @@ class Link {
   }
 
   send(item: Item, size: number, done: () => void): void {
-    if (item.kind === "bytes") this.opening ??= item.bytes.slice();
     if (this.#inFlight > BUFFER_BYTES) this.#waiting.push({ size: 0, done });
     const hasRoom = this.#inFlight <= BUFFER_BYTES;
     this.#inFlight += size;
@@ -102,6 +101,7 @@ export class SimulatedSocket {
   readonly remoteAddress = "simulated";
   readonly _handle: { fd: number };
   readonly #world: World;
+  readonly #random: Prng;
   readonly #handlers = new Map<string, Set<Handler>>();
   readonly #inbox: Item[] = [];
   readonly #unwritten = new Set<(error: Error) => void>();
@@ -112,8 +112,9 @@ export class SimulatedSocket {
   /** Nothing more comes or goes. */
   isOver = false;
 
-  constructor(world: World, side: Side, fd: number) {
+  constructor(world: World, random: Prng, { side, fd }: { side: Side; fd: number }) {
     this.#world = world;
+    this.#random = random;
     this.side = side;
     this.fd = fd;
     this._handle = { fd };
@@ -159,8 +160,13 @@ export class SimulatedSocket {
     return this.#inbox.filter(({ kind }) => kind === "bytes").length;
   }
 
+  /** As a stream of bytes: what was written at once may come in pieces. */
   write(bytes: Uint8Array, done: (error?: Error) => void = () => {}): void {
-    this.#send({ kind: "bytes", bytes }, bytes.length).then(() => done(), done);
+    this.out.opening ??= bytes.slice();
+    const cut = this.#random.below(4) === 0 ? this.#random.below(1 + bytes.length) : 0;
+    const pieces = [bytes.subarray(0, cut), bytes.subarray(cut)].filter(({ length }) => length > 0);
+    const sent = pieces.map((piece) => this.#send({ kind: "bytes", bytes: piece }, piece.length));
+    Promise.all(sent).then(() => done(), done);
   }
 
   /** What a thread writes to it. Fails when the connection does. */
@@ -387,7 +393,7 @@ export class Network {
   }
 
   #socket(side: Side): SimulatedSocket {
-    const socket = new SimulatedSocket(this.#world, side, this.#fds++);
+    const socket = new SimulatedSocket(this.#world, this.#random, { side, fd: this.#fds++ });
     this.#sockets.set(socket.fd, socket);
     return socket;
   }
