@@ -143,7 +143,12 @@ describe("every fault at every step of the protocol", () => {
   for (const kind of FAULT_KINDS) {
     test(`${kind} (SEED=${seed})`, async () => {
       for (const [index, step] of [...STEPS, ...POSTCOPY_STEPS].entries()) {
-        for (const afterMs of [0, 1]) await expectSound(planWith(kind, step, afterMs, index));
+        for (const afterMs of [0, 1]) {
+          const plan = planWith(kind, step, afterMs, index);
+          const outcome = await expectSound(plan);
+          const struck = outcome.trace.filter((line) => line.includes(" fault: "));
+          expect(struck.length, told(plan, outcome)).toBe(plan.faults.length);
+        }
       }
     });
   }
@@ -152,7 +157,11 @@ describe("every fault at every step of the protocol", () => {
     const own = (seed + index) >>> 0;
     const target = index % 2 === 0 ? "main" : "all";
     const faults: Fault[] = [...breaksBefore(step), { kind, target, moment: { step, afterMs } }];
-    const setting = { ...drawSetting(own, new Prng(own)), timeoutMs: 20_000 };
+    const setting: Plan = {
+      ...drawSetting(own, new Prng(own)),
+      // It comes to each of the steps.
+      ...{ timeoutMs: 20_000, nonConvergence: "switch-over" },
+    };
     return POSTCOPY_STEPS.includes(step)
       ? { ...setting, ...GOES_OVER, reconnectTimeoutMs: 1000, faults }
       : { ...setting, faults };
