@@ -105,3 +105,12 @@ export async function within<T>(
     prevent?.();
   }
 }
+
+/** Returns when all of them have settled, however, and after `limitMs` in any case. */
+export async function settledWithin(
+  limitMs: number,
+  work: Iterable<Promise<unknown>>,
+): Promise<void> {
+  const late = (): Error => new Error("it takes longer");
+  await within(limitMs, Promise.allSettled(work), late).catch(() => {});
+}

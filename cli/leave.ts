@@ -1,6 +1,6 @@
 import { existsSync } from "node:fs";
 import type { Worker } from "node:worker_threads";
-import { within } from "../base/clock.ts";
+import { settledWithin } from "../base/clock.ts";
 
 /** Threads end within milliseconds, on a busy machine within a second: what takes longer hangs. */
 const PATIENCE_MS = 2000;
@@ -21,8 +21,8 @@ process.on("worker", (thread) => {
  * status as well.
  */
 export async function leave(status: number): Promise<never> {
-  const ended = Promise.allSettled([...threads].map((thread) => thread.terminate()));
-  await within(PATIENCE_MS, ended, () => new Error("a thread hangs")).catch(() => {});
+  const ended = [...threads].map((thread) => thread.terminate());
+  await settledWithin(PATIENCE_MS, ended);
   if (threads.size > 0 && process.execve !== undefined && existsSync(SHELL)) {
     process.removeAllListeners("warning"); // That it is experimental is no news to a user.
     process.execve(SHELL, [SHELL, "-c", `exit ${status}`], {});

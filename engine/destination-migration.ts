@@ -591,10 +591,15 @@ export class DestinationMigration {
     ];
   }
 
-  /** Of all legs; one that is paused is among those that broke before another one follows. */
+  /** Of all legs. */
   #counters(): Counters {
-    const receivers = new Set([...this.#broken.map(({ receiver }) => receiver), this.#ofReceiver]);
-    return [...receivers].map((receiver) => receiver.counters()).reduce(addedUp);
+    return this.#receivers.map((receiver) => receiver.counters()).reduce(addedUp);
+  }
+
+  /** One that is paused is among those that broke before another one follows. */
+  get #receivers(): Receiver[] {
+    const last = this.#receiver === null ? [] : [this.#receiver];
+    return [...new Set([...this.#broken.map(({ receiver }) => receiver), ...last])];
   }
 
   async report(): Promise<Report> {
@@ -831,10 +836,8 @@ export class DestinationMigration {
 
   #progress(): Progress {
     const now = nowMs();
-    // Of all legs; one that is paused is among those that broke before another one follows.
-    const receivers = new Set([...this.#broken.map(({ receiver }) => receiver), this.#receiver]);
-    const sentBytes = [...receivers].reduce((sum, each) => {
-      return sum + (each?.counters().movedBytes ?? 0);
+    const sentBytes = this.#receivers.reduce((sum, receiver) => {
+      return sum + receiver.counters().movedBytes;
     }, 0);
     return {
       phase: this.attempt.phase,

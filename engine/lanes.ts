@@ -1,11 +1,10 @@
 import { Worker } from "node:worker_threads";
 import { must } from "../base/assert.ts";
-import { within } from "../base/clock.ts";
+import { settledWithin, within } from "../base/clock.ts";
 import { MigrationError, reasonOf } from "../base/errors.ts";
 import { siblingModule } from "../base/module.ts";
 import { Stopped } from "../channels/descriptor.ts";
 import type { ChannelPlace, LaneSetup, TaskReport } from "../workers/protocol.ts";
-import { settledWithin } from "./page-thread.ts";
 import type { Parameters } from "./parameters.ts";
 
 const THREAD_START_MS = 30_000;

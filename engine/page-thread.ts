@@ -1,5 +1,5 @@
 import { Piscina } from "piscina";
-import { within } from "../base/clock.ts";
+import { settledWithin, within } from "../base/clock.ts";
 import { MigrationError, reasonOf } from "../base/errors.ts";
 import type { TaskReport } from "../workers/protocol.ts";
 
@@ -76,15 +76,6 @@ export class PageThread {
     if (this.#hasStarted) await settledWithin(limitMs, this.#running);
     await this.#piscina.destroy();
   }
-}
-
-/** Returns when all of them have settled, however, and after `limitMs` in any case. */
-export async function settledWithin(
-  limitMs: number,
-  work: Iterable<Promise<unknown>>,
-): Promise<void> {
-  const late = (): Error => new Error("it takes longer");
-  await within(limitMs, Promise.allSettled(work), late).catch(() => {});
 }
 
 /**

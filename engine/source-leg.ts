@@ -107,7 +107,7 @@ export class SourceLeg {
     tellLanes(this.#laneWords, OPEN);
   }
 
-  /** Sends what is dirty until the destination has all; what it told is returned with the round. */
+  /** Sends what is dirty until the destination has all. Returns what it told. */
   async sendMissing(): Promise<FaultsMessage> {
     const { sender, leg } = this;
     await leg.guard(sender.sendRound());
