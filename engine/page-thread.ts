@@ -9,9 +9,13 @@ export const THREAD_START_MS = 30_000;
 /** Threads look at the stop word every millisecond or so; what takes this long is stuck. */
 const THREAD_END_MS = 2000;
 
+/** Keeps a thread that has let go of its migration, for the next one. False when it is to be ended. */
+export type Keep = (thread: PageThread) => boolean;
+
 /**
- * One thread that moves pages, from when it is started until it is ended: Piscina's pool, of one. Its
- * tasks are done in order. It knows nothing of a migration before its first task.
+ * One thread that moves pages, for one migration: Piscina's pool, of one. Its tasks are done in order.
+ * It knows nothing of a migration before its first task. In the end it is ended, or somebody keeps it:
+ * then the same thread is another of these, and who still has this one can do nothing with it.
  */
 export class PageThread {
   readonly #piscina: Piscina;
@@ -23,9 +27,15 @@ export class PageThread {
   /** It has answered: from now on it may be at work. */
   #hasStarted = false;
 
-  constructor(module: URL) {
+  /** Starts the thread that runs `from`, or goes on with one that was kept. */
+  constructor(from: URL | Piscina) {
+    if (from instanceof Piscina) {
+      this.#piscina = from;
+      this.#hasStarted = true;
+      return;
+    }
     this.#piscina = new Piscina({
-      filename: module.href,
+      filename: from.href,
       minThreads: 1,
       maxThreads: 1,
       idleTimeout: Number.POSITIVE_INFINITY,
@@ -54,10 +64,11 @@ export class PageThread {
   /**
    * Settles when it has ended: after the tasks that it has, which somebody has told to stop, or after
    * `limitMs` in the middle of them. Where that hits a thread between making a stream of zlib and
-   * setting it up, Node 24 aborts the whole process ("close before init").
+   * setting it up, Node 24 aborts the whole process ("close before init"). One that is whole and that
+   * `keep` takes lives on; either way it holds nothing of this migration then.
    */
-  end(limitMs: number): Promise<void> {
-    this.#ended ??= this.#end(limitMs);
+  end(limitMs: number, keep: Keep = () => false): Promise<void> {
+    this.#ended ??= this.#end(limitMs, keep);
     return this.#ended;
   }
 
@@ -72,22 +83,39 @@ export class PageThread {
     }
   }
 
-  async #end(limitMs: number): Promise<void> {
+  async #end(limitMs: number, keep: Keep): Promise<void> {
     if (this.#hasStarted) await settledWithin(limitMs, this.#running);
+    if (await this.#isFree(limitMs)) {
+      this.#death ??= new Error("it was given back");
+      if (keep(new PageThread(this.#piscina))) return;
+    }
     await this.#piscina.destroy();
+  }
+
+  /** Whether it has let go of all that it had of its migration. */
+  async #isFree(limitMs: number): Promise<boolean> {
+    if (!this.#hasStarted || this.#running.size > 0 || this.#death !== null) return false;
+    const late = (): Error => new Error("it does not let go");
+    try {
+      await within(limitMs, this.#answerTo({ kind: "forget" }), late);
+      return this.#death === null;
+    } catch {
+      return false;
+    }
   }
 }
 
 /**
- * Ends threads, which must have been told to stop. Descriptors may be closed after that, not before. A
- * thread that hangs in the kernel (a file on a disk that does not answer) is left behind after
- * `limitMs`: false. It ends when the kernel lets it go; another call waits for that.
+ * Ends threads, which must have been told to stop, or has them kept. Descriptors may be closed after
+ * that, not before. A thread that hangs in the kernel (a file on a disk that does not answer) is left
+ * behind after `limitMs`: false. It ends when the kernel lets it go; another call waits for that.
  */
 export async function endAll(
   threads: readonly PageThread[],
   limitMs = THREAD_END_MS,
+  keep?: Keep,
 ): Promise<boolean> {
-  const ended = Promise.all(threads.map((thread) => thread.end(limitMs)));
+  const ended = Promise.all(threads.map((thread) => thread.end(limitMs, keep)));
   try {
     await within(limitMs, ended, () => new Error("a thread hangs"));
     return true;

@@ -1,12 +1,13 @@
 import { must } from "../base/assert.ts";
 import { MigrationError } from "../base/errors.ts";
 import type { TaskDone } from "../workers/protocol.ts";
-import { endAll, PageThread } from "./page-thread.ts";
+import { endAll, type Keep, PageThread } from "./page-thread.ts";
 import type { ReadyThreads } from "./ready-threads.ts";
 
 /** One thread per channel. Tasks of a channel always go to its thread, in order. */
 export class ChannelPool {
   readonly #threads: readonly PageThread[];
+  readonly #keep: Keep;
   readonly #begun: Promise<unknown>;
 
   /** Starts the threads that are not `ready`, and gives each `setup`, before its first task. */
@@ -17,6 +18,7 @@ export class ChannelPool {
     ready?: ReadyThreads | undefined;
   }) {
     const { module, setup, channels, ready } = options;
+    this.#keep = (thread) => ready?.keep(thread) ?? false;
     this.#threads = Array.from({ length: channels }, () => {
       return ready?.take() ?? new PageThread(module);
     });
@@ -46,8 +48,11 @@ export class ChannelPool {
     return report.state === "done" ? report : null;
   }
 
-  /** False when a thread hangs and still holds its descriptors; see `endAll`. */
+  /**
+   * Those that are whole go back to where the ready ones came from. False when a thread hangs and still
+   * holds its descriptors; see `endAll`.
+   */
   async close(limitMs?: number): Promise<boolean> {
-    return await endAll(this.#threads, limitMs);
+    return await endAll(this.#threads, limitMs, this.#keep);
   }
 }

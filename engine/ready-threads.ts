@@ -6,14 +6,17 @@ import { CHANNELS_MAX } from "../channels/frame.ts";
 import { endAll, PageThread, THREAD_START_MS } from "./page-thread.ts";
 
 /**
- * Threads for the next migration of this process, started ahead of it: a thread takes longer to
- * start than a small guest to move. A migration takes as many as it has channels, starts what is
- * wanting, and ends all of them; those that it does not need stay.
+ * Threads for migrations of this process, started ahead of them: a thread takes longer to start than a
+ * small guest to move, and its code is compiled by and by. A migration takes as many as it has
+ * channels, starts what is wanting, and gives back as many as there were in the beginning, for the next
+ * one; those that it does not need stay. Several at once share what there is.
  */
 export class ReadyThreads implements AsyncDisposable {
   readonly side: "source" | "destination";
   readonly #threads: PageThread[];
+  readonly #countMax: number;
   readonly #ending: PageThread[] = [];
+  #isClosed = false;
 
   /**
    * Starts `count` threads, each with the memory of a channel's, for migrations out or in. Throws
@@ -28,6 +31,7 @@ export class ReadyThreads implements AsyncDisposable {
     }
     this.side = side;
     const module = pageModule(side);
+    this.#countMax = count;
     this.#threads = Array.from({ length: count }, () => new PageThread(module));
   }
 
@@ -41,18 +45,29 @@ export class ReadyThreads implements AsyncDisposable {
     await within(THREAD_START_MS, Promise.all(started), late);
   }
 
-  /** How many there are. */
+  /** How many there are, without those that a migration has. */
   get count(): number {
     return this.#threads.length;
   }
 
-  /** One of them, for whoever takes it to end; null when there is none left. */
+  /** One of them, for whoever takes it to end or to give back; null when there is none left. */
   take(): PageThread | null {
     return this.#threads.shift() ?? null;
   }
 
-  /** Ends those that nobody took. False when that takes longer than `limitMs`. */
+  /** Takes one back, or one in its place. False when there are enough, or when it is closed. */
+  keep(thread: PageThread): boolean {
+    if (this.#isClosed || this.#threads.length >= this.#countMax) return false;
+    this.#threads.push(thread);
+    return true;
+  }
+
+  /**
+   * Ends those that no migration has, and has none of the others back: they end with their migration.
+   * False when that takes longer than `limitMs`.
+   */
   async close(limitMs?: number): Promise<boolean> {
+    this.#isClosed = true;
     this.#ending.push(...this.#threads.splice(0));
     return await endAll(this.#ending, limitMs);
   }

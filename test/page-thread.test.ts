@@ -1,4 +1,5 @@
 import { expect, test } from "vitest";
+import { must } from "../base/assert.ts";
 import { siblingModule } from "../base/module.ts";
 import { endAll, PageThread } from "../engine/page-thread.ts";
 import { BEGUN, ENDED, RELEASED, set } from "./harness/held-worker.ts";
@@ -34,6 +35,38 @@ test("a thread that does not come to an end is ended after the limit, and told o
   expect(Atomics.load(words, ENDED)).toBe(0);
   expect(await outcome).toMatchObject({ code: "WORKER_DIED" });
 });
+
+test("a thread that is kept is another one to whoever goes on with it", async () => {
+  const { words, thread, outcome } = await threadAtWork();
+  set(words, RELEASED);
+  await outcome;
+  const kept: PageThread[] = [];
+  expect(await endAll([thread], 20_000, (again) => kept.push(again) > 0)).toBe(true);
+  const again = must(kept[0], "it was kept");
+  // Who had it before has no say any more: neither by tasks nor by ending it once more.
+  await expect(thread.run(1, { kind: "ready" })).rejects.toMatchObject({ code: "WORKER_DIED" });
+  expect(await endAll([thread], 20_000)).toBe(true);
+  expect(await again.run(1, { kind: "ready" })).toEqual({ state: "done", pages: 0 });
+  expect(await endAll([again], 20_000)).toBe(true);
+  expect(kept).toHaveLength(1);
+});
+
+test.for(["in the middle of a task", "forget what it knows"])(
+  "a thread that hangs is not kept: %s",
+  async (where) => {
+    const { words, thread, outcome } = await threadAtWork();
+    if (where !== "in the middle of a task") {
+      set(words, RELEASED);
+      await outcome;
+      await thread.run(1, { hangsNext: true });
+    }
+    const kept: PageThread[] = [];
+    await endAll([thread], 1, (again) => kept.push(again) > 0);
+    expect(await endAll([thread], 20_000)).toBe(true);
+    await outcome;
+    expect(kept).toEqual([]);
+  },
+);
 
 test("a thread that has not started yet is ended at once", async () => {
   const thread = new PageThread(MODULE);

@@ -1,8 +1,10 @@
 import { beforeAll, expect, test } from "vitest";
+import { MIB } from "../base/units.ts";
 import { ReadyThreads } from "../engine/ready-threads.ts";
 import { migrateOut } from "../engine/source.ts";
 import { FaultRig, verdictsOf, warmUp } from "./harness/fault-rig.ts";
 import { LeakCheck } from "./harness/leaks.ts";
+import { throws } from "./harness/misbehaviour.ts";
 import { ThreadWatch } from "./harness/thread-watch.ts";
 import { seedFromEnvironment } from "./prng.ts";
 
@@ -13,25 +15,67 @@ const NOBODY = "tcp:127.0.0.1:1";
 
 beforeAll(warmUp);
 
-test(`a migration takes ready threads, starts those that are wanting, and ends both (SEED=${seed})`, async () => {
+test(`a migration takes ready threads, starts those that are wanting, and gives back what there was (SEED=${seed})`, async () => {
   const leaks = new LeakCheck();
   {
     using watch = new ThreadWatch();
     await using threads = new ReadyThreads("source", 2);
     await using others = new ReadyThreads("destination", 4);
     expect(await watch.all()).toHaveLength(6);
-    // The second time more must be started, at both ends.
-    for (const [all, left] of [
-      [7, 1],
-      [12, 0],
-    ]) {
+    // Three are wanted each time, at both ends: one more than there are at the source.
+    for (const all of [7, 8]) {
       const rig = new FaultRig(seed);
       const outcome = await rig.attempt({ out: { channels: 3, threads }, in: { threads: others } });
       expect(verdictsOf(outcome)).toEqual({ source: "completed", destination: "completed" });
       rig.expectArrived();
-      expect(await watch.all()).toHaveLength(all ?? 0);
-      expect([threads.count, others.count]).toEqual([0, left]);
+      expect(await watch.all()).toHaveLength(all);
+      expect([threads.count, others.count]).toEqual([2, 4]);
     }
+  }
+  await leaks.settled();
+});
+
+test(`threads that were given back serve the next migration, whatever the last one was (SEED=${seed})`, async () => {
+  const leaks = new LeakCheck();
+  {
+    using watch = new ThreadWatch();
+    await using threads = new ReadyThreads("source", 2);
+    await using others = new ReadyThreads("destination", 2);
+    await Promise.all([threads.started(), others.started()]);
+    for (const out of [
+      { xbzrle: true, xbzrleCacheBytes: 8 * MIB, compression: "zstd" },
+      { checksum: true },
+      { compression: "auto", cpuLimitCores: 1 },
+      {},
+    ] as const) {
+      const rig = new FaultRig(seed);
+      const checksum = "checksum" in out;
+      const options = {
+        out: { ...out, channels: 2, threads },
+        in: { checksum, threads: others },
+      };
+      // One that is broken off, with pages on their way, and one that is not.
+      rig.source.misbehave("pause", throws);
+      const broken = verdictsOf(await rig.fails(options));
+      expect(broken.source).toBe("HOST_FAILED at source");
+      await rig.succeeds(options);
+    }
+    expect(await watch.all()).toHaveLength(4);
+  }
+  await leaks.settled();
+});
+
+test("what a migration has when its owner closes them ends with it", async () => {
+  const leaks = new LeakCheck();
+  {
+    using watch = new ThreadWatch();
+    await using threads = new ReadyThreads("source", 1);
+    const rig = new FaultRig(seed);
+    rig.source.onPause = () => void threads.close();
+    await rig.attempt({ out: { threads } });
+    rig.expectArrived();
+    expect(await watch.all()).toHaveLength(1);
+    expect(threads.count).toBe(0);
   }
   await leaks.settled();
 });

@@ -1,4 +1,4 @@
-import { setPriority } from "node:os";
+import { getPriority, setPriority } from "node:os";
 import type { Control } from "./control.ts";
 
 /** The longest that a bulk thread steps aside at a frame: faults without end must not starve it. */
@@ -13,7 +13,8 @@ const NICE = 10;
  */
 const NICE_OF_LANES = -15;
 
-const niced = new Set<Int32Array>();
+/** Of this thread, before it stepped back; null while it has not. */
+let niceBefore: number | null = null;
 
 /** A guest waits for a page. */
 export function closeGate({ gate }: Pick<Control, "gate">): void {
@@ -38,8 +39,8 @@ export function beginPostcopy({ gate }: Control): void {
 /** Called by bulk threads before each frame: steps aside while a page is waited for, but not long. */
 export function passGate({ gate }: Control): void {
   if (Atomics.load(gate, 1) === 0) return;
-  if (!niced.has(gate)) {
-    niced.add(gate);
+  if (niceBefore === null) {
+    niceBefore = getPriority();
     standAt(NICE);
   }
   const closed = Atomics.load(gate, 0);
@@ -49,6 +50,13 @@ export function passGate({ gate }: Control): void {
 /** Whether the guest runs at the destination, and may wait for a page at any time. */
 export function isPostcopy({ gate }: Control): boolean {
   return Atomics.load(gate, 1) !== 0;
+}
+
+/** For a bulk thread that is to serve another migration. Throws where a thread may not rise again. */
+export function stepForward(): void {
+  if (niceBefore === null) return;
+  setPriority(0, niceBefore);
+  niceBefore = null;
 }
 
 /** For the thread of a lane. */

@@ -93,10 +93,12 @@ export interface SendSetup {
 
 /**
  * Tasks of a source's worker. `ready` is answered once it is. `begin` is the first of a migration;
- * `open` follows, and is the first again after its channel was lost.
+ * `open` follows, and is the first again after its channel was lost. `forget` is the last: then it has
+ * nothing of the migration any more, and may serve another one.
  */
 export type SendTask =
   | { readonly kind: "ready" }
+  | { readonly kind: "forget" }
   | { readonly kind: "begin"; readonly setup: SendSetup }
   | { readonly kind: "open"; readonly place: ChannelPlace }
   /** From now on the blocks are scanned: what is sent of them is what differs from what was sent. */
@@ -166,6 +168,7 @@ export type LaneSetup =
 /** Tasks of a destination's worker: as at the source, and then it receives until END. */
 export type ReceiveTask =
   | { readonly kind: "ready" }
+  | { readonly kind: "forget" }
   | { readonly kind: "begin"; readonly setup: ReceiveSetup }
   | { readonly kind: "receive"; readonly place: ChannelPlace };
 

@@ -1,6 +1,7 @@
 import { must } from "../base/assert.ts";
 import { loadChecksum } from "../channels/checksum.ts";
 import { CounterRow } from "./control.ts";
+import { stepForward } from "./gate.ts";
 import { PageReceiver } from "./page-receiver.ts";
 import { booked } from "./page-sender.ts";
 import type { ReceiveSetup, ReceiveTask, TaskReport } from "./protocol.ts";
@@ -13,6 +14,11 @@ let setup: ReceiveSetup | null = null;
 /** The thread of one channel at the destination. Its task `receive` lasts until END. */
 export default function work(task: ReceiveTask): TaskReport {
   if (task.kind === "ready") return NOTHING_MOVED;
+  if (task.kind === "forget") {
+    setup = null;
+    stepForward();
+    return NOTHING_MOVED;
+  }
   if (task.kind === "begin") {
     setup = task.setup;
     return NOTHING_MOVED;

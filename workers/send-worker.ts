@@ -1,6 +1,7 @@
 import { must, unreachable } from "../base/assert.ts";
 import { loadChecksum } from "../channels/checksum.ts";
 import { CounterRow } from "./control.ts";
+import { stepForward } from "./gate.ts";
 import { booked, PageSender } from "./page-sender.ts";
 import type { SendSetup, SendTask, TaskDone, TaskReport } from "./protocol.ts";
 import { reportOf } from "./report.ts";
@@ -27,6 +28,13 @@ export default function work(task: SendTask): Promise<TaskReport> {
 
 function perform(task: SendTask): TaskReport {
   if (task.kind === "ready") return NOTHING_MOVED;
+  if (task.kind === "forget") {
+    sender?.pages.close();
+    sender = null;
+    setup = null;
+    stepForward();
+    return NOTHING_MOVED;
+  }
   if (task.kind === "begin") {
     setup = task.setup;
     return NOTHING_MOVED;
@@ -49,7 +57,7 @@ function perform(task: SendTask): TaskReport {
 
 function move(
   sender: PageSender,
-  task: Exclude<SendTask, { kind: "ready" | "begin" | "open" }>,
+  task: Exclude<SendTask, { kind: "ready" | "forget" | "begin" | "open" }>,
 ): number | TaskDone {
   switch (task.kind) {
     case "send": {

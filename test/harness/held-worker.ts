@@ -5,8 +5,17 @@ export interface HeldTask {
 
 export const [BEGUN, RELEASED, ENDED] = [0, 1, 2];
 
-export default function perform(task: HeldTask | { readonly kind: "ready" }): object {
-  if (!("words" in task)) return { state: "done", pages: 0 };
+let hangs = false;
+
+/** Other tasks do nothing, but for one after which the next one hangs. */
+export default function perform(
+  task: HeldTask | { readonly kind: "ready" | "forget" } | { readonly hangsNext: boolean },
+): object {
+  if (!("words" in task)) {
+    if (hangs) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 20_000);
+    hangs = "hangsNext" in task;
+    return { state: "done", pages: 0 };
+  }
   const { words } = task;
   set(words, BEGUN);
   Atomics.wait(words, RELEASED, 0, 20_000);

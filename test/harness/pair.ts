@@ -8,10 +8,10 @@ import {
   migrateIn,
 } from "../../engine/destination.ts";
 import type { DestinationHost, SourceHost } from "../../engine/host.ts";
-import { atOnce, ReadyThreads } from "../../engine/ready-threads.ts";
 import { type MigrateOutOptions, migrateOut } from "../../engine/source.ts";
 import type { Report } from "../../engine/statistics.ts";
-import { REAL_SURROUNDINGS, type Surroundings } from "../../engine/surroundings.ts";
+import type { Surroundings } from "../../engine/surroundings.ts";
+import { keptThreads } from "./kept-threads.ts";
 import type { Relay } from "./relay.ts";
 
 const CHANNELS = 2;
@@ -42,12 +42,13 @@ export interface PairOutcome {
 }
 
 /**
- * Migrates from one host to another within this process. A destination that no source has reached
- * when the source gave up is cancelled, since nobody else will come.
+ * Migrates from one host to another within this process, with threads that the last one had, unless
+ * there are others, or other surroundings. A destination that no source has reached when the source
+ * gave up is cancelled, since nobody else will come.
  */
 export async function migratePair(pair: PairOptions): Promise<PairOutcome> {
   const folder = pair.kind === "unix" ? await mkdtemp(join(tmpdir(), "multifd-pair-")) : null;
-  const channels = pair.out?.channels ?? CHANNELS;
+  const threads = await keptThreads();
   const abort = new AbortController();
   const listening = Promise.withResolvers<string>();
   let phase: DestinationPhase = "listen";
@@ -56,6 +57,7 @@ export async function migratePair(pair: PairOptions): Promise<PairOutcome> {
       pair.destination,
       folder === null ? "tcp:127.0.0.1:0" : `unix:${folder}/socket`,
       {
+        ...(pair.destinationSurroundings === undefined ? { threads: threads.destination } : {}),
         ...pair.in,
         signal: AbortSignal.any([abort.signal, ...(pair.in?.signal ? [pair.in.signal] : [])]),
         onListening: (address) => {
@@ -67,7 +69,7 @@ export async function migratePair(pair: PairOptions): Promise<PairOutcome> {
           pair.in?.onPhase?.(next);
         },
       },
-      pair.destinationSurroundings ?? expecting(channels),
+      pair.destinationSurroundings,
     ),
   );
   void arriving.then(() => pair.onDestinationEnd?.());
@@ -78,7 +80,11 @@ export async function migratePair(pair: PairOptions): Promise<PairOutcome> {
     migrateOut(
       pair.source,
       pair.relay?.before(target) ?? target,
-      { channels, ...pair.out },
+      {
+        channels: CHANNELS,
+        ...(pair.sourceSurroundings === undefined ? { threads: threads.source } : {}),
+        ...pair.out,
+      },
       pair.sourceSurroundings,
     ),
   );
@@ -87,13 +93,6 @@ export async function migratePair(pair: PairOptions): Promise<PairOutcome> {
   const destination = await arriving;
   if (folder !== null) await rm(folder, { recursive: true });
   return { source, destination };
-}
-
-/** A destination cannot know how many will come; here, a thread too many costs more than it gives. */
-function expecting(channels: number): Surroundings {
-  const readyThreads: Surroundings["readyThreads"] = (side, count) =>
-    new ReadyThreads(side, atOnce(Math.min(count, channels)));
-  return { ...REAL_SURROUNDINGS, readyThreads };
 }
 
 export async function outcomeOf(migration: Promise<Report>): Promise<Outcome> {
