@@ -2,9 +2,11 @@ import { readFileSync, writeFileSync } from "node:fs";
 import { monitorEventLoopDelay } from "node:perf_hooks";
 import { assert, must } from "../base/assert.ts";
 import { KIB, MIB } from "../base/units.ts";
-import { type DestinationPhase, migrateIn } from "../engine/destination.ts";
+import { type DestinationPhase, type MigrateInOptions, migrateIn } from "../engine/destination.ts";
+import type { DestinationHost } from "../engine/host.ts";
 import { LiveParameters } from "../engine/live-parameters.ts";
 import type { ParameterOptions } from "../engine/parameters.ts";
+import { ReadyThreads } from "../engine/ready-threads.ts";
 import { migrateOut, type SourcePhase } from "../engine/source.ts";
 import type { Report } from "../engine/statistics.ts";
 import { MemoryGuestDestination } from "../hosts/memory-guest/destination.ts";
@@ -56,11 +58,23 @@ export class Peer {
   #delay: ReturnType<typeof monitorEventLoopDelay> | null = null;
   #answering: Promise<unknown> | null = null;
   #touching: TouchedGuest | null = null;
+  #threads: ReadyThreads | null = null;
   #address = "127.0.0.1";
 
   /** The address of this end at which guests arrive; loopback's, unless told. */
   async liveAt(address: string): Promise<void> {
     this.#address = address;
+  }
+
+  /** Guests with faults go by threads that are kept from one to the next: so many, or none. */
+  async keepThreads(side: "source" | "destination", count: number): Promise<void> {
+    await this.#threads?.close();
+    this.#threads = count === 0 ? null : new ReadyThreads(side, count, { lanes: 1 });
+    await this.#threads?.started();
+  }
+
+  get #kept(): { threads?: ReadyThreads } {
+    return this.#threads === null ? {} : { threads: this.#threads };
   }
 
   /** Memory of which every page is written: it is there, at both ends, before anything is timed. */
@@ -163,7 +177,7 @@ export class Peer {
   }): Promise<string> {
     const memory = must(this.#memory, "memory is held before a guest arrives");
     this.#touching = new TouchedGuest(memory, what);
-    return await this.#arrive(this.#touching, {});
+    return await this.#arrive(this.#touching, this.#kept);
   }
 
   /** Microseconds that each touch of a missing page took. */
@@ -185,7 +199,7 @@ export class Peer {
       live.change({ maxBandwidthBytesPerSecond: QUIET_BYTES_PER_SECOND });
       loud = setTimeout(() => live.change({ maxBandwidthBytesPerSecond: 0 }), what.quietMs);
     };
-    const report = await migrateOut(host, address, { ...options, live, onPhase });
+    const report = await migrateOut(host, address, { ...options, ...this.#kept, live, onPhase });
     clearTimeout(loud);
     return { report, cpuMs: report.cpuMs };
   }
@@ -241,7 +255,7 @@ export class Peer {
     return must(this.#memory, "memory is held first");
   }
 
-  async #arrive(host: Parameters<typeof migrateIn>[0], options: ParameterOptions): Promise<string> {
+  async #arrive(host: DestinationHost, options: MigrateInOptions): Promise<string> {
     const listening = Promise.withResolvers<string>();
     const meter = new PhaseMeter<DestinationPhase>("receive");
     const arriving = migrateIn(host, `tcp:${this.#address}:0`, {

@@ -1,116 +1,78 @@
-import { Worker } from "node:worker_threads";
 import { must } from "../base/assert.ts";
-import { settledWithin, within } from "../base/clock.ts";
-import { MigrationError, reasonOf } from "../base/errors.ts";
-import { siblingModule } from "../base/module.ts";
+import { within } from "../base/clock.ts";
+import { MigrationError } from "../base/errors.ts";
 import { Stopped } from "../channels/descriptor.ts";
-import type { ChannelPlace, LaneSetup, TaskReport } from "../workers/protocol.ts";
+import type { ChannelPlace, LaneSetup, LaneTask } from "../workers/protocol.ts";
+import { doneOf, endAll, type Keep, PageThread, THREAD_START_MS } from "./page-thread.ts";
 import type { Parameters } from "./parameters.ts";
-
-const THREAD_START_MS = 30_000;
-const THREAD_END_MS = 2000;
+import { laneModule } from "./ready-threads.ts";
+import type { ThreadStore } from "./thread-store.ts";
 
 /** Priority channels of a migration with these parameters; none where post-copy cannot happen. */
 export function laneCountOf({ postcopy, priorityChannels }: Parameters): number {
   return postcopy === "never" ? 0 : priorityChannels;
 }
 
+interface Lane {
+  readonly thread: PageThread;
+  readonly begun: Promise<unknown>;
+  readonly ended: PromiseWithResolvers<void>;
+}
+
 /**
- * The threads of the priority lanes. A thread of its own each, not of a pool: a page that a guest
- * waits for passes no queue and no event loop.
+ * The threads of the priority lanes. Each serves its channel in one task, from its first byte to its
+ * last: a page that a guest waits for passes no queue and no event loop.
  */
 export class Lanes {
   readonly #lanes: readonly Lane[];
+  readonly #keep: Keep;
 
-  constructor(setups: readonly LaneSetup[]) {
-    this.#lanes = setups.map((setup) => new Lane(setup));
+  /** Starts the threads that are not `ready`. */
+  constructor(setups: readonly LaneSetup[], ready?: ThreadStore) {
+    this.#keep = (thread) => ready?.keep(thread) ?? false;
+    this.#lanes = setups.map((setup) => {
+      const thread = ready?.take() ?? new PageThread(laneModule());
+      const begun = thread.run(0, { kind: "begin", setup } satisfies LaneTask);
+      const ended = Promise.withResolvers<void>();
+      // Whoever waits gets it; there may be nobody.
+      begun.catch(() => {});
+      ended.promise.catch(() => {});
+      return { thread, begun, ended };
+    });
   }
 
+  /** Returns when every thread runs and knows what it is for. Throws WORKER_DIED. */
   async start(): Promise<void> {
-    await Promise.all(this.#lanes.map((lane) => lane.ready()));
+    const begun = Promise.all(this.#lanes.map((lane) => lane.begun));
+    const reason = `its thread did not start within ${THREAD_START_MS} ms`;
+    const late = () => new MigrationError("WORKER_DIED", { channel: 0, reason });
+    await within(THREAD_START_MS, begun, late);
   }
 
   /** Lane `index` serves this channel from now on. `onFailure` is told what goes wrong there. */
   serve(index: number, place: ChannelPlace, onFailure: (error: unknown) => void): void {
-    must(this.#lanes[index], "every priority channel has a lane").serve(place, onFailure);
+    const { thread, ended } = must(this.#lanes[index], "every priority channel has a lane");
+    ended.promise.catch(onFailure);
+    ended.resolve(serveOne(thread, place));
   }
 
   /** Returns when every lane has ended as it should. */
   async ended(): Promise<void> {
-    await Promise.all(this.#lanes.map((lane) => lane.ended));
+    await Promise.all(this.#lanes.map((lane) => lane.ended.promise));
   }
 
-  /** False when a thread hangs and still holds its descriptors. The stop word must be set. */
-  async close(limitMs = THREAD_END_MS): Promise<boolean> {
-    const ends = Promise.all(this.#lanes.map((lane) => lane.close(limitMs)));
-    try {
-      await within(limitMs, ends, () => new Error("a thread hangs"));
-      return true;
-    } catch {
-      return false;
-    }
+  /**
+   * The stop word must be set. Threads that are whole go back to where the ready ones came from. False
+   * when one hangs and still holds its descriptors; see `endAll`.
+   */
+  async close(limitMs?: number): Promise<boolean> {
+    const threads = this.#lanes.map((lane) => lane.thread);
+    return await endAll(threads, limitMs, this.#keep);
   }
 }
 
-class Lane {
-  readonly #worker: Worker;
-  readonly #ready = Promise.withResolvers<void>();
-  readonly #ended = Promise.withResolvers<void>();
-  #channel = 0;
-
-  constructor(setup: LaneSetup) {
-    this.#worker = new Worker(siblingModule("../workers/lane-worker", import.meta.url), {
-      workerData: setup,
-      name: "lane",
-    });
-    this.#worker.on("message", (said: "ready" | TaskReport) => {
-      if (said === "ready") this.#ready.resolve();
-      else this.#conclude(said);
-    });
-    this.#worker.on("error", (error) => this.#fail(this.#died(reasonOf(error))));
-    this.#worker.on("exit", () => this.#fail(this.#died("its thread ended")));
-    this.#worker.unref();
-    // Whoever waits gets it; there may be nobody.
-    this.#ready.promise.catch(() => {});
-    this.#ended.promise.catch(() => {});
-  }
-
-  async ready(): Promise<void> {
-    const late = () => this.#died(`its thread did not start within ${THREAD_START_MS} ms`);
-    await within(THREAD_START_MS, this.#ready.promise, late);
-  }
-
-  serve(place: ChannelPlace, onFailure: (error: unknown) => void): void {
-    this.#channel = place.channel;
-    this.#ended.promise.catch(onFailure);
-    this.#worker.postMessage(place);
-  }
-
-  get ended(): Promise<void> {
-    return this.#ended.promise;
-  }
-
-  /** As a thread of pages: not in the middle of its work, unless that takes longer than `limitMs`. */
-  async close(limitMs: number): Promise<void> {
-    if (this.#channel !== 0) await settledWithin(limitMs, [this.#ended.promise]);
-    await this.#worker.terminate();
-  }
-
-  #conclude({ state, ...report }: TaskReport): void {
-    if (state === "done") this.#ended.resolve();
-    else if (state === "stopped") this.#fail(new Stopped());
-    else {
-      const { code, facts, at } = must("failure" in report ? report.failure : null, "it says why");
-      this.#fail(new MigrationError(code, facts, at === undefined ? {} : { at }));
-    }
-  }
-
-  #died(reason: string): MigrationError {
-    return new MigrationError("WORKER_DIED", { channel: this.#channel, reason });
-  }
-
-  #fail(error: Error): void {
-    this.#ready.reject(error);
-    this.#ended.reject(error);
-  }
+async function serveOne(thread: PageThread, place: ChannelPlace): Promise<void> {
+  const task: LaneTask = { kind: "serve", place };
+  const done = doneOf(await thread.run(place.channel, task));
+  if (done === null) throw new Stopped();
 }

@@ -1,7 +1,8 @@
 import { Piscina } from "piscina";
+import { must } from "../base/assert.ts";
 import { settledWithin, within } from "../base/clock.ts";
 import { MigrationError, reasonOf } from "../base/errors.ts";
-import type { TaskReport } from "../workers/protocol.ts";
+import type { TaskDone, TaskReport } from "../workers/protocol.ts";
 
 /** Threads start within half a second; on a machine that is busy with 64 of them, in several. */
 export const THREAD_START_MS = 30_000;
@@ -27,10 +28,10 @@ export class PageThread {
   /** It has answered: from now on it may be at work. */
   #hasStarted = false;
 
-  /** Starts the thread that runs `from`, or goes on with one that was kept. */
-  constructor(from: URL | Piscina) {
-    if (from instanceof Piscina) {
-      this.#piscina = from;
+  /** Starts a thread that runs a module, or goes on with one that has let go. */
+  constructor(from: URL | PageThread) {
+    if (from instanceof PageThread) {
+      this.#piscina = from.#piscina;
       this.#hasStarted = true;
       return;
     }
@@ -87,7 +88,7 @@ export class PageThread {
     if (this.#hasStarted) await settledWithin(limitMs, this.#running);
     if (await this.#isFree(limitMs)) {
       this.#death ??= new Error("it was given back");
-      if (keep(new PageThread(this.#piscina))) return;
+      if (keep(new PageThread(this))) return;
     }
     await this.#piscina.destroy();
   }
@@ -103,6 +104,15 @@ export class PageThread {
       return false;
     }
   }
+}
+
+/** What a task did, or null when it was stopped. Throws the failure that it met. */
+export function doneOf(report: TaskReport): TaskDone | null {
+  if (report.state === "failed") {
+    const { code, facts, at } = must(report.failure, "a failed task says why");
+    throw new MigrationError(code, facts, at === undefined ? {} : { at });
+  }
+  return report.state === "done" ? report : null;
 }
 
 /**

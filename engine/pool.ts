@@ -1,8 +1,7 @@
 import { must } from "../base/assert.ts";
-import { MigrationError } from "../base/errors.ts";
 import type { TaskDone } from "../workers/protocol.ts";
-import { endAll, type Keep, PageThread } from "./page-thread.ts";
-import type { ReadyThreads } from "./ready-threads.ts";
+import { doneOf, endAll, type Keep, PageThread } from "./page-thread.ts";
+import type { ThreadStore } from "./thread-store.ts";
 
 /** One thread per channel. Tasks of a channel always go to its thread, in order. */
 export class ChannelPool {
@@ -15,7 +14,7 @@ export class ChannelPool {
     module: URL;
     setup: object;
     channels: number;
-    ready?: ReadyThreads | undefined;
+    ready?: ThreadStore | undefined;
   }) {
     const { module, setup, channels, ready } = options;
     this.#keep = (thread) => ready?.keep(thread) ?? false;
@@ -40,12 +39,7 @@ export class ChannelPool {
    */
   async run(channel: number, task: object): Promise<TaskDone | null> {
     const thread = must(this.#threads[channel - 1], "a task is of a channel that has a thread");
-    const report = await thread.run(channel, task);
-    if (report.state === "failed") {
-      const { code, facts, at } = must(report.failure, "a failed task says why");
-      throw new MigrationError(code, facts, at === undefined ? {} : { at });
-    }
-    return report.state === "done" ? report : null;
+    return doneOf(await thread.run(channel, task));
   }
 
   /**

@@ -1,9 +1,8 @@
 import { availableParallelism } from "node:os";
-import { within } from "../base/clock.ts";
-import { MigrationError } from "../base/errors.ts";
 import { siblingModule } from "../base/module.ts";
 import { CHANNELS_MAX } from "../channels/frame.ts";
-import { endAll, PageThread, THREAD_START_MS } from "./page-thread.ts";
+import { PRIORITY_CHANNELS_MAX } from "../channels/messages.ts";
+import { ThreadStore } from "./thread-store.ts";
 
 /**
  * Threads for migrations of this process, started ahead of them: a thread takes longer to start than a
@@ -13,53 +12,38 @@ import { endAll, PageThread, THREAD_START_MS } from "./page-thread.ts";
  */
 export class ReadyThreads implements AsyncDisposable {
   readonly side: "source" | "destination";
-  readonly #threads: PageThread[];
-  readonly #countMax: number;
-  readonly #ending: PageThread[] = [];
-  #isClosed = false;
+  /** For the engine: those of the bulk channels, and of the priority channels. */
+  readonly pages: ThreadStore;
+  readonly lanes: ThreadStore;
 
   /**
-   * Starts `count` threads, each with the memory of a channel's, for migrations out or in. Throws
-   * RangeError for more than a migration can have, or what is no number of threads.
+   * Starts `count` threads, each with the memory of a channel's, for migrations out or in, and `lanes`
+   * for the priority channels of those that may come to post-copy. Throws RangeError for more than a
+   * migration can have, or what is no number of threads.
    */
-  constructor(side: "source" | "destination", count: number) {
-    if (!Number.isInteger(count) || count < 0 || count > CHANNELS_MAX) {
-      throw new RangeError(`Cannot make ${count} threads ready: 0 to ${CHANNELS_MAX} can be`);
-    }
+  constructor(
+    side: "source" | "destination",
+    count: number,
+    { lanes = 0 }: { readonly lanes?: number } = {},
+  ) {
+    checkCount(count, CHANNELS_MAX, "threads");
+    checkCount(lanes, PRIORITY_CHANNELS_MAX, "lanes");
     if (side !== "source" && side !== "destination") {
       throw new RangeError(`Cannot make threads ready for "${side}": a source or a destination`);
     }
     this.side = side;
-    const module = pageModule(side);
-    this.#countMax = count;
-    this.#threads = Array.from({ length: count }, () => new PageThread(module));
+    this.pages = new ThreadStore(pageModule(side), count);
+    this.lanes = new ThreadStore(laneModule(), lanes);
   }
 
   /** Returns when all of them have started; a migration need not wait for that. Throws WORKER_DIED. */
   async started(): Promise<void> {
-    const started = this.#threads.map((thread) => thread.run(0, { kind: "ready" }));
-    const late = (): Error => {
-      const reason = `its thread did not start within ${THREAD_START_MS} ms`;
-      return new MigrationError("WORKER_DIED", { channel: 0, reason });
-    };
-    await within(THREAD_START_MS, Promise.all(started), late);
+    await Promise.all([this.pages.started(), this.lanes.started()]);
   }
 
-  /** How many there are, without those that a migration has. */
+  /** How many there are for bulk channels, without those that a migration has. */
   get count(): number {
-    return this.#threads.length;
-  }
-
-  /** One of them, for whoever takes it to end or to give back; null when there is none left. */
-  take(): PageThread | null {
-    return this.#threads.shift() ?? null;
-  }
-
-  /** Takes one back, or one in its place. False when there are enough, or when it is closed. */
-  keep(thread: PageThread): boolean {
-    if (this.#isClosed || this.#threads.length >= this.#countMax) return false;
-    this.#threads.push(thread);
-    return true;
+    return this.pages.count;
   }
 
   /**
@@ -67,9 +51,8 @@ export class ReadyThreads implements AsyncDisposable {
    * False when that takes longer than `limitMs`.
    */
   async close(limitMs?: number): Promise<boolean> {
-    this.#isClosed = true;
-    this.#ending.push(...this.#threads.splice(0));
-    return await endAll(this.#ending, limitMs);
+    const ends = await Promise.all([this.pages.close(limitMs), this.lanes.close(limitMs)]);
+    return !ends.includes(false);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -87,4 +70,14 @@ export function pageModule(side: "source" | "destination"): URL {
   return side === "source"
     ? siblingModule("../workers/send-worker", import.meta.url)
     : siblingModule("../workers/receive-worker", import.meta.url);
+}
+
+/** What the threads of priority lanes run, at either end. */
+export function laneModule(): URL {
+  return siblingModule("../workers/lane-worker", import.meta.url);
+}
+
+function checkCount(count: number, max: number, what: string): void {
+  if (Number.isInteger(count) && count >= 0 && count <= max) return;
+  throw new RangeError(`Cannot make ${count} ${what} ready: 0 to ${max} can be`);
 }

@@ -90,9 +90,10 @@ export class Receiver {
       Array.from({ length: lanes }, (_, lane): LaneSetup => {
         return { side: "destination", receive: setup, words, lane, lanes };
       }),
+      ready?.lanes,
     );
     const module = pageModule("destination");
-    this.#pool = surroundings.startThreads({ module, setup, channels, ready });
+    this.#pool = surroundings.startThreads({ module, setup, channels, ready: ready?.pages });
   }
 
   /** Returns when every thread runs: what they load and compile takes no time from pages then. */

@@ -132,7 +132,12 @@ export class Sender {
       fenceTimeoutMs: parameters.stepTimeoutMs,
     };
     const module = pageModule("source");
-    const pool = surroundings.startThreads({ module, setup: this.setup, channels, ready });
+    const pool = surroundings.startThreads({
+      module,
+      setup: this.setup,
+      channels,
+      ready: ready?.pages,
+    });
     this.#pool = pool;
     const numbers = Array.from({ length: channels }, (_, index) => index + 1);
     this.#channels = numbers.map((number) => new SendChannel(number, pool, this.control));

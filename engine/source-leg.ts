@@ -79,6 +79,7 @@ export class SourceLeg {
       Array.from({ length: laneCountOf(this.#parameters) }, () => {
         return { side: "source", send: setup, words: this.#laneWords, served };
       }),
+      terms.ready?.lanes,
     );
     if (this.leg.failure !== null) this.stop();
     return sender;

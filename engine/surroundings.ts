@@ -4,6 +4,7 @@ import type { LaneSetup } from "../workers/protocol.ts";
 import { Lanes } from "./lanes.ts";
 import { ChannelPool } from "./pool.ts";
 import { atOnce, ReadyThreads } from "./ready-threads.ts";
+import type { ThreadStore } from "./thread-store.ts";
 
 /** A thread per channel, with the tasks of each done in order. See `ChannelPool`. */
 export type ThreadPool = Pick<ChannelPool, "begun" | "run" | "close">;
@@ -25,10 +26,10 @@ export interface Surroundings {
     module: URL;
     setup: object;
     channels: number;
-    ready?: ReadyThreads | undefined;
+    ready?: ThreadStore | undefined;
   }): ThreadPool;
   /** None where post-copy cannot happen. */
-  startLanes(setups: readonly LaneSetup[]): LaneThreads;
+  startLanes(setups: readonly LaneSetup[], ready?: ThreadStore): LaneThreads;
 }
 
 export const REAL_SURROUNDINGS: Surroundings = {
@@ -36,5 +37,5 @@ export const REAL_SURROUNDINGS: Surroundings = {
   listen,
   readyThreads: (side, count) => new ReadyThreads(side, atOnce(count)),
   startThreads: (options) => new ChannelPool(options),
-  startLanes: (setups) => new Lanes(setups),
+  startLanes: (setups, ready) => new Lanes(setups, ready),
 };

@@ -1,12 +1,14 @@
 import { beforeAll, expect, test } from "vitest";
 import { MIB } from "../base/units.ts";
+import { rewrittenGuest, TouchedGuest } from "../bench/touched-guest.ts";
 import { ReadyThreads } from "../engine/ready-threads.ts";
 import { migrateOut } from "../engine/source.ts";
 import { FaultRig, verdictsOf, warmUp } from "./harness/fault-rig.ts";
 import { LeakCheck } from "./harness/leaks.ts";
 import { throws } from "./harness/misbehaviour.ts";
+import { migratePair } from "./harness/pair.ts";
 import { ThreadWatch } from "./harness/thread-watch.ts";
-import { seedFromEnvironment } from "./prng.ts";
+import { Prng, seedFromEnvironment } from "./prng.ts";
 
 const seed = seedFromEnvironment();
 
@@ -65,6 +67,40 @@ test(`threads that were given back serve the next migration, whatever the last o
   await leaks.settled();
 });
 
+test(`threads of priority channels serve one post-copy after another (SEED=${seed})`, async () => {
+  const leaks = new LeakCheck();
+  {
+    using watch = new ThreadWatch();
+    await using threads = new ReadyThreads("source", 1, { lanes: 1 });
+    await using others = new ReadyThreads("destination", 1, { lanes: 1 });
+    const shape = { bytes: 4 * MIB, pageBytes: 4096 };
+    for (const channels of [1, 2, 1]) {
+      const [from, to] = [new SharedArrayBuffer(shape.bytes), new SharedArrayBuffer(shape.bytes)];
+      new Prng(seed + channels).bytes(new Uint8Array(from));
+      const phases: string[] = [];
+      const { source, destination } = await migratePair({
+        source: rewrittenGuest(from, shape),
+        destination: new TouchedGuest(to, { faults: 0, pauseMs: 0 }),
+        out: {
+          channels,
+          threads,
+          postcopy: "after-rounds",
+          onPhase: (phase) => phases.push(phase),
+        },
+        in: { threads: others },
+      });
+      expect([source.failure, destination.failure]).toEqual([null, null]);
+      expect(phases).toContain("postcopy");
+      expect(Buffer.from(to).equals(Buffer.from(from))).toBe(true);
+      expect([threads.count, threads.lanes.count]).toEqual([1, 1]);
+      expect([others.count, others.lanes.count]).toEqual([1, 1]);
+    }
+    // Four, and once one more for a second channel at each end.
+    expect(await watch.all()).toHaveLength(6);
+  }
+  await leaks.settled();
+});
+
 test("what a migration has when its owner closes them ends with it", async () => {
   const leaks = new LeakCheck();
   {
@@ -104,6 +140,10 @@ test("threads that are ready for the other end are refused before anything is to
 
 test.for([-1, 1.5, Number.NaN, 65])("%s is no number of threads", (count) => {
   expect(() => new ReadyThreads("source", count)).toThrow(RangeError);
+});
+
+test.for([-1, 1.5, Number.NaN, 5])("%s is no number of lanes", (lanes) => {
+  expect(() => new ReadyThreads("source", 0, { lanes })).toThrow(RangeError);
 });
 
 test("threads are for one of two ends", () => {

@@ -14,6 +14,7 @@ import { MemoryGuestDestination } from "../hosts/memory-guest/destination.ts";
 import { MemoryGuest } from "../hosts/memory-guest/guest.ts";
 import { halvesShape, untilWritten } from "./fixtures/memory-guest-shapes.ts";
 import { warmUp } from "./harness/fault-rig.ts";
+import { keptThreads } from "./harness/kept-threads.ts";
 import { type Outcome, outcomeOf } from "./harness/pair.ts";
 import { Phases } from "./harness/phases.ts";
 import { Relay } from "./harness/relay.ts";
@@ -63,9 +64,11 @@ class Journey {
     await untilWritten(guest, 100);
     const address = Promise.withResolvers<string>();
     const { source, destination, cancel } = journey;
+    const kept = await keptThreads();
     const arriving = outcomeOf(
       migrateIn(journey.to, "tcp:127.0.0.1:0", {
         ...LIMITS,
+        threads: kept.destination,
         ...destinationOptions,
         signal: cancel.destination.signal,
         recovery: destination.recovery,
@@ -84,6 +87,7 @@ class Journey {
           channels: 2,
           postcopy: "after-rounds",
           downtimeLimitMs: 1,
+          threads: kept.source,
           ...options,
           signal: cancel.source.signal,
           recovery: source.recovery,
@@ -135,9 +139,12 @@ test(`a source joins again by itself, within reconnect-timeout, as often as it t
     if (channel === 0 && mains === 2) breakAfterFrame(connection);
   });
   const progress = { source: new Sent(), destination: new Sent() };
+  // However long a cut takes to come: most is missing still.
+  const live = new LiveParameters();
+  const slowly = { maxBandwidthBytesPerSecond: 4 * MIB, live };
   const journey = await Journey.begin(
     relay,
-    { reconnectTimeoutMs: 20_000, onProgress: progress.source.note },
+    { ...slowly, reconnectTimeoutMs: 20_000, onProgress: progress.source.note },
     { onProgress: progress.destination.note },
     { surroundings },
   );
@@ -149,6 +156,7 @@ test(`a source joins again by itself, within reconnect-timeout, as often as it t
     relay.do("cut");
     await journey.destination.phases.reach("postcopy-paused");
   }
+  live.change({ maxBandwidthBytesPerSecond: 0 });
   await journey.expectArrived();
   const [left, arrived] = (await journey.outcomes).map(({ report }) => report?.rounds.at(-1));
   // The last round is that of all legs together. Of a frame that did not end, what came is not counted.

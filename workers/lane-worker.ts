@@ -1,4 +1,3 @@
-import { parentPort, workerData } from "node:worker_threads";
 import { must } from "../base/assert.ts";
 import { loadChecksum } from "../channels/checksum.ts";
 import { CounterRow } from "./control.ts";
@@ -6,23 +5,30 @@ import { comeFirst } from "./gate.ts";
 import { LaneReceiver } from "./lane-receiver.ts";
 import { LaneSender } from "./lane-sender.ts";
 import { booked } from "./page-sender.ts";
-import type { ChannelPlace, LaneSetup } from "./protocol.ts";
+import type { ChannelPlace, LaneSetup, LaneTask, TaskReport } from "./protocol.ts";
 import { reportOf } from "./report.ts";
 
-/**
- * The thread of one priority lane. No pool and no queue: it gets its channel in one message, serves
- * it until it ends, and answers with one report.
- */
-const setup = workerData as LaneSetup;
 const checksum = await loadChecksum();
-const coordinator = must(parentPort, "a lane is a thread");
+const NOTHING_MOVED: TaskReport = { state: "done", pages: 0 };
+let setup: LaneSetup | null = null;
 
-coordinator.once("message", (place: ChannelPlace) => {
-  const { control } = setup.side === "source" ? setup.send : setup.receive;
-  const counters = new CounterRow(control, place.channel - 1);
-  const report = reportOf(() => {
+/** The thread of one priority lane, at either end. Its task `serve` lasts until its channel ends. */
+export default function work(task: LaneTask): TaskReport {
+  if (task.kind === "ready") return NOTHING_MOVED;
+  if (task.kind === "begin") {
+    setup = task.setup;
+    return NOTHING_MOVED;
+  }
+  if (task.kind === "forget") {
+    setup = null;
+    return NOTHING_MOVED;
+  }
+  const known = must(setup, "a thread knows what it is for");
+  const { control } = known.side === "source" ? known.send : known.receive;
+  const counters = new CounterRow(control, task.place.channel - 1);
+  return reportOf(() => {
     comeFirst();
-    const lane = laneOf(place);
+    const lane = laneOf(known, task.place);
     try {
       booked(counters, () => lane.serve());
     } finally {
@@ -30,11 +36,9 @@ coordinator.once("message", (place: ChannelPlace) => {
     }
     return counters.read("pages");
   });
-  coordinator.postMessage(report);
-});
-coordinator.postMessage("ready");
+}
 
-function laneOf(place: ChannelPlace): LaneSender | LaneReceiver {
+function laneOf(setup: LaneSetup, place: ChannelPlace): LaneSender | LaneReceiver {
   if (setup.side === "source") {
     const { send, words, served } = setup;
     return new LaneSender(send, place, {

@@ -148,7 +148,7 @@ export interface ReceiveSetup {
   readonly door?: FaultDoor;
 }
 
-/** What a lane's thread knows from its start, at either end. */
+/** What a lane's thread is for, at either end. */
 export type LaneSetup =
   | {
       readonly side: "source";
@@ -171,6 +171,13 @@ export type ReceiveTask =
   | { readonly kind: "forget" }
   | { readonly kind: "begin"; readonly setup: ReceiveSetup }
   | { readonly kind: "receive"; readonly place: ChannelPlace };
+
+/** Tasks of a lane's thread, at either end: as the others', and then it serves until its channel ends. */
+export type LaneTask =
+  | { readonly kind: "ready" }
+  | { readonly kind: "forget" }
+  | { readonly kind: "begin"; readonly setup: LaneSetup }
+  | { readonly kind: "serve"; readonly place: ChannelPlace };
 
 /** What a task did: pages that it moved, and chunks that it left, at the end of its list. */
 export interface TaskDone {

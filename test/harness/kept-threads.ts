@@ -1,7 +1,8 @@
 import { ReadyThreads } from "../../engine/ready-threads.ts";
 
-/** As many as most migrations of tests have channels. */
+/** As many as most migrations of tests have channels, and those that may come to post-copy. */
 const COUNT = 2;
+const LANES = 1;
 
 let kept: Promise<{ source: ReadyThreads; destination: ReadyThreads }> | null = null;
 
@@ -16,8 +17,8 @@ export function keptThreads(): NonNullable<typeof kept> {
 
 /** All of them run when it returns: what a test holds is counted before its first migration. */
 async function start(): Promise<{ source: ReadyThreads; destination: ReadyThreads }> {
-  const source = new ReadyThreads("source", COUNT);
-  const destination = new ReadyThreads("destination", COUNT);
+  const source = new ReadyThreads("source", COUNT, { lanes: LANES });
+  const destination = new ReadyThreads("destination", COUNT, { lanes: LANES });
   await Promise.all([source.started(), destination.started()]);
   return { source, destination };
 }
