@@ -25,11 +25,11 @@ interface Lane {
  */
 export class Lanes {
   readonly #lanes: readonly Lane[];
-  readonly #keep: Keep;
+  readonly #keep: Keep | undefined;
 
   /** Starts the threads that are not `ready`. */
   constructor(setups: readonly LaneSetup[], ready?: ThreadStore) {
-    this.#keep = (thread) => ready?.keep(thread) ?? false;
+    this.#keep = ready === undefined ? undefined : (thread) => ready.keep(thread);
     this.#lanes = setups.map((setup) => {
       const thread = ready?.take() ?? new PageThread(laneModule());
       const begun = thread.run(0, { kind: "begin", setup } satisfies LaneTask);

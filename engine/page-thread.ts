@@ -49,6 +49,11 @@ export class PageThread {
     this.#piscina.on("error", () => {}); // A dead thread shows as its task's rejection.
   }
 
+  /** Whoever asks it for anything learns that it is gone. */
+  get isDead(): boolean {
+    return this.#death !== null;
+  }
+
   /** Returns how the task ended. Throws WORKER_DIED when the thread is gone. */
   async run(channel: number, task: object): Promise<TaskReport> {
     try {
@@ -68,7 +73,7 @@ export class PageThread {
    * setting it up, Node 24 aborts the whole process ("close before init"). One that is whole and that
    * `keep` takes lives on; either way it holds nothing of this migration then.
    */
-  end(limitMs: number, keep: Keep = () => false): Promise<void> {
+  end(limitMs: number, keep?: Keep): Promise<void> {
     this.#ended ??= this.#end(limitMs, keep);
     return this.#ended;
   }
@@ -84,17 +89,23 @@ export class PageThread {
     }
   }
 
-  async #end(limitMs: number, keep: Keep): Promise<void> {
+  async #end(limitMs: number, keep: Keep | undefined): Promise<void> {
     if (this.#hasStarted) await settledWithin(limitMs, this.#running);
-    if (await this.#isFree(limitMs)) {
-      this.#death ??= new Error("it was given back");
-      if (keep(new PageThread(this))) return;
-    }
+    if (keep !== undefined && (await this.#letsGo(limitMs)) && this.#isKept(keep)) return;
     await this.#piscina.destroy();
   }
 
+  #isKept(keep: Keep): boolean {
+    this.#death = new Error("it was given back");
+    const again = new PageThread(this);
+    if (!keep(again)) return false;
+    // Before whatever comes next, and nobody waits for it.
+    again.run(0, { kind: "tidy" }).catch(() => {});
+    return true;
+  }
+
   /** Whether it has let go of all that it had of its migration. */
-  async #isFree(limitMs: number): Promise<boolean> {
+  async #letsGo(limitMs: number): Promise<boolean> {
     if (!this.#hasStarted || this.#running.size > 0 || this.#death !== null) return false;
     const late = (): Error => new Error("it does not let go");
     try {

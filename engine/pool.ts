@@ -6,7 +6,7 @@ import type { ThreadStore } from "./thread-store.ts";
 /** One thread per channel. Tasks of a channel always go to its thread, in order. */
 export class ChannelPool {
   readonly #threads: readonly PageThread[];
-  readonly #keep: Keep;
+  readonly #keep: Keep | undefined;
   readonly #begun: Promise<unknown>;
 
   /** Starts the threads that are not `ready`, and gives each `setup`, before its first task. */
@@ -17,7 +17,7 @@ export class ChannelPool {
     ready?: ThreadStore | undefined;
   }) {
     const { module, setup, channels, ready } = options;
-    this.#keep = (thread) => ready?.keep(thread) ?? false;
+    this.#keep = ready === undefined ? undefined : (thread) => ready.keep(thread);
     this.#threads = Array.from({ length: channels }, () => {
       return ready?.take() ?? new PageThread(module);
     });

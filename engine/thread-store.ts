@@ -32,7 +32,12 @@ export class ThreadStore {
 
   /** One of them, for whoever takes it to end or to give back; null when there is none left. */
   take(): PageThread | null {
-    return this.#threads.shift() ?? null;
+    for (let thread = this.#threads.shift(); thread !== undefined; thread = this.#threads.shift()) {
+      if (!thread.isDead) return thread;
+      this.#ending.push(thread);
+      void thread.end(0);
+    }
+    return null;
   }
 
   /** Takes one back, or one in its place. False when there are enough, or when it is closed. */

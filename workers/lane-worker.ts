@@ -1,6 +1,7 @@
 import { must } from "../base/assert.ts";
 import { loadChecksum } from "../channels/checksum.ts";
 import { CounterRow } from "./control.ts";
+import { letGo, tidy } from "./forgetting.ts";
 import { comeFirst } from "./gate.ts";
 import { LaneReceiver } from "./lane-receiver.ts";
 import { LaneSender } from "./lane-sender.ts";
@@ -13,15 +14,16 @@ const NOTHING_MOVED: TaskReport = { state: "done", pages: 0 };
 let setup: LaneSetup | null = null;
 
 /** The thread of one priority lane, at either end. Its task `serve` lasts until its channel ends. */
-export default function work(task: LaneTask): TaskReport {
+export default function work(task: LaneTask): TaskReport | Promise<TaskReport> {
   if (task.kind === "ready") return NOTHING_MOVED;
   if (task.kind === "begin") {
     setup = task.setup;
     return NOTHING_MOVED;
   }
+  if (task.kind === "tidy") return tidy();
   if (task.kind === "forget") {
     setup = null;
-    return NOTHING_MOVED;
+    return letGo();
   }
   const known = must(setup, "a thread knows what it is for");
   const { control } = known.side === "source" ? known.send : known.receive;

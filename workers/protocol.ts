@@ -94,11 +94,12 @@ export interface SendSetup {
 /**
  * Tasks of a source's worker. `ready` is answered once it is. `begin` is the first of a migration;
  * `open` follows, and is the first again after its channel was lost. `forget` is the last: then it has
- * nothing of the migration any more, and may serve another one.
+ * nothing of the migration any more; if it serves another one, `tidy` comes first.
  */
 export type SendTask =
   | { readonly kind: "ready" }
   | { readonly kind: "forget" }
+  | { readonly kind: "tidy" }
   | { readonly kind: "begin"; readonly setup: SendSetup }
   | { readonly kind: "open"; readonly place: ChannelPlace }
   /** From now on the blocks are scanned: what is sent of them is what differs from what was sent. */
@@ -169,6 +170,7 @@ export type LaneSetup =
 export type ReceiveTask =
   | { readonly kind: "ready" }
   | { readonly kind: "forget" }
+  | { readonly kind: "tidy" }
   | { readonly kind: "begin"; readonly setup: ReceiveSetup }
   | { readonly kind: "receive"; readonly place: ChannelPlace };
 
@@ -176,6 +178,7 @@ export type ReceiveTask =
 export type LaneTask =
   | { readonly kind: "ready" }
   | { readonly kind: "forget" }
+  | { readonly kind: "tidy" }
   | { readonly kind: "begin"; readonly setup: LaneSetup }
   | { readonly kind: "serve"; readonly place: ChannelPlace };
 

@@ -1,7 +1,7 @@
 import { must } from "../base/assert.ts";
 import { loadChecksum } from "../channels/checksum.ts";
 import { CounterRow } from "./control.ts";
-import { stepForward } from "./gate.ts";
+import { letGo, tidy } from "./forgetting.ts";
 import { PageReceiver } from "./page-receiver.ts";
 import { booked } from "./page-sender.ts";
 import type { ReceiveSetup, ReceiveTask, TaskReport } from "./protocol.ts";
@@ -12,12 +12,12 @@ const NOTHING_MOVED: TaskReport = { state: "done", pages: 0 };
 let setup: ReceiveSetup | null = null;
 
 /** The thread of one channel at the destination. Its task `receive` lasts until END. */
-export default function work(task: ReceiveTask): TaskReport {
+export default function work(task: ReceiveTask): TaskReport | Promise<TaskReport> {
   if (task.kind === "ready") return NOTHING_MOVED;
+  if (task.kind === "tidy") return tidy();
   if (task.kind === "forget") {
     setup = null;
-    stepForward();
-    return NOTHING_MOVED;
+    return letGo();
   }
   if (task.kind === "begin") {
     setup = task.setup;

@@ -1,7 +1,7 @@
 import { must, unreachable } from "../base/assert.ts";
 import { loadChecksum } from "../channels/checksum.ts";
 import { CounterRow } from "./control.ts";
-import { stepForward } from "./gate.ts";
+import { letGo, tidy } from "./forgetting.ts";
 import { booked, PageSender } from "./page-sender.ts";
 import type { SendSetup, SendTask, TaskDone, TaskReport } from "./protocol.ts";
 import { reportOf } from "./report.ts";
@@ -26,14 +26,14 @@ export default function work(task: SendTask): Promise<TaskReport> {
   return report;
 }
 
-function perform(task: SendTask): TaskReport {
+function perform(task: SendTask): TaskReport | Promise<TaskReport> {
   if (task.kind === "ready") return NOTHING_MOVED;
+  if (task.kind === "tidy") return tidy();
   if (task.kind === "forget") {
     sender?.pages.close();
     sender = null;
     setup = null;
-    stepForward();
-    return NOTHING_MOVED;
+    return letGo();
   }
   if (task.kind === "begin") {
     setup = task.setup;
@@ -57,7 +57,7 @@ function perform(task: SendTask): TaskReport {
 
 function move(
   sender: PageSender,
-  task: Exclude<SendTask, { kind: "ready" | "forget" | "begin" | "open" }>,
+  task: Exclude<SendTask, { kind: "ready" | "forget" | "tidy" | "begin" | "open" }>,
 ): number | TaskDone {
   switch (task.kind) {
     case "send": {
