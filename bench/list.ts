@@ -17,6 +17,7 @@ import { qemu } from "./qemu.bench.ts";
 import { qemuLive } from "./qemu-live.bench.ts";
 import { recovery } from "./recovery.bench.ts";
 import { scan } from "./scan.bench.ts";
+import { threads } from "./threads.bench.ts";
 import { throughput } from "./throughput.bench.ts";
 import { uneven } from "./uneven.bench.ts";
 import { zero } from "./zero.bench.ts";
@@ -31,6 +32,7 @@ export const BENCHMARKS: readonly Benchmark[] = [
   recovery,
   memory,
   eventLoop,
+  threads,
   hang,
   deltaLink,
   auto,

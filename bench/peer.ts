@@ -66,15 +66,21 @@ export class Peer {
     this.#address = address;
   }
 
-  /** Guests with faults go by threads that are kept from one to the next: so many, or none. */
+  /** Guests go by threads that are kept from one to the next: so many, or none. */
   async keepThreads(side: "source" | "destination", count: number): Promise<void> {
     await this.#threads?.close();
-    this.#threads = count === 0 ? null : new ReadyThreads(side, count, { lanes: 1 });
+    this.#threads = count === 0 ? null : new ReadyThreads(side, count);
     await this.#threads?.started();
   }
 
   get #kept(): { threads?: ReadyThreads } {
     return this.#threads === null ? {} : { threads: this.#threads };
+  }
+
+  /** Processor time of this process so far, its threads' included. */
+  async cpuMs(): Promise<number> {
+    const { user, system } = process.cpuUsage();
+    return (user + system) / 1000;
   }
 
   /** Memory of which every page is written: it is there, at both ends, before anything is timed. */
@@ -123,7 +129,7 @@ export class Peer {
   async listen(options: ParameterOptions & { pristine?: boolean }): Promise<string> {
     const { pristine = false, ...parameters } = options;
     const memory = must(this.#memory, "memory is held before a guest arrives");
-    return await this.#arrive(waitingMemory(memory, pristine), parameters);
+    return await this.#arrive(waitingMemory(memory, pristine), { ...parameters, ...this.#kept });
   }
 
   async listenBusy(options: ParameterOptions & { vcpus: number }): Promise<string> {
@@ -148,7 +154,8 @@ export class Peer {
     const memory = this.#guest === null ? must(this.#memory, "memory is held to be sent") : null;
     const host = memory === null ? must(this.#guest, "a guest runs") : stillGuest(memory, bytes);
     const meter = new PhaseMeter<SourcePhase>("precopy");
-    const report = await migrateOut(host, address, { ...options, onPhase: meter.onPhase });
+    const { onPhase } = meter;
+    const report = await migrateOut(host, address, { ...options, ...this.#kept, onPhase });
     await this.#guest?.stop();
     return { report, cpuMs: meter.cpuMs };
   }
@@ -177,7 +184,7 @@ export class Peer {
   }): Promise<string> {
     const memory = must(this.#memory, "memory is held before a guest arrives");
     this.#touching = new TouchedGuest(memory, what);
-    return await this.#arrive(this.#touching, this.#kept);
+    return await this.#arrive(this.#touching, {});
   }
 
   /** Microseconds that each touch of a missing page took. */
@@ -199,7 +206,7 @@ export class Peer {
       live.change({ maxBandwidthBytesPerSecond: QUIET_BYTES_PER_SECOND });
       loud = setTimeout(() => live.change({ maxBandwidthBytesPerSecond: 0 }), what.quietMs);
     };
-    const report = await migrateOut(host, address, { ...options, ...this.#kept, live, onPhase });
+    const report = await migrateOut(host, address, { ...options, live, onPhase });
     clearTimeout(loud);
     return { report, cpuMs: report.cpuMs };
   }
