@@ -464,7 +464,7 @@ export class DestinationMigration {
     const lanes = this.#lanes;
     const receiver = new Receiver(
       this.#blocks,
-      { channels, lanes },
+      { channels, lanes, ready: this.#options.threads },
       this.#parameters,
       this.#surroundings,
       before,

@@ -453,7 +453,10 @@ export class SourceMigration {
     this.#leg = leg;
     await leg.leg.guard(leg.peer.recover());
     // They start while the destination's do.
-    const sender = this.#startThreads(leg, { isClean: true });
+    const sender = this.#startThreads(leg, {
+      isClean: true,
+      ready: this.#options.threads,
+    });
     await leg.leg.guard(
       leg.peer.receiveMissing(sender.geometries, ({ block, firstPage, bits }) => {
         return sender.markDirty(block, firstPage, bits);

@@ -7,6 +7,7 @@ import type { Connection } from "../channels/connection.ts";
 import { migrateIn } from "../engine/destination.ts";
 import { LiveParameters } from "../engine/live-parameters.ts";
 import { PostcopyRecovery } from "../engine/postcopy-recovery.ts";
+import { ReadyThreads } from "../engine/ready-threads.ts";
 import { type MigrateOutOptions, migrateOut } from "../engine/source.ts";
 import type { Progress } from "../engine/statistics.ts";
 import { REAL_SURROUNDINGS, type Surroundings } from "../engine/surroundings.ts";
@@ -18,6 +19,7 @@ import { keptThreads } from "./harness/kept-threads.ts";
 import { type Outcome, outcomeOf } from "./harness/pair.ts";
 import { Phases } from "./harness/phases.ts";
 import { Relay } from "./harness/relay.ts";
+import { ThreadWatch } from "./harness/thread-watch.ts";
 import { seedFromEnvironment } from "./prng.ts";
 
 /**
@@ -165,6 +167,22 @@ test(`a source joins again by itself, within reconnect-timeout, as often as it t
   expect(arrived?.sentPages).toBeGreaterThan(0);
   expect(mains).toBeGreaterThan(4);
   expect([progress.source.backwards, progress.destination.backwards]).toEqual([[], []]);
+});
+
+test(`a recovery goes on with the threads that its hosts keep (SEED=${seed})`, async () => {
+  await using relay = await Relay.start();
+  relay.isMended = true;
+  await using out = new ReadyThreads("source", 2, { lanes: 1 });
+  await using into = new ReadyThreads("destination", 2, { lanes: 1 });
+  const options = { reconnectTimeoutMs: 20_000, threads: out };
+  const journey = await Journey.begin(relay, options, { threads: into });
+  await journey.moving();
+  using watch = new ThreadWatch();
+  relay.do("cut");
+  await journey.expectArrived();
+  expect(journey.destination.phases.count("postcopy-paused")).toBe(1);
+  expect((await watch.all()).length, "threads started since").toBe(0);
+  expect([out.count, out.lanes.count, into.count, into.lanes.count]).toEqual([2, 1, 2, 1]);
 });
 
 test(`a source that joins again tells what was dirty until it has heard what is (SEED=${seed})`, async () => {
