@@ -133,7 +133,7 @@ async function depart(
 }
 
 function threadsFor({ channels = PARAMETERS.channels.default }: ParameterOptions): ReadyThreads {
-  return new ReadyThreads("source", atOnce(channels));
+  return new ReadyThreads("source", atOnce(channels), { isForOne: true });
 }
 
 interface OpenSource extends SourceHost, AsyncDisposable {

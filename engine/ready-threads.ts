@@ -18,13 +18,14 @@ export class ReadyThreads implements AsyncDisposable {
 
   /**
    * Starts `count` threads, each with the memory of a channel's, for migrations out or in, and `lanes`
-   * for the priority channels of those that may come to post-copy. Throws RangeError for more than a
+   * for the priority channels of those that may come to post-copy. With `isForOne` none comes back: a
+   * process that ends after its migration need not tidy them up. Throws RangeError for more than a
    * migration can have, or what is no number of threads.
    */
   constructor(
     side: "source" | "destination",
     count: number,
-    { lanes = 0 }: { readonly lanes?: number } = {},
+    { lanes = 0, isForOne = false }: { readonly lanes?: number; readonly isForOne?: boolean } = {},
   ) {
     checkCount(count, CHANNELS_MAX, "threads");
     checkCount(lanes, PRIORITY_CHANNELS_MAX, "lanes");
@@ -32,8 +33,8 @@ export class ReadyThreads implements AsyncDisposable {
       throw new RangeError(`Cannot make threads ready for "${side}": a source or a destination`);
     }
     this.side = side;
-    this.pages = new ThreadStore(pageModule(side), count);
-    this.lanes = new ThreadStore(laneModule(), lanes);
+    this.pages = new ThreadStore(pageModule(side), { count, isForOne });
+    this.lanes = new ThreadStore(laneModule(), { count: lanes, isForOne });
   }
 
   /** Returns when all of them have started; a migration need not wait for that. Throws WORKER_DIED. */

@@ -216,7 +216,6 @@ export class SourceMigration {
       isClean: false,
       ready: this.#options.threads ?? this.#ownThreads ?? undefined,
     });
-    void this.#ownThreads?.close(); // It has them, and has no use for any afterwards.
     this.attempt.onFailure(() => this.#leg.stop());
     peer.onLost((channel) => this.#losesChannel(channel));
     const blocks = this.#host.blocks.map(({ name, sizeBytes, pageBytes }) => ({

@@ -35,7 +35,7 @@ export interface Surroundings {
 export const REAL_SURROUNDINGS: Surroundings = {
   connector,
   listen,
-  readyThreads: (side, count) => new ReadyThreads(side, atOnce(count)),
+  readyThreads: (side, count) => new ReadyThreads(side, atOnce(count), { isForOne: true }),
   startThreads: (options) => new ChannelPool(options),
   startLanes: (setups, ready) => new Lanes(setups, ready),
 };

@@ -9,9 +9,9 @@ export class ThreadStore {
   readonly #ending: PageThread[] = [];
   #isClosed = false;
 
-  /** Starts `count` threads. */
-  constructor(module: URL, count: number) {
-    this.#countMax = count;
+  /** Starts `count` threads. Where they are for one who takes them, none comes back. */
+  constructor(module: URL, { count, isForOne }: { count: number; isForOne: boolean }) {
+    this.#countMax = isForOne ? 0 : count;
     this.#threads = Array.from({ length: count }, () => new PageThread(module));
   }
 

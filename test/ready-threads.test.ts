@@ -101,6 +101,20 @@ test(`threads of priority channels serve one post-copy after another (SEED=${see
   await leaks.settled();
 });
 
+test("threads that are for one migration end with it", async () => {
+  const leaks = new LeakCheck();
+  {
+    using watch = new ThreadWatch();
+    await using threads = new ReadyThreads("source", 1, { isForOne: true });
+    const rig = new FaultRig(seed);
+    await rig.attempt({ out: { threads } });
+    rig.expectArrived();
+    expect(await watch.all()).toHaveLength(1);
+    expect(threads.count).toBe(0);
+  }
+  await leaks.settled();
+});
+
 test("what a migration has when its owner closes them ends with it", async () => {
   const leaks = new LeakCheck();
   {
