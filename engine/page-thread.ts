@@ -1,6 +1,6 @@
 import { Piscina } from "piscina";
 import { must } from "../base/assert.ts";
-import { settledWithin, within } from "../base/clock.ts";
+import { Deadline, settledWithin, within } from "../base/clock.ts";
 import { MigrationError, reasonOf } from "../base/errors.ts";
 import type { TaskDone, TaskReport } from "../workers/protocol.ts";
 
@@ -9,6 +9,12 @@ export const THREAD_START_MS = 30_000;
 
 /** Threads look at the stop word every millisecond or so; what takes this long is stuck. */
 const THREAD_END_MS = 2000;
+
+/**
+ * A thread is terminated in the middle of its task after so long, and never sooner: however busy the
+ * machine is, it has seen the stop word by then, unless it hangs. See `PageThread.end`.
+ */
+const THREAD_HANGS_MS = 8000;
 
 /** Keeps a thread that has let go of its migration, for the next one. False when it is to be ended. */
 export type Keep = (thread: PageThread) => boolean;
@@ -90,9 +96,17 @@ export class PageThread {
   }
 
   async #end(limitMs: number, keep: Keep | undefined): Promise<void> {
-    if (this.#hasStarted) await settledWithin(limitMs, this.#running);
+    if (this.#hasStarted) await this.#idle(limitMs);
     if (keep !== undefined && (await this.#letsGo(limitMs)) && this.#isKept(keep)) return;
     await this.#piscina.destroy();
+  }
+
+  /** Returns when it has nothing more to do, or after `limitMs`: somebody may still give it tasks. */
+  async #idle(limitMs: number): Promise<void> {
+    const deadline = new Deadline(limitMs);
+    while (this.#running.size > 0 && !deadline.passed) {
+      await settledWithin(deadline.leftMs, this.#running);
+    }
   }
 
   #isKept(keep: Keep): boolean {
@@ -128,15 +142,17 @@ export function doneOf(report: TaskReport): TaskDone | null {
 
 /**
  * Ends threads, which must have been told to stop, or has them kept. Descriptors may be closed after
- * that, not before. A thread that hangs in the kernel (a file on a disk that does not answer) is left
- * behind after `limitMs`: false. It ends when the kernel lets it go; another call waits for that.
+ * that, not before. A thread that takes longer than `limitMs`, such as one that hangs in the kernel (a
+ * file on a disk that does not answer), is left behind: false. It ends when the kernel lets it go, or by
+ * force when that takes very long; another call waits for that.
  */
 export async function endAll(
   threads: readonly PageThread[],
   limitMs = THREAD_END_MS,
   keep?: Keep,
 ): Promise<boolean> {
-  const ended = Promise.all(threads.map((thread) => thread.end(limitMs, keep)));
+  const hangsMs = Math.max(limitMs, THREAD_HANGS_MS);
+  const ended = Promise.all(threads.map((thread) => thread.end(hangsMs, keep)));
   try {
     await within(limitMs, ended, () => new Error("a thread hangs"));
     return true;

@@ -28,10 +28,18 @@ test("a thread is not ended in the middle of its work, where that would take the
   expect(await outcome).toEqual({ state: "done", pages: 1 });
 });
 
-test("a thread that does not come to an end is ended after the limit, and told of until it is gone", async () => {
+test("a thread that takes longer than its caller waits is told of, and comes to its end all the same", async () => {
   const { words, thread, outcome } = await threadAtWork();
   expect(await endAll([thread], 1)).toBe(false);
+  set(words, RELEASED);
   expect(await endAll([thread], 20_000)).toBe(true);
+  expect(Atomics.load(words, ENDED)).toBe(1);
+  expect(await outcome).toEqual({ state: "done", pages: 1 });
+});
+
+test("a thread that does not come to an end is ended by force", async () => {
+  const { words, thread, outcome } = await threadAtWork();
+  await thread.end(1);
   expect(Atomics.load(words, ENDED)).toBe(0);
   expect(await outcome).toMatchObject({ code: "WORKER_DIED" });
 });
@@ -61,8 +69,7 @@ test.for(["in the middle of a task", "forget what it knows"])(
       await thread.run(1, { hangsNext: true });
     }
     const kept: PageThread[] = [];
-    await endAll([thread], 1, (again) => kept.push(again) > 0);
-    expect(await endAll([thread], 20_000)).toBe(true);
+    await thread.end(1, (again) => kept.push(again) > 0);
     await outcome;
     expect(kept).toEqual([]);
   },

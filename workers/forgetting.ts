@@ -4,11 +4,23 @@ import type { TaskReport } from "./protocol.ts";
 
 /** Between one migration and the next, for a thread that has dropped all that it had of the first. */
 
+/** Something failed before it was known what was to be closed in the end. */
+let mayHoldMore = false;
+
+/** What a thread opens for a channel. Where that fails half-way the thread serves no other migration. */
+export function opened<T>(open: () => T): T {
+  mayHoldMore = true;
+  const all = open();
+  mayHoldMore = false;
+  return all;
+}
+
 /**
- * It stands where it stood in the scheduler's order, and may be kept. Throws where it may not: where the
- * system does not let it rise, or where it could not be tidied.
+ * It stands where it stood in the scheduler's order, and may be kept. Throws where it may not: where it
+ * may hold files, the system does not let it rise, or it could not be tidied.
  */
 export function letGo(): TaskReport {
+  if (mayHoldMore) throw new Error("it may have files open");
   if (!process.features.inspector) throw new Error("this Node cannot be told to collect garbage");
   stepForward();
   return { state: "done", pages: 0 };

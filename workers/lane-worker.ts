@@ -1,7 +1,7 @@
 import { must } from "../base/assert.ts";
 import { loadChecksum } from "../channels/checksum.ts";
 import { CounterRow } from "./control.ts";
-import { letGo, tidy } from "./forgetting.ts";
+import { letGo, opened, tidy } from "./forgetting.ts";
 import { comeFirst } from "./gate.ts";
 import { LaneReceiver } from "./lane-receiver.ts";
 import { LaneSender } from "./lane-sender.ts";
@@ -30,7 +30,7 @@ export default function work(task: LaneTask): TaskReport | Promise<TaskReport> {
   const counters = new CounterRow(control, task.place.channel - 1);
   return reportOf(() => {
     comeFirst();
-    const lane = laneOf(known, task.place);
+    const lane = opened(() => laneOf(known, task.place));
     try {
       booked(counters, () => lane.serve());
     } finally {

@@ -1,7 +1,7 @@
 import { must } from "../base/assert.ts";
 import { loadChecksum } from "../channels/checksum.ts";
 import { CounterRow } from "./control.ts";
-import { letGo, tidy } from "./forgetting.ts";
+import { letGo, opened, tidy } from "./forgetting.ts";
 import { PageReceiver } from "./page-receiver.ts";
 import { booked } from "./page-sender.ts";
 import type { ReceiveSetup, ReceiveTask, TaskReport } from "./protocol.ts";
@@ -26,7 +26,7 @@ export default function work(task: ReceiveTask): TaskReport | Promise<TaskReport
   const known = must(setup, "a thread knows what it is for");
   const counters = new CounterRow(known.control, task.place.channel - 1);
   return reportOf(() => {
-    const receiver = new PageReceiver(known, task.place, checksum);
+    const receiver = opened(() => new PageReceiver(known, task.place, checksum));
     try {
       booked(counters, () => receiver.receive());
     } finally {

@@ -1,7 +1,7 @@
 import { must, unreachable } from "../base/assert.ts";
 import { loadChecksum } from "../channels/checksum.ts";
 import { CounterRow } from "./control.ts";
-import { letGo, tidy } from "./forgetting.ts";
+import { letGo, opened, tidy } from "./forgetting.ts";
 import { booked, PageSender } from "./page-sender.ts";
 import type { SendSetup, SendTask, TaskDone, TaskReport } from "./protocol.ts";
 import { reportOf } from "./report.ts";
@@ -44,8 +44,9 @@ function perform(task: SendTask): TaskReport | Promise<TaskReport> {
     return reportOf(() => {
       // There was one before if its connection was lost. What it remembers was for that one.
       sender?.pages.close();
+      sender = null;
       sender = {
-        pages: new PageSender(known, task.place, known.hasChecksum ? checksum : null),
+        pages: opened(() => new PageSender(known, task.place, known.hasChecksum ? checksum : null)),
         counters: new CounterRow(known.control, task.place.channel - 1),
       };
       return 0;

@@ -11,7 +11,7 @@ import type { DestinationHost, SourceHost } from "../../engine/host.ts";
 import { type MigrateOutOptions, migrateOut } from "../../engine/source.ts";
 import type { Report } from "../../engine/statistics.ts";
 import type { Surroundings } from "../../engine/surroundings.ts";
-import { keptThreads } from "./kept-threads.ts";
+import { keptThreads, refillThreads } from "./kept-threads.ts";
 import type { Relay } from "./relay.ts";
 
 const CHANNELS = 2;
@@ -92,6 +92,7 @@ export async function migratePair(pair: PairOptions): Promise<PairOutcome> {
   if (source.failure !== null && phase === "listen") abort.abort();
   const destination = await arriving;
   if (folder !== null) await rm(folder, { recursive: true });
+  await refillThreads();
   return { source, destination };
 }
 
