@@ -76,6 +76,8 @@ export class SourceMigration {
   #leg: SourceLeg;
   /** Started by this migration, and not taken yet. */
   #ownThreads: ReadyThreads | null = null;
+  /** As the guest went over: what it missed, and what had been sent. Lanes send before the last round begins. */
+  #switched: { missing: number; before: ReturnType<Sender["counters"]> } | null = null;
   /** The last that knows what is dirty: one that joins again has to be told first. */
   #informed: Sender | null = null;
   /** Those that broke in post-copy. */
@@ -295,6 +297,7 @@ export class SourceMigration {
     this.#downtime.syncMs = this.#lap();
     if (this.#isPostcopy) {
       sender.widen();
+      this.#switched = { missing: sender.dirtyPages, before: this.#counters() };
       await this.attempt.guard(this.#leg.peer.discard(sender.dirtyWords()));
       this.#downtime.pagesMs = this.#lap();
       return;
@@ -371,15 +374,14 @@ export class SourceMigration {
   async sendMissing(): Promise<void> {
     const { attempt } = this;
     this.#round += 1;
-    const { dirtyPages } = this.#ofSender;
+    const { missing, before } = must(this.#switched, "what is missing was told");
     const startMs = nowMs();
-    const before = this.#counters();
     for (;;) {
       try {
         const { stages, vcpus } = await attempt.guard(this.#leg.sendMissing());
         const after = this.#counters();
         this.#rounds.push({
-          dirtyPages,
+          dirtyPages: missing,
           sentPages: framedPages(after) - framedPages(before),
           sentBytes: after.movedBytes - before.movedBytes,
           elapsedMs: nowMs() - startMs,
