@@ -15,7 +15,10 @@ export async function preferPeersWord(
 ): Promise<MigrationError> {
   if (main === null || noticed.at !== undefined || !SYMPTOMS.has(noticed.code)) return noticed;
   const { promise: late, resolve } = Promise.withResolvers<null>();
-  const prevent = after(GRACE_MS, () => resolve(null));
+  // In two halves: where this process was held up for all of the first, what came meanwhile is read now.
+  let prevent = after(GRACE_MS / 2, () => {
+    prevent = after(GRACE_MS / 2, () => resolve(null));
+  });
   try {
     await Promise.race([main.failed, late]);
     return noticed;
