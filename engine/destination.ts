@@ -33,7 +33,10 @@ export interface MigrateInOptions extends ParameterOptions {
   readonly onProgress?: (progress: Progress) => void;
   /** Lets a post-copy whose link broke go on. */
   readonly recovery?: PostcopyRecovery;
-  /** It takes of these what it needs, and starts what is wanting; else some while it listens. */
+  /**
+   * It takes of these what it needs, starts what is wanting, and gives them back in the end. Without them
+   * it starts some while it listens.
+   */
   readonly threads?: ReadyThreads;
 }
 

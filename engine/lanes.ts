@@ -1,9 +1,7 @@
 import { must } from "../base/assert.ts";
-import { within } from "../base/clock.ts";
-import { MigrationError } from "../base/errors.ts";
 import { Stopped } from "../channels/descriptor.ts";
 import type { ChannelPlace, LaneSetup, LaneTask } from "../workers/protocol.ts";
-import { doneOf, endAll, type Keep, PageThread, THREAD_START_MS } from "./page-thread.ts";
+import { allStarted, doneOf, endAll, PageThread, type ThreadHome } from "./page-thread.ts";
 import type { Parameters } from "./parameters.ts";
 import { laneModule } from "./ready-threads.ts";
 import type { ThreadStore } from "./thread-store.ts";
@@ -25,11 +23,11 @@ interface Lane {
  */
 export class Lanes {
   readonly #lanes: readonly Lane[];
-  readonly #keep: Keep | undefined;
+  readonly #home: ThreadHome | undefined;
 
   /** Starts the threads that are not `ready`. */
   constructor(setups: readonly LaneSetup[], ready?: ThreadStore) {
-    this.#keep = ready === undefined ? undefined : (thread) => ready.keep(thread);
+    this.#home = ready;
     this.#lanes = setups.map((setup) => {
       const thread = ready?.take() ?? new PageThread(laneModule());
       const begun = thread.run(0, { kind: "begin", setup } satisfies LaneTask);
@@ -43,10 +41,7 @@ export class Lanes {
 
   /** Returns when every thread runs and knows what it is for. Throws WORKER_DIED. */
   async start(): Promise<void> {
-    const begun = Promise.all(this.#lanes.map((lane) => lane.begun));
-    const reason = `its thread did not start within ${THREAD_START_MS} ms`;
-    const late = () => new MigrationError("WORKER_DIED", { channel: 0, reason });
-    await within(THREAD_START_MS, begun, late);
+    await allStarted(this.#lanes.map((lane) => lane.begun));
   }
 
   /** Lane `index` serves this channel from now on. `onFailure` is told what goes wrong there. */
@@ -67,7 +62,7 @@ export class Lanes {
    */
   async close(limitMs?: number): Promise<boolean> {
     const threads = this.#lanes.map((lane) => lane.thread);
-    return await endAll(threads, limitMs, this.#keep);
+    return await endAll(threads, limitMs, this.#home);
   }
 }
 

@@ -5,7 +5,7 @@ import { MigrationError, reasonOf } from "../base/errors.ts";
 import type { TaskDone, TaskReport } from "../workers/protocol.ts";
 
 /** Threads start within half a second; on a machine that is busy with 64 of them, in several. */
-export const THREAD_START_MS = 30_000;
+const THREAD_START_MS = 30_000;
 
 /** Threads look at the stop word every millisecond or so; what takes this long is stuck. */
 const THREAD_END_MS = 2000;
@@ -16,8 +16,12 @@ const THREAD_END_MS = 2000;
  */
 const THREAD_HANGS_MS = 8000;
 
-/** Keeps a thread that has let go of its migration, for the next one. False when it is to be ended. */
-export type Keep = (thread: PageThread) => boolean;
+/** Where threads go that have let go of their migration, for the next one. */
+export interface ThreadHome {
+  /** Else they are ended. */
+  readonly hasRoom: boolean;
+  keep(thread: PageThread): void;
+}
 
 /**
  * One thread that moves pages, for one migration: Piscina's pool, of one. Its tasks are done in order.
@@ -76,11 +80,11 @@ export class PageThread {
   /**
    * Settles when it has ended: after the tasks that it has, which somebody has told to stop, or after
    * `limitMs` in the middle of them. Where that hits a thread between making a stream of zlib and
-   * setting it up, Node 24 aborts the whole process ("close before init"). One that is whole and that
-   * `keep` takes lives on; either way it holds nothing of this migration then.
+   * setting it up, Node 24 aborts the whole process ("close before init"). One that is whole goes
+   * `home` where there is room; either way it holds nothing of this migration then.
    */
-  end(limitMs: number, keep?: Keep): Promise<void> {
-    this.#ended ??= this.#end(limitMs, keep);
+  end(limitMs: number, home?: ThreadHome): Promise<void> {
+    this.#ended ??= this.#end(limitMs, home);
     return this.#ended;
   }
 
@@ -95,10 +99,11 @@ export class PageThread {
     }
   }
 
-  async #end(limitMs: number, keep: Keep | undefined): Promise<void> {
+  async #end(limitMs: number, home: ThreadHome | undefined): Promise<void> {
     if (this.#hasStarted) await this.#idle(limitMs);
-    if (keep !== undefined && (await this.#letsGo(limitMs)) && this.#isKept(keep)) return;
-    await this.#piscina.destroy();
+    // Others may have come home while this one let go.
+    if (home?.hasRoom && (await this.#letsGo(limitMs)) && home.hasRoom) this.#goHome(home);
+    else await this.#piscina.destroy();
   }
 
   /** Returns when it has nothing more to do, or after `limitMs`: somebody may still give it tasks. */
@@ -109,13 +114,12 @@ export class PageThread {
     }
   }
 
-  #isKept(keep: Keep): boolean {
+  #goHome(home: ThreadHome): void {
     this.#death = new Error("it was given back");
     const again = new PageThread(this);
-    if (!keep(again)) return false;
+    home.keep(again);
     // Before whatever comes next, and nobody waits for it.
     again.run(0, { kind: "tidy" }).catch(() => {});
-    return true;
   }
 
   /** Whether it has let go of all that it had of its migration. */
@@ -140,8 +144,15 @@ export function doneOf(report: TaskReport): TaskDone | null {
   return report.state === "done" ? report : null;
 }
 
+/** Returns when threads have answered their first task. Throws WORKER_DIED, also when that takes too long. */
+export async function allStarted(answers: Iterable<Promise<unknown>>, channel = 0): Promise<void> {
+  const reason = `its thread did not start within ${THREAD_START_MS} ms`;
+  const late = (): Error => new MigrationError("WORKER_DIED", { channel, reason });
+  await within(THREAD_START_MS, Promise.all(answers), late);
+}
+
 /**
- * Ends threads, which must have been told to stop, or has them kept. Descriptors may be closed after
+ * Ends threads, which must have been told to stop, or sends them `home`. Descriptors may be closed after
  * that, not before. A thread that takes longer than `limitMs`, such as one that hangs in the kernel (a
  * file on a disk that does not answer), is left behind: false. It ends when the kernel lets it go, or by
  * force when that takes very long; another call waits for that.
@@ -149,10 +160,10 @@ export function doneOf(report: TaskReport): TaskDone | null {
 export async function endAll(
   threads: readonly PageThread[],
   limitMs = THREAD_END_MS,
-  keep?: Keep,
+  home?: ThreadHome,
 ): Promise<boolean> {
   const hangsMs = Math.max(limitMs, THREAD_HANGS_MS);
-  const ended = Promise.all(threads.map((thread) => thread.end(hangsMs, keep)));
+  const ended = Promise.all(threads.map((thread) => thread.end(hangsMs, home)));
   try {
     await within(limitMs, ended, () => new Error("a thread hangs"));
     return true;

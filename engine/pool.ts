@@ -1,12 +1,12 @@
 import { must } from "../base/assert.ts";
 import type { TaskDone } from "../workers/protocol.ts";
-import { doneOf, endAll, type Keep, PageThread } from "./page-thread.ts";
+import { doneOf, endAll, PageThread, type ThreadHome } from "./page-thread.ts";
 import type { ThreadStore } from "./thread-store.ts";
 
 /** One thread per channel. Tasks of a channel always go to its thread, in order. */
 export class ChannelPool {
   readonly #threads: readonly PageThread[];
-  readonly #keep: Keep | undefined;
+  readonly #home: ThreadHome | undefined;
   readonly #begun: Promise<unknown>;
 
   /** Starts the threads that are not `ready`, and gives each `setup`, before its first task. */
@@ -17,7 +17,7 @@ export class ChannelPool {
     ready?: ThreadStore | undefined;
   }) {
     const { module, setup, channels, ready } = options;
-    this.#keep = ready === undefined ? undefined : (thread) => ready.keep(thread);
+    this.#home = ready;
     this.#threads = Array.from({ length: channels }, () => {
       return ready?.take() ?? new PageThread(module);
     });
@@ -47,6 +47,6 @@ export class ChannelPool {
    * holds its descriptors; see `endAll`.
    */
   async close(limitMs?: number): Promise<boolean> {
-    return await endAll(this.#threads, limitMs, this.#keep);
+    return await endAll(this.#threads, limitMs, this.#home);
   }
 }

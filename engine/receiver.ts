@@ -9,7 +9,7 @@ import type { ChannelPlace, LaneSetup, ReceiveSetup, ReceiveTask } from "../work
 import { type Block, geometryOf } from "./block.ts";
 import { channelFigures, sumCounters } from "./figures.ts";
 import { isLoss } from "./loss.ts";
-import { THREAD_START_MS } from "./page-thread.ts";
+import { allStarted } from "./page-thread.ts";
 import type { Parameters } from "./parameters.ts";
 import { pageModule, type ReadyThreads } from "./ready-threads.ts";
 import type { ChannelFigures } from "./statistics.ts";
@@ -98,10 +98,7 @@ export class Receiver {
 
   /** Returns when every thread runs: what they load and compile takes no time from pages then. */
   async start(): Promise<void> {
-    const started = Promise.all([this.#pool.begun(), this.#lanes.start()]);
-    const reason = `its thread did not start within ${THREAD_START_MS} ms`;
-    const late = () => new MigrationError("WORKER_DIED", { channel: 1, reason });
-    await within(THREAD_START_MS, started, late);
+    await allStarted([this.#pool.begun(), this.#lanes.start()], 1);
   }
 
   /**

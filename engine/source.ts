@@ -41,7 +41,7 @@ export interface MigrateOutOptions extends ParameterOptions {
   readonly postcopySwitch?: PostcopySwitch;
   /** Lets a post-copy whose link broke go on. */
   readonly recovery?: PostcopyRecovery;
-  /** It takes of these what it needs, and starts what is wanting. */
+  /** It takes of these what it needs, starts what is wanting, and gives them back in the end. */
   readonly threads?: ReadyThreads;
 }
 

@@ -1,9 +1,8 @@
-import { within } from "../base/clock.ts";
-import { MigrationError } from "../base/errors.ts";
-import { endAll, PageThread, THREAD_START_MS } from "./page-thread.ts";
+import { assert } from "../base/assert.ts";
+import { allStarted, endAll, PageThread, type ThreadHome } from "./page-thread.ts";
 
 /** Threads that all run the same, for whoever needs some next. */
-export class ThreadStore {
+export class ThreadStore implements ThreadHome {
   readonly #threads: PageThread[];
   readonly #countMax: number;
   readonly #ending: PageThread[] = [];
@@ -17,12 +16,7 @@ export class ThreadStore {
 
   /** Returns when all that are here have started. Throws WORKER_DIED. */
   async started(): Promise<void> {
-    const started = this.#threads.map((thread) => thread.run(0, { kind: "ready" }));
-    const late = (): Error => {
-      const reason = `its thread did not start within ${THREAD_START_MS} ms`;
-      return new MigrationError("WORKER_DIED", { channel: 0, reason });
-    };
-    await within(THREAD_START_MS, Promise.all(started), late);
+    await allStarted(this.#threads.map((thread) => thread.run(0, { kind: "ready" })));
   }
 
   /** How many there are, without those that were taken. */
@@ -40,11 +34,15 @@ export class ThreadStore {
     return null;
   }
 
-  /** Takes one back, or one in its place. False when there are enough, or when it is closed. */
-  keep(thread: PageThread): boolean {
-    if (this.#isClosed || this.#threads.length >= this.#countMax) return false;
+  /** Whether one may come back: there are fewer than there were, and it is not closed. */
+  get hasRoom(): boolean {
+    return !this.#isClosed && this.#threads.length < this.#countMax;
+  }
+
+  /** Takes one back, or one in its place. */
+  keep(thread: PageThread): void {
+    assert(this.hasRoom, "a thread comes back where there is room for it");
     this.#threads.push(thread);
-    return true;
   }
 
   /**

@@ -49,7 +49,9 @@ test("a thread that is kept is another one to whoever goes on with it", async ()
   set(words, RELEASED);
   await outcome;
   const kept: PageThread[] = [];
-  expect(await endAll([thread], 20_000, (again) => kept.push(again) > 0)).toBe(true);
+  expect(
+    await endAll([thread], 20_000, { hasRoom: true, keep: (again) => void kept.push(again) }),
+  ).toBe(true);
   const again = must(kept[0], "it was kept");
   // Who had it before has no say any more: neither by tasks nor by ending it once more.
   await expect(thread.run(1, { kind: "ready" })).rejects.toMatchObject({ code: "WORKER_DIED" });
@@ -69,7 +71,7 @@ test.for(["in the middle of a task", "forget what it knows"])(
       await thread.run(1, { hangsNext: true });
     }
     const kept: PageThread[] = [];
-    await thread.end(1, (again) => kept.push(again) > 0);
+    await thread.end(1, { hasRoom: true, keep: (again) => void kept.push(again) });
     await outcome;
     expect(kept).toEqual([]);
   },

@@ -1,6 +1,7 @@
 import { beforeAll, expect, test } from "vitest";
 import { MIB } from "../base/units.ts";
 import { rewrittenGuest, TouchedGuest } from "../bench/touched-guest.ts";
+import type { SourceHost } from "../engine/host.ts";
 import { ReadyThreads } from "../engine/ready-threads.ts";
 import { migrateOut } from "../engine/source.ts";
 import { FaultRig, verdictsOf, warmUp } from "./harness/fault-rig.ts";
@@ -101,29 +102,27 @@ test(`threads of priority channels serve one post-copy after another (SEED=${see
   await leaks.settled();
 });
 
-test("threads that are for one migration end with it", async () => {
-  const leaks = new LeakCheck();
-  {
-    using watch = new ThreadWatch();
-    await using threads = new ReadyThreads("source", 1, { isForOne: true });
-    const rig = new FaultRig(seed);
-    await rig.attempt({ out: { threads } });
-    rig.expectArrived();
-    expect(await watch.all()).toHaveLength(1);
-    expect(threads.count).toBe(0);
-  }
-  await leaks.settled();
-});
+function guestInFile(path: string): SourceHost {
+  const guest = rewrittenGuest(new SharedArrayBuffer(MIB), { bytes: MIB, pageBytes: 4096 });
+  const place = { kind: "file", path, offset: 0 } as const;
+  return { ...guest, blocks: guest.blocks.map((block) => ({ ...block, place })) };
+}
 
-test("what a migration has when its owner closes them ends with it", async () => {
+test.for([
+  ["they are for one migration", { isForOne: true }],
+  ["their owner closes them meanwhile", { isClosed: true }],
+  ["one could not open its memory", { path: "/there/is/no/such/file" }],
+] as const)("threads that a migration has end with it where %s", async ([, how]) => {
   const leaks = new LeakCheck();
   {
     using watch = new ThreadWatch();
-    await using threads = new ReadyThreads("source", 1);
-    const rig = new FaultRig(seed);
-    rig.source.onPause = () => void threads.close();
-    await rig.attempt({ out: { threads } });
-    rig.expectArrived();
+    await using threads = new ReadyThreads("source", 1, { isForOne: "isForOne" in how });
+    const { source, destination } = new FaultRig(seed);
+    if ("isClosed" in how) source.onPause = () => void threads.close();
+    const host = "path" in how ? guestInFile(how.path) : source;
+    const outcome = await migratePair({ source: host, destination, out: { channels: 1, threads } });
+    const wanted = "path" in how ? "MEMORY_UNUSABLE at source" : "completed";
+    expect(verdictsOf(outcome).source).toBe(wanted);
     expect(await watch.all()).toHaveLength(1);
     expect(threads.count).toBe(0);
   }

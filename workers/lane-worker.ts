@@ -1,7 +1,7 @@
 import { must } from "../base/assert.ts";
 import { loadChecksum } from "../channels/checksum.ts";
+import { between, opened } from "./between.ts";
 import { CounterRow } from "./control.ts";
-import { letGo, opened, tidy } from "./forgetting.ts";
 import { comeFirst } from "./gate.ts";
 import { LaneReceiver } from "./lane-receiver.ts";
 import { LaneSender } from "./lane-sender.ts";
@@ -15,15 +15,14 @@ let setup: LaneSetup | null = null;
 
 /** The thread of one priority lane, at either end. Its task `serve` lasts until its channel ends. */
 export default function work(task: LaneTask): TaskReport | Promise<TaskReport> {
-  if (task.kind === "ready") return NOTHING_MOVED;
+  if (task.kind === "ready" || task.kind === "forget" || task.kind === "tidy") {
+    return between(task.kind, () => {
+      setup = null;
+    });
+  }
   if (task.kind === "begin") {
     setup = task.setup;
     return NOTHING_MOVED;
-  }
-  if (task.kind === "tidy") return tidy();
-  if (task.kind === "forget") {
-    setup = null;
-    return letGo();
   }
   const known = must(setup, "a thread knows what it is for");
   const { control } = known.side === "source" ? known.send : known.receive;

@@ -92,14 +92,21 @@ export interface SendSetup {
 }
 
 /**
- * Tasks of a source's worker. `ready` is answered once it is. `begin` is the first of a migration;
- * `open` follows, and is the first again after its channel was lost. `forget` is the last: then it has
- * nothing of the migration any more; if it serves another one, `tidy` comes first.
+ * What every thread is told before a migration and after it. `ready` is answered once it is. `forget` is
+ * the last task of a migration: then it has nothing of it any more. If it serves another one, `tidy`
+ * comes first.
  */
-export type SendTask =
+export type BetweenTask =
   | { readonly kind: "ready" }
   | { readonly kind: "forget" }
-  | { readonly kind: "tidy" }
+  | { readonly kind: "tidy" };
+
+/**
+ * Tasks of a source's worker. `begin` is the first of a migration; `open` follows, and is the first again
+ * after its channel was lost.
+ */
+export type SendTask =
+  | BetweenTask
   | { readonly kind: "begin"; readonly setup: SendSetup }
   | { readonly kind: "open"; readonly place: ChannelPlace }
   /** From now on the blocks are scanned: what is sent of them is what differs from what was sent. */
@@ -168,17 +175,13 @@ export type LaneSetup =
 
 /** Tasks of a destination's worker: as at the source, and then it receives until END. */
 export type ReceiveTask =
-  | { readonly kind: "ready" }
-  | { readonly kind: "forget" }
-  | { readonly kind: "tidy" }
+  | BetweenTask
   | { readonly kind: "begin"; readonly setup: ReceiveSetup }
   | { readonly kind: "receive"; readonly place: ChannelPlace };
 
 /** Tasks of a lane's thread, at either end: as the others', and then it serves until its channel ends. */
 export type LaneTask =
-  | { readonly kind: "ready" }
-  | { readonly kind: "forget" }
-  | { readonly kind: "tidy" }
+  | BetweenTask
   | { readonly kind: "begin"; readonly setup: LaneSetup }
   | { readonly kind: "serve"; readonly place: ChannelPlace };
 

@@ -1,7 +1,7 @@
 import { must } from "../base/assert.ts";
 import { loadChecksum } from "../channels/checksum.ts";
+import { between, opened } from "./between.ts";
 import { CounterRow } from "./control.ts";
-import { letGo, opened, tidy } from "./forgetting.ts";
 import { PageReceiver } from "./page-receiver.ts";
 import { booked } from "./page-sender.ts";
 import type { ReceiveSetup, ReceiveTask, TaskReport } from "./protocol.ts";
@@ -13,11 +13,10 @@ let setup: ReceiveSetup | null = null;
 
 /** The thread of one channel at the destination. Its task `receive` lasts until END. */
 export default function work(task: ReceiveTask): TaskReport | Promise<TaskReport> {
-  if (task.kind === "ready") return NOTHING_MOVED;
-  if (task.kind === "tidy") return tidy();
-  if (task.kind === "forget") {
-    setup = null;
-    return letGo();
+  if (task.kind === "ready" || task.kind === "forget" || task.kind === "tidy") {
+    return between(task.kind, () => {
+      setup = null;
+    });
   }
   if (task.kind === "begin") {
     setup = task.setup;

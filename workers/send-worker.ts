@@ -1,7 +1,7 @@
 import { must, unreachable } from "../base/assert.ts";
 import { loadChecksum } from "../channels/checksum.ts";
+import { between, opened } from "./between.ts";
 import { CounterRow } from "./control.ts";
-import { letGo, opened, tidy } from "./forgetting.ts";
 import { booked, PageSender } from "./page-sender.ts";
 import type { SendSetup, SendTask, TaskDone, TaskReport } from "./protocol.ts";
 import { reportOf } from "./report.ts";
@@ -27,13 +27,12 @@ export default function work(task: SendTask): Promise<TaskReport> {
 }
 
 function perform(task: SendTask): TaskReport | Promise<TaskReport> {
-  if (task.kind === "ready") return NOTHING_MOVED;
-  if (task.kind === "tidy") return tidy();
-  if (task.kind === "forget") {
-    sender?.pages.close();
-    sender = null;
-    setup = null;
-    return letGo();
+  if (task.kind === "ready" || task.kind === "forget" || task.kind === "tidy") {
+    return between(task.kind, () => {
+      sender?.pages.close();
+      sender = null;
+      setup = null;
+    });
   }
   if (task.kind === "begin") {
     setup = task.setup;
