@@ -18,6 +18,7 @@ import { createLatencies, type Latencies, latencyFigures, noteLatency } from "./
  *           MISSING  pages of all blocks that are not there
  *           DROPPED  pages that came once more, and were not written
  *           LINK     whether what is missing comes: see `FaultLink`
+ *           SEATED   seats that somebody has asked from, and those before them
  *   seats   by seat: state, block, page, and the question for which it keeps the gate closed, or 0
  *   sinceMs, blockedMs   by seat: when its question was asked, and all its waits together
  *   latencies            how long pages were waited for in all, and in the parts of it:
@@ -72,6 +73,7 @@ export const ARMED = 1;
 export const MISSING = 2;
 export const DROPPED = 3;
 const LINK = 4;
+const SEATED = 5;
 const WORDS = 16;
 
 /** More pages than a word of the door can count would be taken for fewer. */
@@ -158,6 +160,7 @@ export function awaitPage(
   const { words, seats, sinceMs, blockedMs } = door;
   const { present } = door.blocks[block] as FaultBlock;
   const [index, bit] = [page >>> 5, 1 << (page & 31)];
+  if (Atomics.load(words, SEATED) <= seat) seatUpTo(words, seat);
   const startMs = nowMs();
   const at = seat * SEAT_WORDS;
   const number = ((Atomics.load(seats, at) & ~SEAT_STATE) + SEAT_NEXT) | 0;
@@ -195,6 +198,15 @@ export function awaitPage(
   return isThere;
 }
 
+/** Before the first question from there: who looks for questions need not look further. */
+function seatUpTo(words: Int32Array, seat: number): void {
+  for (;;) {
+    const seated = Atomics.load(words, SEATED);
+    if (seated > seat) return;
+    if (Atomics.compareExchange(words, SEATED, seated, seat + 1) === seated) return;
+  }
+}
+
 function neverComes({ name }: FaultBlock, page: number): MigrationError {
   const reason = `page ${page} of "${name}" will not come: the migration was given up`;
   return new MigrationError("POSTCOPY_INTERRUPTED", { reason }, { at: "destination" });
@@ -209,8 +221,9 @@ export function takeQuestion(
   { from, lane, lanes }: { from: number; lane: number; lanes: number },
 ): { seat: number; block: number; page: number; sinceMs: number } | null {
   const { seats } = door;
-  for (let step = 0; step < SEATS_MAX; step += 1) {
-    const seat = (from + step) % SEATS_MAX;
+  const seated = Atomics.load(door.words, SEATED);
+  for (let step = 0; step < seated; step += 1) {
+    const seat = (from + step) % seated;
     const at = seat * SEAT_WORDS;
     if (seat % lanes !== lane) continue;
     const asked = Atomics.load(seats, at);
