@@ -1,7 +1,7 @@
 import { parentPort, workerData } from "node:worker_threads";
 import { must } from "../base/assert.ts";
 import { nowMs } from "../base/clock.ts";
-import { awaitPage, type FaultBlock, type FaultDoor, isPresent } from "../engine/faults.ts";
+import { type FaultBlock, type FaultDoor, isPresent, openFaults } from "../engine/faults.ts";
 
 /** A vCPU that does nothing but touch pages at random, and takes down how long it waited. */
 export interface ToucherTask {
@@ -20,6 +20,7 @@ const TRIES_MAX = 2000;
 
 const { door, seed, pauseMs, words, times } = workerData as ToucherTask;
 const { pageCount } = door.blocks[0] as FaultBlock;
+const faults = await openFaults(door);
 must(parentPort, "it is a thread").postMessage("ready");
 Atomics.wait(words, 2, 0);
 let state = seed;
@@ -31,7 +32,8 @@ for (let count = 0; count < times.length && tries < TRIES_MAX && Atomics.load(wo
   if (isPresent(door, 0, page)) continue;
   tries = 0;
   const startMs = nowMs();
-  if (!awaitPage(door, { seat: 0, block: 0, page }, FAULT_WAIT_MS)) throw new Error("no page came");
+  if (!faults.awaitPage({ seat: 0, block: 0, page }, FAULT_WAIT_MS))
+    throw new Error("no page came");
   times[count] = (nowMs() - startMs) * 1000;
   count += 1;
   Atomics.store(words, 0, count);

@@ -8,7 +8,7 @@ import type { TaskDone, TaskReport } from "../workers/protocol.ts";
 const THREAD_START_MS = 30_000;
 
 /** Threads look at the stop word every millisecond or so; what takes this long is stuck. */
-const THREAD_END_MS = 2000;
+export const THREAD_END_MS = 2000;
 
 /**
  * A thread is terminated in the middle of its task after so long, and never sooner: however busy the

@@ -1,19 +1,29 @@
 import { assert, must } from "../base/assert.ts";
-import { within } from "../base/clock.ts";
+import { after, Deadline, within } from "../base/clock.ts";
 import { MigrationError } from "../base/errors.ts";
 import { type Control, createControl, reviveChannel, stopChannel } from "../workers/control.ts";
 import { wordCountFor } from "../workers/dirty-words.ts";
 import { createFaultDoor, type FaultDoor } from "../workers/fault-door.ts";
+import { closeLane, createLaneState } from "../workers/lane-state.ts";
 import { createLaneWords, OPEN, tellLanes } from "../workers/lane-words.ts";
-import type { ChannelPlace, LaneSetup, ReceiveSetup, ReceiveTask } from "../workers/protocol.ts";
+import type {
+  ChannelPlace,
+  LaneSetup,
+  ReceiveBlock,
+  ReceiveSetup,
+  ReceiveTask,
+} from "../workers/protocol.ts";
 import { type Block, geometryOf } from "./block.ts";
 import { channelFigures, sumCounters } from "./figures.ts";
 import { isLoss } from "./loss.ts";
-import { allStarted } from "./page-thread.ts";
+import { allStarted, THREAD_END_MS } from "./page-thread.ts";
 import type { Parameters } from "./parameters.ts";
 import { pageModule, type ReadyThreads } from "./ready-threads.ts";
 import type { ChannelFigures } from "./statistics.ts";
 import type { LaneThreads, Surroundings, ThreadPool } from "./surroundings.ts";
+
+/** How often it is looked whether a vCPU still fetches a page: it stops within a millisecond. */
+const FETCHING_LOOK_MS = 2;
 
 /** The destination's pages: a thread per channel writes them into guest memory until END. */
 export class Receiver {
@@ -28,8 +38,7 @@ export class Receiver {
   readonly #tasks = new Map<number, Promise<void>>();
   readonly #losses: number[];
   readonly #laneWords = createLaneWords();
-  /** A bit per page of each block: something was written there. */
-  readonly #received: readonly Int32Array[];
+  readonly #blocks: readonly ReceiveBlock[];
 
   /**
    * Starts the threads. `blocks` are in the order of the agreement. After another one broke off, whose
@@ -55,40 +64,27 @@ export class Receiver {
       name: block.name,
       ...geometryOf(block, parameters.chunkBytes),
     }));
-    this.door =
-      lanes === 0 ? null : (before?.door ?? createFaultDoor(geometries, this.control.gate));
-    this.#received =
-      before !== null
-        ? before.#received
-        : geometries.map(({ pageCount }) => {
-            return new Int32Array(new SharedArrayBuffer(wordCountFor(pageCount) * 4));
-          });
-    const setup: ReceiveSetup = {
-      control: this.control,
-      blocks: blocks.map((block, index) => {
-        const { name, sizeBytes, place, pristine } = block;
-        const { pageBytes, pageCount } = geometryOf(block, parameters.chunkBytes);
-        const received = must(this.#received[index], "every block has a record");
-        const generations = new Uint32Array(new SharedArrayBuffer(pageCount * 4));
-        return {
-          name,
-          sizeBytes,
-          place,
-          pageBytes,
-          pageCount,
-          isPristine: pristine === true,
-          received,
-          generations,
-        };
-      }),
+    this.#blocks = before?.blocksAgain() ?? receiveBlocks(blocks, parameters);
+    const common = {
+      blocks: this.#blocks,
       hasChecksum: parameters.checksum,
       channelTimeoutMs: parameters.channelTimeoutMs,
-      ...(this.door === null ? {} : { door: this.door }),
     };
+    this.door =
+      lanes === 0
+        ? null
+        : (before?.door ??
+          createFaultDoor(geometries, this.control.gate, {
+            states: Array.from({ length: lanes }, createLaneState),
+            receive: { ...common, control: createControl(channels + lanes, this.control.gate) },
+          }));
+    const door = this.door === null ? {} : { door: this.door };
+    const setup: ReceiveSetup = { control: this.control, ...common, ...door };
     const words = this.#laneWords;
     this.#lanes = surroundings.startLanes(
       Array.from({ length: lanes }, (_, lane): LaneSetup => {
-        return { side: "destination", receive: setup, words, lane, lanes };
+        const state = must(this.door?.lanes?.states[lane], "a door has every lane");
+        return { side: "destination", receive: setup, words, state, lane, lanes };
       }),
       ready?.lanes,
     );
@@ -186,8 +182,51 @@ export class Receiver {
   }
 
   /** False when a thread hangs and still holds its descriptors; see `ChannelPool.close`. */
-  async close(limitMs?: number): Promise<boolean> {
-    const ends = await Promise.all([this.#pool.close(limitMs), this.#lanes.close(limitMs)]);
+  async close(limitMs = THREAD_END_MS): Promise<boolean> {
+    const ends = await Promise.all([
+      this.#pool.close(limitMs),
+      this.#lanes.close(limitMs),
+      this.#areLanesClosed(limitMs),
+    ]);
     return ends.every((isGone) => isGone);
   }
+
+  /** For another one that goes on when all threads of this one are gone: what came is there. */
+  private blocksAgain(): readonly ReceiveBlock[] {
+    for (const { generations } of this.#blocks) generations.fill(0);
+    return this.#blocks;
+  }
+
+  /** Returns when no vCPU fetches pages any more; false when one does for so long, on a disk say. */
+  async #areLanesClosed(limitMs: number): Promise<boolean> {
+    const { states, receive } = this.door?.lanes ?? { states: [], receive: null };
+    for (let lane = 0; receive !== null && lane < states.length; lane += 1) {
+      stopChannel(receive.control, this.#channels + lane + 1);
+    }
+    const deadline = new Deadline(limitMs);
+    for (;;) {
+      if (states.filter((state) => !closeLane(state)).length === 0) return true;
+      if (deadline.passed) return false;
+      await new Promise<void>((resolve) => {
+        after(FETCHING_LOOK_MS, resolve);
+      });
+    }
+  }
+}
+
+function receiveBlocks(blocks: readonly Block[], { chunkBytes }: Parameters): ReceiveBlock[] {
+  return blocks.map((block) => {
+    const { name, sizeBytes, place, pristine } = block;
+    const { pageBytes, pageCount } = geometryOf(block, chunkBytes);
+    return {
+      name,
+      sizeBytes,
+      place,
+      pageBytes,
+      pageCount,
+      isPristine: pristine === true,
+      received: new Int32Array(new SharedArrayBuffer(wordCountFor(pageCount) * 4)),
+      generations: new Uint32Array(new SharedArrayBuffer(pageCount * 4)),
+    };
+  });
 }

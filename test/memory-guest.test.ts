@@ -368,7 +368,7 @@ test("a vCPU that dies is reported by every call that needs it, and stop still e
     shape,
     states: [state, state],
     memory: [{ name: "ram", sizeBytes, pageBytes: PAGE_BYTES, place: { kind: "shared", buffer } }],
-    threads: await startVcpuThreads(2),
+    threads: await startVcpuThreads(2, { mayFault: false }),
   });
   onTestFinished(() => guest.stop());
   await guest.startDirtyLog();

@@ -232,6 +232,18 @@ export function setBandwidthLimit(control: Control, bytesPerSecond: number): voi
 }
 
 /** One channel's counters; `row` counts channels from 0. */
+/** What others have counted for a channel goes to its own row. Neither is anybody else's meanwhile. */
+export function moveCounters(from: Control | undefined, to: Control, row: number): void {
+  if (from === undefined) return;
+  const [given, taken] = [new CounterRow(from, row), new CounterRow(to, row)];
+  for (const counter of COUNTERS) {
+    const amount = given.read(counter);
+    if (amount === 0) continue;
+    taken.add(counter, amount);
+    given.set(counter, 0);
+  }
+}
+
 export class CounterRow {
   readonly #values: Float64Array;
 

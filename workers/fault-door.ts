@@ -4,7 +4,9 @@ import { VCPUS_MAX } from "../channels/frame.ts";
 import type { FaultsMessage } from "../channels/messages.ts";
 import { lowestBit, popcount } from "./dirty-words.ts";
 import { closeGate, openGate } from "./gate.ts";
+import type { LaneState } from "./lane-state.ts";
 import { createLatencies, type Latencies, latencyFigures, noteLatency } from "./latencies.ts";
+import type { ReceiveSetup } from "./protocol.ts";
 
 /**
  * Where a vCPU that touches a page which is not there yet asks for it, and is woken when it comes.
@@ -52,6 +54,14 @@ export interface FaultDoor {
   /** Of this end's threads, see `workers/gate.ts`: closed while anybody waits. */
   readonly gate: Int32Array;
   readonly blocks: readonly FaultBlock[];
+  /** For vCPUs that fetch pages themselves; see `own-faults.ts`. */
+  readonly lanes?: DoorLanes;
+}
+
+export interface DoorLanes {
+  readonly states: readonly LaneState[];
+  /** As the lanes' own threads have it, but for the control: who fetches goes by this one. */
+  readonly receive: Omit<ReceiveSetup, "door">;
 }
 
 /** A bit per wire page in each table. */
@@ -103,6 +113,7 @@ const SEAT_NEXT = 4;
 export function createFaultDoor(
   blocks: readonly { name: string; pageBytes: number; pageCount: number }[],
   gate: Int32Array,
+  lanes?: DoorLanes,
 ): FaultDoor {
   const words = (count: number): Int32Array => new Int32Array(new SharedArrayBuffer(count * 4));
   const doubles = (count: number): Float64Array =>
@@ -119,6 +130,7 @@ export function createFaultDoor(
       installed: createLatencies(),
     },
     gate,
+    ...(lanes === undefined ? {} : { lanes }),
     blocks: blocks.map(({ name, pageBytes, pageCount }) => {
       const count = Math.ceil(pageCount / 32);
       const [present, claimed, requested] = [words(count), words(count), words(count)];
@@ -146,6 +158,12 @@ export function setLink({ words }: FaultDoor, link: FaultLink): void {
 }
 
 /**
+ * Serves the lane of a seat in the calling thread, for a while and until the page that it has asked for is
+ * there. False when it cannot.
+ */
+export type Fetch = (seat: number, isThere: () => boolean) => boolean;
+
+/**
  * Asks for a page, and waits for it, also while the link is paused. False when it did not come within
  * `limitMs`: the caller may do something else and ask again, which costs nothing. A seat is used by one
  * thread. Throws POSTCOPY_INTERRUPTED when the page never will come: the link was given up.
@@ -154,6 +172,7 @@ export function awaitPage(
   door: FaultDoor,
   { seat, block, page }: { seat: number; block: number; page: number },
   limitMs: number,
+  fetch?: Fetch,
 ): boolean {
   if (isPresent(door, block, page)) return true;
   if (!(seat >= 0 && seat < SEATS_MAX)) throw new RangeError(`Cannot ask from seat ${seat}`);
@@ -176,7 +195,8 @@ export function awaitPage(
   Atomics.store(seats, at + 2, page);
   Atomics.store(seats, at, number | SEAT_ASKED);
   Atomics.add(words, BELL, 1);
-  Atomics.notify(words, BELL);
+  const isFetched = fetch?.(seat, () => isPresent(door, block, page)) ?? false;
+  if (!isFetched) Atomics.notify(words, BELL);
   let isThere = false;
   let isGivenUp = false;
   for (;;) {
@@ -310,13 +330,19 @@ export function reconcile({ words, blocks }: FaultDoor): number {
 }
 
 /** Who waits for a page asks for it once more: the lane that was to bring it is gone. */
-export function askAgain({ words, seats, sinceMs }: FaultDoor): void {
+export function askAgain(door: FaultDoor): void {
+  const { seats, sinceMs } = door;
   for (let seat = 0; seat < SEATS_MAX; seat += 1) {
     const at = seat * SEAT_WORDS;
     const state = Atomics.load(seats, at);
     if (sinceMs[seat] === 0 || (state & SEAT_STATE) !== SEAT_IDLE) continue;
     Atomics.compareExchange(seats, at, state, state | SEAT_ASKED);
   }
+  ringBell(door);
+}
+
+/** A lane's own thread is to look. */
+export function ringBell({ words }: Pick<FaultDoor, "words">): void {
   Atomics.add(words, BELL, 1);
   Atomics.notify(words, BELL);
 }

@@ -1,7 +1,8 @@
-import { readlinkSync, writeFileSync } from "node:fs";
+import { writeFileSync } from "node:fs";
 import { nowMs } from "../base/clock.ts";
 import { Stopped } from "../channels/descriptor.ts";
 import { Spinning } from "../channels/spinning.ts";
+import { threadNumber } from "./thread-number.ts";
 
 /** While faults follow each other, a lane looks this often; the system adds little, see below. */
 const HOT_MS = 0.015;
@@ -101,8 +102,7 @@ export class Idleness {
  */
 function lowerTimerSlack(): void {
   try {
-    const thread = readlinkSync("/proc/thread-self").split("/").at(-1);
-    writeFileSync(`/proc/${thread}/timerslack_ns`, "1");
+    writeFileSync(`/proc/${threadNumber()}/timerslack_ns`, "1");
   } catch {
     // Slower, and just as right.
   }

@@ -1,44 +1,75 @@
 import { must } from "../base/assert.ts";
 import { nowMs } from "../base/clock.ts";
-import { MigrationError } from "../base/errors.ts";
+import { asMigrationError, MigrationError } from "../base/errors.ts";
 import type { Checksum } from "../channels/checksum.ts";
+import { Stopped } from "../channels/descriptor.ts";
 import { openInbox } from "../channels/inbox.ts";
-import { CounterRow, stopOf } from "./control.ts";
-import { ARMED, BELL, type FaultDoor, isPresent, SEATS_MAX, takeQuestion } from "./fault-door.ts";
+import { type Control, CounterRow, moveCounters, stopOf } from "./control.ts";
+import { ARMED, BELL, type FaultDoor, isPresent, ringBell, takeQuestion } from "./fault-door.ts";
 import { Idleness } from "./lane-idle.ts";
+import {
+  endLane,
+  FETCHES,
+  failLane,
+  goesOn,
+  isOver,
+  isServerGone,
+  type LaneState,
+  leaveLane,
+  legOf,
+  MAY_ASK,
+  READ_SEQUENCE,
+  REQUESTS,
+  SEAT,
+  takeLane,
+  Waited,
+  WRITE_SEQUENCE,
+} from "./lane-state.ts";
 import { OPEN } from "./lane-words.ts";
 import { noteLatency } from "./latencies.ts";
 import { PageReceiver, RECEIVED_BYTES_MAX } from "./page-receiver.ts";
 import type { ChannelPlace, ReceiveSetup } from "./protocol.ts";
+import { threadNumber } from "./thread-number.ts";
 
-/** The destination's end of a priority lane: asks for what vCPUs wait for, and places what comes. */
+/** A vCPU serves its lane for so long, and then leaves it to the lane's own thread, and sleeps. */
+const BRINGING_MS = 5;
+
+export interface LaneShare {
+  readonly state: LaneState;
+  /** Which of how many it is: they share the seats. */
+  readonly lane: number;
+  readonly lanes: number;
+}
+
+/**
+ * The destination's end of a priority lane, as one thread has it: asks for what vCPUs wait for, and places
+ * what comes. Several threads have one of the same lane; see `lane-state.ts`.
+ */
 export class LaneReceiver {
   readonly #door: FaultDoor;
+  readonly #control: Control;
   readonly #counters: CounterRow;
   readonly #stop: Int32Array;
   readonly #channel: number;
   readonly #limitMs: number;
   readonly #pages: PageReceiver;
   readonly #share: { lane: number; lanes: number };
-  readonly #laneWords: Int32Array;
-  /** Asked for and not there yet. */
-  #waited: { block: number; page: number; askedMs: number }[] = [];
-  #requests = 0;
-  /** The seat after the one that asked last: they take turns. */
-  #from = 0;
+  readonly #state: LaneState;
+  readonly #waited: Waited;
+  readonly #idleness: Idleness;
+  readonly #thread = threadNumber() || 1;
+  /** As the lane's own thread saw them last. */
+  #fetches = 0;
   /** The bell as it was before nobody was found to ask: until it rings, nobody does. */
   #heard: number | null = null;
 
   constructor(
     setup: ReceiveSetup,
     place: ChannelPlace,
-    {
-      checksum,
-      words,
-      ...share
-    }: { checksum: Checksum; words: Int32Array; lane: number; lanes: number },
+    { checksum, state, ...share }: LaneShare & { checksum: Checksum },
   ) {
     this.#door = must(setup.door, "a lane serves a door");
+    this.#control = setup.control;
     this.#stop = stopOf(setup.control, place.channel);
     this.#channel = place.channel;
     this.#limitMs = setup.channelTimeoutMs;
@@ -47,59 +78,169 @@ export class LaneReceiver {
     const inbox = openInbox({ ...input, limitMs: this.#limitMs }, RECEIVED_BYTES_MAX);
     this.#pages = new PageReceiver(setup, place, checksum, inbox);
     this.#share = share;
-    this.#laneWords = words;
+    this.#state = state;
+    this.#waited = new Waited(state);
+    this.#idleness = new Idleness(this.#stop);
   }
 
-  /** Serves until the source says that nothing follows. */
-  serve(): void {
-    const { words } = this.#door;
-    const idleness = new Idleness(this.#stop);
+  /** For the lane's own thread: serves until the source says that nothing follows. `words`: lane-words.ts. */
+  serve(words: Int32Array): void {
     for (;;) {
-      const hasAsked = this.#askNext();
-      const found = this.#pages.poll();
-      if (found === "end") return;
-      if (found === "pages") this.#arrived(this.#pages.polledMs);
-      if (hasAsked || found === "pages") {
-        idleness.wake();
-        continue;
-      }
-      const isAsleep = Atomics.load(words, ARMED) === 0;
-      const isExpecting = this.#waited.length > 0;
-      if (isExpecting && idleness.looksAgain()) continue;
-      if (isExpecting) {
-        this.#arrived(null);
-        this.#requireAnswer();
-      }
-      const value = this.#heard ?? Atomics.load(words, BELL);
-      const on = { words, index: BELL, value };
-      this.#counters.add("waitMs", idleness.rest(on, { isAsleep, isExpecting }));
+      const bell = Atomics.load(this.#door.words, BELL);
+      const rest = this.#take() ? this.#serveOnce(words) : this.#leaveToOthers(bell);
+      if (rest === "end") return;
+      if (rest === null) continue;
+      this.#counters.add("waitMs", this.#idleness.rest(rest.on, rest));
     }
+  }
+
+  /**
+   * For the thread of a vCPU that has asked: serves until its page is there, for some milliseconds at the
+   * most, by connection `leg`. False when another thread serves, which must be told that somebody asks.
+   */
+  bring(leg: number, isThere: () => boolean): boolean {
+    if (!this.#take()) return false;
+    try {
+      const isMine = legOf(this.#state) === leg;
+      const mayServe = isMine && this.#state.words[MAY_ASK] !== 0 && goesOn(this.#state);
+      if (mayServe) this.#bring(isThere);
+    } catch (error) {
+      if (!(error instanceof Stopped)) failLane(this.#state, asMigrationError(error));
+    }
+    const { words } = this.#state;
+    words[FETCHES] = ((words[FETCHES] as number) + 1) | 0;
+    const isLeft = this.#waited.count > 0 || !goesOn(this.#state);
+    this.#leave();
+    // Who asked meanwhile found it served, and sleeps.
+    if (isLeft || Atomics.load(this.#door.words, BELL) !== this.#heard) ringBell(this.#door);
+    return true;
   }
 
   close(): void {
     this.#pages.close();
   }
 
+  #bring(isThere: () => boolean): void {
+    const idleness = this.#idleness;
+    const endMs = nowMs() + BRINGING_MS;
+    idleness.wake();
+    for (;;) {
+      const found = this.#pages.pollAll();
+      if (found === "pages") this.#arrived(this.#pages.polledMs);
+      if (found === "end") {
+        endLane(this.#state);
+        return;
+      }
+      const isDone = isThere();
+      const hasAsked = this.#askNext(); // Others, too, and what is there already is asked for no more.
+      if (isDone) {
+        this.#arrived(null);
+        return;
+      }
+      if (hasAsked || found === "pages") {
+        idleness.wake();
+        continue;
+      }
+      if (idleness.looksAgain()) continue;
+      this.#arrived(null);
+      this.#requireAnswer();
+      if (nowMs() >= endMs) return;
+      const value = Atomics.load(this.#door.words, BELL);
+      if (value === this.#heard) idleness.rest({ words: this.#door.words, index: BELL, value });
+    }
+  }
+
+  /** One look, and how to wait for the next; null where that is to follow at once. */
+  #serveOnce(words: Int32Array): Rest | "end" | null {
+    const door = this.#door;
+    try {
+      const isFetched = this.#noteFetches();
+      if (isOver(this.#state)) return "end";
+      this.#state.words[MAY_ASK] = Atomics.load(words, OPEN);
+      const hasAsked = this.#state.words[MAY_ASK] !== 0 && this.#askNext();
+      const found = this.#pages.pollAll();
+      if (found === "end") return "end";
+      if (found === "pages") this.#arrived(this.#pages.polledMs);
+      if (hasAsked || found === "pages") {
+        this.#idleness.wake();
+        return null;
+      }
+      const isExpecting = this.#waited.count > 0;
+      if (isExpecting && this.#idleness.looksAgain()) return null;
+      if (isExpecting) {
+        this.#arrived(null);
+        this.#requireAnswer();
+      }
+      // Looks for what vCPUs fetch themselves would take the processor from them.
+      const isLeftToOthers = isFetched && !isExpecting;
+      const isAsleep = Atomics.load(door.words, ARMED) === 0 || isLeftToOthers;
+      const bell = this.#heard ?? Atomics.load(door.words, BELL);
+      return { on: this.#onBell(bell), isAsleep, isExpecting };
+    } finally {
+      this.#leave();
+    }
+  }
+
+  /** Rings are for the lane's own thread where a vCPU serves and leaves something. */
+  #leaveToOthers(bell: number): Rest {
+    if (isServerGone(this.#state)) {
+      const reason = "the thread of a vCPU that served it was ended";
+      throw new MigrationError("WORKER_DIED", { channel: this.#channel, reason });
+    }
+    return { on: this.#onBell(bell), isAsleep: true, isExpecting: false };
+  }
+
+  /** Whether vCPUs have fetched since it was asked last. What they count is this channel's. */
+  #noteFetches(): boolean {
+    const fetches = this.#state.words[FETCHES] as number;
+    if (fetches === this.#fetches) return false;
+    this.#fetches = fetches;
+    moveCounters(this.#door.lanes?.receive.control, this.#control, this.#channel - 1);
+    return true;
+  }
+
+  #onBell(value: number): Rest["on"] {
+    return { words: this.#door.words, index: BELL, value };
+  }
+
+  #take(): boolean {
+    if (!takeLane(this.#state, this.#thread)) return false;
+    const { words } = this.#state;
+    this.#pages.readSequence = (words[READ_SEQUENCE] as number) >>> 0;
+    this.#pages.writeSequence = (words[WRITE_SEQUENCE] as number) >>> 0;
+    return true;
+  }
+
+  #leave(): void {
+    const { words } = this.#state;
+    words[READ_SEQUENCE] = this.#pages.readSequence;
+    words[WRITE_SEQUENCE] = this.#pages.writeSequence;
+    leaveLane(this.#state);
+  }
+
   /** Asks for the page of whoever has rung and comes next. */
   #askNext(): boolean {
     const bell = Atomics.load(this.#door.words, BELL);
-    if (bell === this.#heard || Atomics.load(this.#laneWords, OPEN) === 0) return false;
-    const question = takeQuestion(this.#door, { from: this.#from, ...this.#share });
+    if (bell === this.#heard) return false;
+    const from = this.#state.words[SEAT] as number;
+    const question = takeQuestion(this.#door, { from, ...this.#share });
     if (question === null) {
       this.#heard = bell;
       return false;
     }
-    this.#from = (question.seat + 1) % SEATS_MAX;
+    this.#state.words[SEAT] = question.seat + 1;
     this.#ask(question);
     return true;
   }
 
   #ask({ block, page, sinceMs }: { block: number; page: number; sinceMs: number }): void {
-    this.#pages.request({ block, page, number: this.#requests });
-    this.#requests += 1;
+    const { words } = this.#state;
+    const number = words[REQUESTS] as number;
+    words[REQUESTS] = number + 1;
+    this.#pages.request({ block, page, number });
     const askedMs = nowMs();
     noteLatency(this.#door.latencies.queued, askedMs - sinceMs);
-    this.#waited.push({ block, page, askedMs });
+    this.#waited.add(block, page, askedMs);
   }
 
   /**
@@ -107,8 +248,8 @@ export class LaneReceiver {
    * to it, and a guest would wait although other channels live.
    */
   #requireAnswer(): void {
-    const oldest = this.#waited[0];
-    if (oldest === undefined || nowMs() - oldest.askedMs < this.#limitMs) return;
+    const { oldestMs } = this.#waited;
+    if (oldestMs === null || nowMs() - oldestMs < this.#limitMs) return;
     throw new MigrationError("CHANNEL_STALLED", {
       channel: this.#channel,
       direction: "read",
@@ -119,13 +260,20 @@ export class LaneReceiver {
   /** A page may also come with the others, nobody knows when: what is there is waited for no more. */
   #arrived(atMs: number | null): void {
     const { wire, installed } = this.#door.latencies;
-    this.#waited = this.#waited.filter(({ block, page, askedMs }) => {
-      if (!isPresent(this.#door, block, page)) return true;
-      if (atMs !== null) {
+    this.#waited.strike(
+      (block, page) => isPresent(this.#door, block, page),
+      (askedMs) => {
+        if (atMs === null) return;
         noteLatency(wire, Math.max(0, atMs - askedMs));
         noteLatency(installed, nowMs() - atMs);
-      }
-      return false;
-    });
+      },
+    );
   }
+}
+
+/** How to wait for the next look; see `Idleness`. */
+interface Rest {
+  readonly on: { readonly words: Int32Array; readonly index: number; readonly value: number };
+  readonly isAsleep: boolean;
+  readonly isExpecting: boolean;
 }

@@ -1,10 +1,11 @@
 import { must } from "../base/assert.ts";
 import { loadChecksum } from "../channels/checksum.ts";
 import { between, opened } from "./between.ts";
-import { CounterRow } from "./control.ts";
+import { CounterRow, reviveChannel } from "./control.ts";
 import { comeFirst } from "./gate.ts";
 import { LaneReceiver } from "./lane-receiver.ts";
 import { LaneSender } from "./lane-sender.ts";
+import { openLane } from "./lane-state.ts";
 import { booked } from "./page-sender.ts";
 import type { ChannelPlace, LaneSetup, LaneTask, TaskReport } from "./protocol.ts";
 import { reportOf } from "./report.ts";
@@ -39,7 +40,7 @@ export default function work(task: LaneTask): TaskReport | Promise<TaskReport> {
   });
 }
 
-function laneOf(setup: LaneSetup, place: ChannelPlace): LaneSender | LaneReceiver {
+function laneOf(setup: LaneSetup, place: ChannelPlace): { serve(): void; close(): void } {
   if (setup.side === "source") {
     const { send, words, served } = setup;
     return new LaneSender(send, place, {
@@ -48,6 +49,10 @@ function laneOf(setup: LaneSetup, place: ChannelPlace): LaneSender | LaneReceive
       checksum: send.hasChecksum ? checksum : null,
     });
   }
-  const { receive, words, lane, lanes } = setup;
-  return new LaneReceiver(receive, place, { checksum, words, lane, lanes });
+  const { receive, words, state, lane, lanes } = setup;
+  const receiver = new LaneReceiver(receive, place, { checksum, state, lane, lanes });
+  const others = receive.door?.lanes?.receive.control;
+  if (others !== undefined) reviveChannel(others, place.channel);
+  openLane(state, place);
+  return { serve: () => receiver.serve(words), close: () => receiver.close() };
 }

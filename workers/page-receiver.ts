@@ -85,10 +85,11 @@ export class PageReceiver {
     readonly pageBytes: number;
     readonly pageCount: number;
   }[] = [];
-  /** When the last frame that `poll` received had begun to come. */
+  /** When the last frame that `pollAll` received had begun to come. */
   polledMs = 0;
-  #readSequence: number;
-  #writeSequence: number;
+  /** Of the next frame. */
+  readSequence: number;
+  writeSequence: number;
 
   /** Whose bytes the buffer is, where the channel is polled. */
   readonly #inbox: Inbox | null;
@@ -117,8 +118,8 @@ export class PageReceiver {
     this.#hasChecksum = setup.hasChecksum;
     this.#checksum = checksum;
     this.#counters = new CounterRow(control, place.channel - 1);
-    this.#readSequence = place.readSequence;
-    this.#writeSequence = place.writeSequence;
+    this.readSequence = place.readSequence;
+    this.writeSequence = place.writeSequence;
     const bench = new Workbench();
     const { door } = setup;
     for (const [index, block] of setup.blocks.entries()) {
@@ -169,8 +170,16 @@ export class PageReceiver {
     }
   }
 
-  /** A lane's turn: a frame if one has begun to come, without waiting for it to begin. */
-  poll(): "nothing" | "pages" | "end" {
+  /** A lane's turn: all frames of which one has begun to come, without waiting for any to begin. */
+  pollAll(): "nothing" | "pages" | "end" {
+    let found = this.#poll();
+    while (found === "pages" && this.#start !== this.#end) {
+      if (this.#poll() === "end") found = "end";
+    }
+    return found;
+  }
+
+  #poll(): "nothing" | "pages" | "end" {
     if (this.#start === this.#end) {
       this.#start = 0;
       this.#end = must(this.#inbox, "what is polled has an inbox").read(0, POLLED_EDGE_BYTES);
@@ -202,12 +211,12 @@ export class PageReceiver {
 
   #readHeader(): Header {
     this.#fill(HEADER_BYTES, true);
-    const wanted = { channel: this.#input.channel, sequence: this.#readSequence };
+    const wanted = { channel: this.#input.channel, sequence: this.readSequence };
     const header = decodeHeader(this.#view, this.#start, wanted);
     if (this.#hasChecksum && !header.hasChecksum) {
       throw corrupt(this.#input.channel, "checksum", "missing");
     }
-    this.#readSequence = nextSequence(this.#readSequence);
+    this.readSequence = nextSequence(this.readSequence);
     return header;
   }
 
@@ -357,7 +366,7 @@ export class PageReceiver {
     const view = new DataView(frame.buffer);
     const header = {
       name,
-      sequence: this.#writeSequence,
+      sequence: this.writeSequence,
       length: body.length,
       hasChecksum: true,
     } as const;
@@ -368,7 +377,7 @@ export class PageReceiver {
       0,
       this.#checksum.ofPair(frame.subarray(0, CHECKSUMMED_HEADER_BYTES), body),
     );
-    this.#writeSequence = nextSequence(this.#writeSequence);
+    this.writeSequence = nextSequence(this.writeSequence);
     writeAll(this.#output, frame);
   }
 

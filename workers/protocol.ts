@@ -2,6 +2,7 @@ import type { Failure } from "../base/errors.ts";
 import type { Control } from "./control.ts";
 import type { DirtyWords } from "./dirty-words.ts";
 import type { FaultDoor } from "./fault-door.ts";
+import type { LaneState } from "./lane-state.ts";
 import type { Latencies } from "./latencies.ts";
 import type { RamRegion } from "./ram.ts";
 
@@ -168,6 +169,7 @@ export type LaneSetup =
       readonly side: "destination";
       readonly receive: ReceiveSetup;
       readonly words: Int32Array;
+      readonly state: LaneState;
       /** Which of how many it is: they share the seats. */
       readonly lane: number;
       readonly lanes: number;

@@ -181,7 +181,7 @@ function mismatch(block: string, problem: string, cause?: unknown): MigrationErr
 /** Adds blank threads, unless the attempt is given up meanwhile: then none is left. */
 async function addThreads(attempt: Attempt, count: number): Promise<void> {
   if (count <= 0) return;
-  const threads = await startVcpuThreads(count);
+  const threads = await startVcpuThreads(count, { mayFault: true });
   if (attempt.isDiscarded) {
     await stopVcpuThreads(threads);
     throw new Error("Cannot start vCPUs: the attempt was discarded");

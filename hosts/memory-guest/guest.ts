@@ -69,7 +69,7 @@ export class MemoryGuest implements SourceHost {
   static async create(given: GuestShape): Promise<MemoryGuest> {
     const shape = checkShape(given);
     const memory = shape.blocks.map(allocateBlock);
-    const starting = startVcpuThreads(shape.vcpus.length);
+    const starting = startVcpuThreads(shape.vcpus.length, { mayFault: false });
     const [filled, started] = await Promise.allSettled([fillMemory(shape, memory), starting]);
     if (started.status === "rejected") throw started.reason;
     if (filled.status === "rejected") {

@@ -4,7 +4,7 @@ import { Deadline, within } from "../../base/clock.ts";
 import { reasonOf } from "../../base/errors.ts";
 import { siblingModule } from "../../base/module.ts";
 import { ADOPTED, type Control, type Orders, packOrders, unpackOrders, WANTED } from "./control.ts";
-import type { VcpuJob } from "./vcpu.ts";
+import type { VcpuJob, VcpuThreadData } from "./vcpu.ts";
 
 /** A thread starts in 100 ms; a machine may be two hundred times as busy, but not busier. */
 const START_LIMIT_MS = 20_000;
@@ -23,13 +23,13 @@ export class VcpuThread {
   #end: string | null = null;
   #hasExited = false;
 
-  private constructor(name: string) {
+  private constructor(name: string, workerData: VcpuThreadData) {
     const exited = Promise.withResolvers<void>();
     const ready = Promise.withResolvers<void>();
     this.#name = name;
     this.#exited = exited.promise;
     this.#ready = ready.promise;
-    this.#worker = new Worker(siblingModule("vcpu", import.meta.url), { name });
+    this.#worker = new Worker(siblingModule("vcpu", import.meta.url), { name, workerData });
     this.#worker.once("message", () => ready.resolve());
     this.#worker.on("error", (error) => this.#endFor(reasonOf(error)));
     this.#worker.on("exit", (code) => {
@@ -41,8 +41,8 @@ export class VcpuThread {
   }
 
   /** A blank thread, ready to become a vCPU. Nothing is left of it when this throws. */
-  static async start(name: string): Promise<VcpuThread> {
-    const thread = new VcpuThread(name);
+  static async start(name: string, data: VcpuThreadData): Promise<VcpuThread> {
+    const thread = new VcpuThread(name, data);
     try {
       const late = () => cannot("start", name, `it was not ready within ${START_LIMIT_MS} ms`);
       await within(START_LIMIT_MS, thread.#ready, late);
@@ -123,8 +123,10 @@ export class VcpuThread {
 }
 
 /** `count` blank threads, started side by side. When one fails none is left. */
-export async function startVcpuThreads(count: number): Promise<VcpuThread[]> {
-  const starts = Array.from({ length: count }, (_, index) => VcpuThread.start(`vcpu-${index}`));
+export async function startVcpuThreads(count: number, data: VcpuThreadData): Promise<VcpuThread[]> {
+  const starts = Array.from({ length: count }, (_, index) => {
+    return VcpuThread.start(`vcpu-${index}`, data);
+  });
   const outcomes = await Promise.allSettled(starts);
   const threads = outcomes.flatMap((one) => (one.status === "fulfilled" ? [one.value] : []));
   const failed = outcomes.find((one) => one.status === "rejected");

@@ -1,8 +1,15 @@
-import { parentPort } from "node:worker_threads";
+import { parentPort, workerData } from "node:worker_threads";
 import { must } from "../../base/assert.ts";
 import { MigrationError } from "../../base/errors.ts";
 import { type DirtyLog, markDirty } from "../../engine/dirty-log.ts";
-import { awaitPage, type FaultBlock, type FaultDoor, isPresent } from "../../engine/faults.ts";
+import {
+  type FaultBlock,
+  type FaultDoor,
+  isPresent,
+  type OwnFaults,
+  openFaults,
+  prepareFaults,
+} from "../../engine/faults.ts";
 import {
   ADOPTED,
   type Control,
@@ -33,6 +40,12 @@ export interface VcpuJob {
   readonly faults?: VcpuFaults;
 }
 
+/** What a blank thread is told. */
+export interface VcpuThreadData {
+  /** It may become the vCPU of a guest that runs before its memory is there. */
+  readonly mayFault: boolean;
+}
+
 export interface VcpuFaults {
   readonly door: FaultDoor;
   readonly seat: number;
@@ -52,13 +65,14 @@ interface Vcpu {
   readonly sweeps: readonly Sweep[];
   readonly log: DirtyLog;
   readonly control: Control;
-  readonly faults: VcpuFaults | undefined;
+  readonly faults: (VcpuFaults & { readonly own: OwnFaults }) | undefined;
   readonly pageBytes: number;
 }
 
 const host = must(parentPort, "a vCPU is a thread");
-host.once("message", (job: VcpuJob) => {
-  const { shape, pageBytes, memory, log, control, faults } = job;
+host.once("message", async (job: VcpuJob) => {
+  const { shape, pageBytes, memory, log, control } = job;
+  const faults = job.faults && { ...job.faults, own: await openFaults(job.faults.door) };
   const rewrite = rewriteOf(pageBytes, shape.changedBytes);
   const batchPages = Math.max(1, Math.floor(BATCH_BYTES / shape.changedBytes));
   runForever(
@@ -75,6 +89,7 @@ host.once("message", (job: VcpuJob) => {
     Math.min(BATCH_PAGES_MAX, batchPages),
   );
 });
+if ((workerData as VcpuThreadData).mayFault) await prepareFaults();
 host.postMessage("ready");
 
 function runForever(vcpu: Vcpu, pace: Pace, batchPages: number): never {
@@ -130,13 +145,16 @@ function writePages(vcpu: Vcpu, pages: number, isTracked: boolean): number {
 }
 
 /** Waits for a page of the guest, which may be several of the wire's. */
-function isThere({ control, pageBytes }: Vcpu, faults: VcpuFaults, page: number): boolean {
-  const { door, seat, block } = faults;
+function isThere(
+  { control, pageBytes }: Vcpu,
+  { door, seat, block, own }: VcpuFaults & { readonly own: OwnFaults },
+  page: number,
+): boolean {
   const count = pageBytes / (door.blocks[block] as FaultBlock).pageBytes;
   for (let piece = page * count; piece < (page + 1) * count; piece += 1) {
     if (isPresent(door, block, piece)) continue;
     try {
-      if (!awaitPage(door, { seat, block, page: piece }, FAULT_WAIT_MS)) return false;
+      if (!own.awaitPage({ seat, block, page: piece }, FAULT_WAIT_MS)) return false;
     } catch (error) {
       if (!(error instanceof MigrationError)) throw error;
       // It never comes: this vCPU stands still for good, and goes on to obey.

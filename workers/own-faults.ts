@@ -1,0 +1,75 @@
+import { type Checksum, loadChecksum } from "../channels/checksum.ts";
+import { awaitPage, type FaultDoor, type Fetch } from "./fault-door.ts";
+import { LaneReceiver } from "./lane-receiver.ts";
+import { type LaneState, legOf, placeOf } from "./lane-state.ts";
+
+interface OpenLane {
+  readonly leg: number;
+  /** Null where it could not be opened: its own thread serves it. */
+  readonly receiver: LaneReceiver | null;
+}
+
+/**
+ * A door whose vCPU fetches its pages itself, in its own thread: it writes the request and reads the answer,
+ * where else it would wake the lane's thread and be woken by it. The lane's thread serves whoever finds
+ * another one fetching, and what takes longer than some milliseconds.
+ */
+export class OwnFaults {
+  readonly #door: FaultDoor;
+  readonly #checksum: Checksum;
+  readonly #lanes: OpenLane[] = [];
+  readonly #fetch: Fetch;
+
+  private constructor(door: FaultDoor, checksum: Checksum) {
+    this.#door = door;
+    this.#checksum = checksum;
+    this.#fetch = (seat, isThere) => this.#fetchFor(seat, isThere);
+  }
+
+  /** Opens what the calling thread needs, so that the first page need not wait for that. */
+  static async open(door: FaultDoor): Promise<OwnFaults> {
+    const faults = new OwnFaults(door, await loadChecksum());
+    for (const [lane, state] of (door.lanes?.states ?? []).entries()) faults.#open(lane, state);
+    return faults;
+  }
+
+  /** As `awaitPage` of the door. */
+  awaitPage(what: { seat: number; block: number; page: number }, limitMs: number): boolean {
+    return awaitPage(this.#door, what, limitMs, this.#fetch);
+  }
+
+  /** Closes its files. */
+  close(): void {
+    for (const { receiver } of this.#lanes.splice(0)) receiver?.close();
+  }
+
+  #fetchFor(seat: number, isThere: () => boolean): boolean {
+    const states = this.#door.lanes?.states ?? [];
+    const lane = seat % states.length;
+    const state = states[lane];
+    if (state === undefined) return false;
+    const open = this.#lanes[lane];
+    const current = open?.leg === legOf(state) ? open : this.#open(lane, state);
+    return current.receiver?.bring(current.leg, isThere) ?? false;
+  }
+
+  #open(lane: number, state: LaneState): OpenLane {
+    this.#lanes[lane]?.receiver?.close();
+    const leg = legOf(state);
+    const open = { leg, receiver: leg === 0 ? null : this.#receiverOf(lane, state) };
+    this.#lanes[lane] = open;
+    return open;
+  }
+
+  #receiverOf(lane: number, state: LaneState): LaneReceiver | null {
+    const { lanes, ...door } = this.#door;
+    if (lanes === undefined) return null;
+    try {
+      const share = { state, lane, lanes: lanes.states.length };
+      const setup = { ...lanes.receive, door: { ...door, lanes } };
+      return new LaneReceiver(setup, placeOf(state), { checksum: this.#checksum, ...share });
+    } catch {
+      return null;
+    }
+  }
+}
