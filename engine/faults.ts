@@ -12,6 +12,7 @@ export {
   type FaultDoor,
   type FaultLink,
   isPresent,
+  isWhole,
   linkOf,
   SEATS_MAX,
 } from "../workers/fault-door.ts";

@@ -18,6 +18,7 @@ export {
   type FaultDoor,
   type FaultLink,
   isPresent,
+  isWhole,
   linkOf,
 } from "../workers/fault-door.ts";
 export type { RamPlace, RamRegion } from "../workers/ram.ts";

@@ -11,6 +11,7 @@ import {
   discardPages,
   type FaultDoor,
   isClaimed,
+  isWhole,
   linkOf,
   MISSING,
   markPresent,
@@ -218,9 +219,12 @@ test("what a lane that is gone has claimed is somebody else's to place, and to a
   Atomics.store(door.words, MISSING, 7);
   expect(reconcile(door)).toBe(1);
   expect(Atomics.load(door.words, MISSING)).toBe(1);
+  expect(isWhole(door)).toBe(false);
   expect([0, 1, 63].map((page) => isClaimed(door, 0, page))).toEqual([true, false, true]);
   expect(Atomics.load(door.blocks[0]?.requested as Int32Array, 0)).toBe(0);
   expect(claimPages(door, 0, 0, 0b11)).toBe(0b10);
+  markPresent(door, 0, 0, 0b10);
+  expect(isWhole(door)).toBe(true);
 });
 
 test("a page that is asked for again is waited for since it was asked for first, another one is not", () => {

@@ -152,6 +152,11 @@ export function linkOf({ words }: FaultDoor): FaultLink {
   return LINKS[Atomics.load(words, LINK)] ?? "given-up";
 }
 
+/** Whether nothing is missing any more, once the guest runs: nobody need look for a page from then on. */
+export function isWhole({ words }: FaultDoor): boolean {
+  return Atomics.load(words, MISSING) === 0;
+}
+
 /** For the engine. */
 export function setLink({ words }: FaultDoor, link: FaultLink): void {
   Atomics.store(words, LINK, LINKS.indexOf(link));

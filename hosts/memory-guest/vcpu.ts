@@ -6,6 +6,7 @@ import {
   type FaultBlock,
   type FaultDoor,
   isPresent,
+  isWhole,
   type OwnFaults,
   openFaults,
   prepareFaults,
@@ -65,7 +66,8 @@ interface Vcpu {
   readonly sweeps: readonly Sweep[];
   readonly log: DirtyLog;
   readonly control: Control;
-  readonly faults: (VcpuFaults & { readonly own: OwnFaults }) | undefined;
+  /** None once all its memory is there. */
+  faults: (VcpuFaults & { readonly own: OwnFaults }) | undefined;
   readonly pageBytes: number;
 }
 
@@ -109,6 +111,10 @@ function runForever(vcpu: Vcpu, pace: Pace, batchPages: number): never {
       pace.stop();
       Atomics.wait(words, WANTED, adopted, WAIT_MS_MAX);
       continue;
+    }
+    if (vcpu.faults !== undefined && isWhole(vcpu.faults.door)) {
+      vcpu.faults.own.close();
+      vcpu.faults = undefined;
     }
     pace.advance(performance.now());
     const pages = Math.min(batchPages, pace.pages);
