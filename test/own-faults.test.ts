@@ -131,6 +131,21 @@ test("what is wrong with an answer that a vCPU reads, its lane fails of", async 
   faulting.expectExact(pages);
 });
 
+test("a page that trickles in keeps a vCPU no longer than a channel may stall", async () => {
+  const limitMs = 500;
+  const faulting = await Faulting.start(seed, pairs, limitMs);
+  const pages = distant(100);
+  const fetcher = new Fetcher(faulting, 1, pages);
+  await faulting.until(() => faulting.fetches >= FETCHES);
+  faulting.trickles = true; // A page takes four seconds and more, and never stands still.
+  await faulting.until(() => faulting.failures.length > 0);
+  expect(faulting.failures[0]).toMatchObject({ code: "CHANNEL_STALLED", facts: { limitMs } });
+  faulting.trickles = false;
+  await faulting.reconnect();
+  await fetcher.ended;
+  expect(fetcher.came).toEqual(pages);
+});
+
 test("a lane whose server was ended fails, and may be closed; one that serves keeps it open", async () => {
   const faulting = await Faulting.start(seed, pairs);
   faulting.isHeld = true; // So it waits, and lives.

@@ -31,7 +31,7 @@ import { PageReceiver, RECEIVED_BYTES_MAX } from "./page-receiver.ts";
 import type { ChannelPlace, ReceiveSetup } from "./protocol.ts";
 import { threadNumber } from "./thread-number.ts";
 
-/** A vCPU serves its lane for so long, and then leaves it to the lane's own thread, and sleeps. */
+/** A vCPU serves its lane for no longer, whatever comes that others want. */
 const BRINGING_MS = 5;
 
 export interface LaneShare {
@@ -95,8 +95,9 @@ export class LaneReceiver {
   }
 
   /**
-   * For the thread of a vCPU that has asked: serves until its page is there, for some milliseconds at the
-   * most, by connection `leg`. False when another thread serves, which must be told that somebody asks.
+   * For the thread of a vCPU that has asked: serves connection `leg` until its page is there, as long as it
+   * pays to look at once; then the lane's own thread is to. False when another thread serves, which must be
+   * told that somebody asks.
    */
   bring(leg: number, isThere: () => boolean): boolean {
     if (!this.#take()) return false;
@@ -137,16 +138,12 @@ export class LaneReceiver {
         this.#arrived(null);
         return;
       }
-      if (hasAsked || found === "pages") {
-        idleness.wake();
-        continue;
-      }
-      if (idleness.looksAgain()) continue;
+      const isBusy = hasAsked || found === "pages";
+      if (isBusy) idleness.wake();
+      const goesOn = isBusy ? nowMs() < endMs : idleness.looksAgain();
+      if (goesOn) continue;
       this.#arrived(null);
-      this.#requireAnswer();
-      if (nowMs() >= endMs) return;
-      const value = Atomics.load(this.#door.words, BELL);
-      if (value === this.#heard) idleness.rest({ words: this.#door.words, index: BELL, value });
+      return;
     }
   }
 

@@ -12,7 +12,7 @@ interface OpenLane {
 /**
  * A door whose vCPU fetches its pages itself, in its own thread: it writes the request and reads the answer,
  * where else it would wake the lane's thread and be woken by it. The lane's thread serves whoever finds
- * another one fetching, and what takes longer than some milliseconds.
+ * another one fetching, and what takes longer.
  */
 export class OwnFaults {
   readonly #door: FaultDoor;

@@ -389,8 +389,27 @@ export class PageReceiver {
     this.#buffer.copyWithin(0, this.#start, this.#end);
     this.#start = 0;
     this.#end = have;
+    if (this.#inbox !== null) {
+      this.#fillPolled(bytes);
+      return;
+    }
     const room = this.#buffer.subarray(have, Math.max(bytes, EDGE_BYTES));
     this.#end += this.#read(room, { least: bytes - have, isIdle: isEdge && have === 0 });
+  }
+
+  /**
+   * Just the bytes that are wanted: who polls leaves at the edge of a frame. A frame that has begun is whole
+   * within the limit, however its bytes trickle in, for a vCPU may read it.
+   */
+  #fillPolled(bytes: number): void {
+    const { channel, limitMs } = this.#input;
+    while (this.#end < bytes) {
+      const room = this.#buffer.subarray(this.#end, bytes);
+      this.#end += this.#read(room, { least: 1, isIdle: false });
+      if (this.#end < bytes && nowMs() - this.polledMs > limitMs) {
+        throw new MigrationError("CHANNEL_STALLED", { channel, direction: "read", limitMs });
+      }
+    }
   }
 
   #read(target: Uint8Array, want: { least: number; isIdle: boolean }): number {
