@@ -19,11 +19,12 @@ export {
 export type { OwnFaults };
 
 /**
- * For a thread that fetches what it misses itself, by `awaitPage` of what is returned: it spares being woken,
- * and waking the lane's thread, which is more than half of what a page takes. Opens files of the guest's
- * memory in the calling thread; close it when the guest's memory is all there, or the thread ends. While it
- * waits it uses a processor for up to 0.2 ms at a time, and Linux wakes this thread from sleeps without
- * delay from now on. As `awaitPage`, where a lane's channel cannot be opened here.
+ * For a thread that fetches what it misses itself, by `awaitPage` of what is returned: it is not woken and
+ * wakes nobody, which is more than half of what a page takes while bulk channels are idle. Beside busy ones
+ * the lane's thread brings it, as by the other `awaitPage`, and so it does where its channel cannot be opened
+ * here. Opens files of the guest's memory in the calling thread; close it when the guest's memory is all
+ * there, or the thread ends. While it waits it uses a processor for up to 0.2 ms at a time, and Linux wakes
+ * this thread from sleeps without delay from now on.
  */
 export async function openFaults(door: FaultDoor): Promise<OwnFaults> {
   const { OwnFaults } = await import("../workers/own-faults.ts");

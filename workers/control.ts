@@ -14,7 +14,8 @@ import { TRIALS_WORDS } from "./trials.ts";
  *   trials    workers       what `auto` tries, in all channels together, see `workers/trials.ts`
  *   gate      lanes         word 0: how many wait for a page, or bring one that is waited for, see
  *                           `workers/gate.ts`. Word 1, by the coordinator: 1 in post-copy.
- *                           Word 2: how often a page was waited for
+ *                           Word 2: how often a page was waited for. Word 3, by bulk threads in
+ *                           post-copy: when one of them had a frame, in microseconds
  *   counters  one channel   a row per channel, see COUNTERS; others only read
  */
 export interface Control {

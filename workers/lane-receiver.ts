@@ -158,11 +158,12 @@ export class LaneReceiver {
       const found = this.#pages.pollAll();
       if (found === "end") return "end";
       if (found === "pages") this.#arrived(this.#pages.polledMs);
-      if (hasAsked || found === "pages") {
+      const isExpecting = this.#waited.count > 0;
+      const isLeftToThis = isFetched && isExpecting; // By a vCPU, whose answer comes any moment.
+      if (hasAsked || found === "pages" || isLeftToThis) {
         this.#idleness.wake();
         return null;
       }
-      const isExpecting = this.#waited.count > 0;
       if (isExpecting && this.#idleness.looksAgain()) return null;
       if (isExpecting) {
         this.#arrived(null);

@@ -1,5 +1,6 @@
 import { type Checksum, loadChecksum } from "../channels/checksum.ts";
 import { awaitPage, type FaultDoor, type Fetch } from "./fault-door.ts";
+import { isBulkBusy } from "./gate.ts";
 import { LaneReceiver } from "./lane-receiver.ts";
 import { type LaneState, legOf, placeOf } from "./lane-state.ts";
 
@@ -44,6 +45,8 @@ export class OwnFaults {
   }
 
   #fetchFor(seat: number, isThere: () => boolean): boolean {
+    // Beside them whoever looks at once loses its processor, for whole slices of Linux's.
+    if (isBulkBusy(this.#door)) return false;
     const states = this.#door.lanes?.states ?? [];
     const lane = seat % states.length;
     const state = states[lane];
@@ -62,12 +65,11 @@ export class OwnFaults {
   }
 
   #receiverOf(lane: number, state: LaneState): LaneReceiver | null {
-    const { lanes, ...door } = this.#door;
+    const { lanes } = this.#door;
     if (lanes === undefined) return null;
     try {
-      const share = { state, lane, lanes: lanes.states.length };
-      const setup = { ...lanes.receive, door: { ...door, lanes } };
-      return new LaneReceiver(setup, placeOf(state), { checksum: this.#checksum, ...share });
+      const share = { state, lane, lanes: lanes.states.length, checksum: this.#checksum };
+      return new LaneReceiver({ ...lanes.receive, door: this.#door }, placeOf(state), share);
     } catch {
       return null;
     }
