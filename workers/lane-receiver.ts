@@ -140,8 +140,8 @@ export class LaneReceiver {
       }
       const isBusy = hasAsked || found === "pages";
       if (isBusy) idleness.wake();
-      const goesOn = isBusy ? nowMs() < endMs : idleness.looksAgain();
-      if (goesOn) continue;
+      const looksAgain = isBusy ? nowMs() < endMs : idleness.looksAgain();
+      if (looksAgain) continue;
       this.#arrived(null);
       return;
     }

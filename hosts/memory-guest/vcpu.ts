@@ -53,6 +53,11 @@ export interface VcpuFaults {
   readonly block: number;
 }
 
+/** What it misses, it fetches itself. */
+interface FetchedFaults extends VcpuFaults {
+  readonly own: OwnFaults;
+}
+
 /** A vCPU that waits for a page looks at its orders this often. */
 const FAULT_WAIT_MS = 20;
 
@@ -67,7 +72,7 @@ interface Vcpu {
   readonly log: DirtyLog;
   readonly control: Control;
   /** None once all its memory is there. */
-  faults: (VcpuFaults & { readonly own: OwnFaults }) | undefined;
+  faults: FetchedFaults | undefined;
   readonly pageBytes: number;
 }
 
@@ -153,7 +158,7 @@ function writePages(vcpu: Vcpu, pages: number, isTracked: boolean): number {
 /** Waits for a page of the guest, which may be several of the wire's. */
 function isThere(
   { control, pageBytes }: Vcpu,
-  { door, seat, block, own }: VcpuFaults & { readonly own: OwnFaults },
+  { door, seat, block, own }: FetchedFaults,
   page: number,
 ): boolean {
   const count = pageBytes / (door.blocks[block] as FaultBlock).pageBytes;
