@@ -19,6 +19,7 @@ import {
   setLink,
   takeQuestion,
 } from "../workers/fault-door.ts";
+import { createGate } from "../workers/gate.ts";
 import { withInterruptions } from "./fixtures/dirty-interruptions.ts";
 
 const ASKER = fileURLToPath(new URL("./fixtures/fault-asker.ts", import.meta.url));
@@ -45,7 +46,7 @@ function allMissing(pageCount = 1024): FaultDoor {
       { name: "ram", pageBytes: 4096, pageCount },
       { name: "rom", pageBytes: 4096, pageCount: 32 },
     ],
-    new Int32Array(new SharedArrayBuffer(12)),
+    createGate(),
   );
   for (let index = 0; index < pageCount / 32; index += 1) discardPages(door, 0, index, -1);
   discardPages(door, 1, 0, -1);
@@ -206,10 +207,7 @@ test("who waits asks once more for what is still missing, and nobody else does",
 });
 
 test("what a lane that is gone has claimed is somebody else's to place, and to ask for", () => {
-  const door = createFaultDoor(
-    [{ name: "ram", pageBytes: 4096, pageCount: 64 }],
-    new Int32Array(new SharedArrayBuffer(12)),
-  );
+  const door = createFaultDoor([{ name: "ram", pageBytes: 4096, pageCount: 64 }], createGate());
   discardPages(door, 0, 0, 0b11);
   ask(door, { block: 0, page: 1 });
   expect(takeAll(door)).toHaveLength(1);

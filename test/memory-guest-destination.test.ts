@@ -8,7 +8,7 @@ import { MemoryGuestDestination } from "../hosts/memory-guest/destination.ts";
 import { MemoryGuest } from "../hosts/memory-guest/guest.ts";
 import type { GuestShape } from "../hosts/memory-guest/shape.ts";
 import { createFaultDoor, discardPages, setLink } from "../workers/fault-door.ts";
-import { faultsSoFar } from "../workers/gate.ts";
+import { createGate, faultsSoFar } from "../workers/gate.ts";
 import {
   mixedShape,
   PAGE_BYTES,
@@ -20,8 +20,6 @@ import { vcpuThreadCount } from "./fixtures/memory-guest-threads.ts";
 import { seedFromEnvironment } from "./prng.ts";
 
 const seed = seedFromEnvironment();
-
-const NO_GATE = new Int32Array(2);
 
 type Options = ConstructorParameters<typeof MemoryGuestDestination>[0];
 
@@ -119,7 +117,7 @@ test("what has come of a guest is checked while the rest of it comes", async () 
   const memory = bytesOf(must(target, "one block"));
   memory.set(bytesOf(must(guest.blocks[0], "one block")));
   const pageCount = memory.length / PAGE_BYTES;
-  const door = createFaultDoor([{ name: "ram", pageBytes: PAGE_BYTES, pageCount }], NO_GATE);
+  const door = createFaultDoor([{ name: "ram", pageBytes: PAGE_BYTES, pageCount }], createGate());
   discardPages(door, 0, 0, 0b111000);
   memory.fill(0xff, 3 * PAGE_BYTES, 6 * PAGE_BYTES);
   to.takeFaults(door);
@@ -250,8 +248,7 @@ test(`a guest whose missing pages never come stands still, and obeys (SEED=${see
   const to = destination();
   await to.prepare(announced(guest));
   const pageCount = MIB / PAGE_BYTES;
-  const gate = new Int32Array(new SharedArrayBuffer(12));
-  const door = createFaultDoor([{ name: "ram", pageBytes: PAGE_BYTES, pageCount }], gate);
+  const door = createFaultDoor([{ name: "ram", pageBytes: PAGE_BYTES, pageCount }], createGate());
   for (let index = 0; index < pageCount / 32; index += 1) discardPages(door, 0, index, -1);
   to.takeFaults(door);
   await to.loadDevices(await guest.saveDevices());

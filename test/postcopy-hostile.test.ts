@@ -29,6 +29,7 @@ import {
   nextMissing,
   takeQuestion,
 } from "../workers/fault-door.ts";
+import { createGate } from "../workers/gate.ts";
 import { GuestWriter, type RunDeltas } from "../workers/guest-writer.ts";
 import { openRam } from "../workers/ram.ts";
 import { Workbench } from "../workers/workbench.ts";
@@ -79,7 +80,7 @@ const PAGES = 64;
 function missing(bits: number) {
   const door = createFaultDoor(
     [{ name: "ram", pageBytes: PAGE_BYTES, pageCount: PAGES }],
-    new Int32Array(2),
+    createGate(),
   );
   discardPages(door, 0, 0, bits);
   Atomics.store(door.words, ARMED, 1);
@@ -172,10 +173,7 @@ test("a page that a broken channel was about to bring is placed by whoever comes
 });
 
 test("questions are merged, bounded by seats, and taken in turn", () => {
-  const door = createFaultDoor(
-    [{ name: "ram", pageBytes: 4 * KIB, pageCount: 64 }],
-    createControl(1).gate,
-  );
+  const door = createFaultDoor([{ name: "ram", pageBytes: 4 * KIB, pageCount: 64 }], createGate());
   discardPages(door, 0, 0, -1);
   for (const [seat, page] of [
     [0, 5],

@@ -1,4 +1,5 @@
 import { assert } from "../base/assert.ts";
+import { createGate } from "./gate.ts";
 import { TRIALS_WORDS } from "./trials.ts";
 
 /**
@@ -162,7 +163,7 @@ export function createControl(channels: number, gate: Int32Array | null = null):
     pacing: new BigInt64Array(new SharedArrayBuffer(64)),
     codec: new Int32Array(new SharedArrayBuffer(64)),
     trials: new Int32Array(new SharedArrayBuffer(TRIALS_WORDS * 4)),
-    gate: gate ?? new Int32Array(new SharedArrayBuffer(64)),
+    gate: gate ?? createGate(),
     counters: new Float64Array(new SharedArrayBuffer(channels * ROW * 8)),
   };
 }

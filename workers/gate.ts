@@ -17,6 +17,14 @@ const NICE = 10;
  */
 const NICE_OF_LANES = -15;
 
+/** A cache line: what each word is stands with `Control`. */
+const GATE_WORDS = 16;
+
+/** Open, and before any post-copy. */
+export function createGate(): Int32Array {
+  return new Int32Array(new SharedArrayBuffer(GATE_WORDS * 4));
+}
+
 /** Of this thread, before it stepped back; null while it has not. */
 let niceBefore: number | null = null;
 
