@@ -1,11 +1,20 @@
+import { once } from "node:events";
 import { parentPort, workerData } from "node:worker_threads";
 import { must } from "../base/assert.ts";
 import { nowMs } from "../base/clock.ts";
-import { type FaultBlock, type FaultDoor, isPresent, openFaults } from "../engine/faults.ts";
+import {
+  type FaultBlock,
+  type FaultDoor,
+  isPresent,
+  openFaults,
+  prepareFaults,
+} from "../engine/faults.ts";
 
-/** A vCPU that does nothing but touch pages at random, and takes down how long it waited. */
+/**
+ * A vCPU that does nothing but touch pages at random, and takes down how long it waited. It gets its door
+ * in a message, when the guest goes over.
+ */
 export interface ToucherTask {
-  readonly door: FaultDoor;
   readonly seed: number;
   readonly pauseMs: number;
   /** Word 0: how many times were taken down; word 1: 1 when it shall end; word 2: 1 when the guest runs. */
@@ -18,10 +27,13 @@ const FAULT_WAIT_MS = 5000;
 /** So many pages in a row that are there mean that hardly any is missing. */
 const TRIES_MAX = 2000;
 
-const { door, seed, pauseMs, words, times } = workerData as ToucherTask;
+const { seed, pauseMs, words, times } = workerData as ToucherTask;
+const port = must(parentPort, "it is a thread");
+void prepareFaults();
+const [door] = (await once(port, "message")) as [FaultDoor];
 const { pageCount } = door.blocks[0] as FaultBlock;
 const faults = await openFaults(door);
-must(parentPort, "it is a thread").postMessage("ready");
+port.postMessage("ready");
 Atomics.wait(words, 2, 0);
 let state = seed;
 let tries = 0;

@@ -6,7 +6,6 @@ import { PAGE_BYTES } from "./workloads.ts";
 
 const SMOKE = {
   guestBytes: 64 * MIB,
-  quietBytes: 8 * MIB,
   channels: 2,
   runs: 1,
   faults: 50,
@@ -36,7 +35,6 @@ export const postcopy: Benchmark<typeof SMOKE> = {
   smoke: SMOKE,
   real: {
     guestBytes: 1 * GIB,
-    quietBytes: 256 * MIB,
     channels: 2,
     runs: 5,
     faults: 2000,
@@ -44,7 +42,7 @@ export const postcopy: Benchmark<typeof SMOKE> = {
     warmups: 1,
   },
 
-  async run(report, { guestBytes, quietBytes, channels, runs, faults, quietMs, warmups }) {
+  async run(report, { guestBytes, channels, runs, faults, quietMs, warmups }) {
     await using pair = new Pair();
     const { source, destination } = pair;
     await Promise.all([
@@ -82,7 +80,7 @@ export const postcopy: Benchmark<typeof SMOKE> = {
       const floor = await floorOnce(pair, faults);
       const inBulk = await move(touched);
       const inHuge = await move({ ...touched, pageBytes: 2 * MIB });
-      const alone = await move({ ...touched, bytes: quietBytes, pauseMs: 0, quietMs });
+      const alone = await move({ ...touched, pauseMs: 0, quietMs });
       const { rounds } = await move(plain);
       if (run < 0) continue;
       floors.push(...floor);

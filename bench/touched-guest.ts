@@ -44,6 +44,7 @@ export class TouchedGuest implements DestinationHost {
   readonly #words = new Int32Array(new SharedArrayBuffer(12));
   readonly #times: Float64Array;
   #door: FaultDoor | null = null;
+  #worker: Worker | null = null;
   #ended: Promise<unknown> = Promise.resolve();
 
   constructor(buffer: SharedArrayBuffer, { faults, pauseMs }: { faults: number; pauseMs: number }) {
@@ -53,7 +54,9 @@ export class TouchedGuest implements DestinationHost {
     this.#times = new Float64Array(new SharedArrayBuffer(Math.max(1, faults) * 8));
   }
 
+  /** Its thread starts now, as vCPUs do. */
   async prepare(announced: readonly BlockAnnouncement[]): Promise<readonly Block[]> {
+    if (this.#faults > 0) this.#startThread();
     const { sizeBytes, pageBytes } = must(announced[0], "a guest has memory");
     return [blockOver(this.#buffer, { bytes: sizeBytes, pageBytes })];
   }
@@ -67,19 +70,23 @@ export class TouchedGuest implements DestinationHost {
     this.#door = door;
   }
 
-  /** Its thread is ready before it runs, as vCPUs are. */
+  /** Its thread is ready before it runs. */
   async loadDevices(): Promise<void> {
-    if (this.#faults === 0) return;
+    if (this.#worker === null) return;
+    const ready = once(this.#worker, "message");
+    this.#worker.postMessage(this.door);
+    await ready;
+  }
+
+  #startThread(): void {
     const task: ToucherTask = {
-      door: this.door,
       seed: 1,
       pauseMs: this.#pauseMs,
       words: this.#words,
       times: this.#times,
     };
-    const worker = new Worker(new URL("./fault-toucher.ts", import.meta.url), { workerData: task });
-    this.#ended = once(worker, "exit");
-    await once(worker, "message");
+    this.#worker = new Worker(new URL("./fault-toucher.ts", import.meta.url), { workerData: task });
+    this.#ended = once(this.#worker, "exit");
   }
 
   async resume(): Promise<void> {

@@ -10,11 +10,15 @@ export interface Checksum {
 /** So much is copied together in less time than a sum of parts takes to set up. */
 const SHORT_BYTES = 256;
 
-let loading: Promise<XXHashAPI> | null = null;
+let loading: Promise<Checksum> | null = null;
 
-export async function loadChecksum(): Promise<Checksum> {
-  loading ??= xxhash();
-  const api = await loading;
+/** The same for all callers of a thread: V8 compiles what calls it once. */
+export function loadChecksum(): Promise<Checksum> {
+  loading ??= xxhash().then(checksumOf);
+  return loading;
+}
+
+function checksumOf(api: XXHashAPI): Checksum {
   const short = new Uint8Array(SHORT_BYTES);
   return {
     of: (bytes) => api.h64Raw(bytes),

@@ -267,7 +267,10 @@ export class DestinationMigration {
     const prepared = await this.attempt.askHost({
       action: "prepare memory",
       limitMs: stepTimeoutMs,
-      call: () => this.#host.prepare(agreement.blocks, agreement.description),
+      call: () => {
+        const terms = { mayFault: lanes > 0 };
+        return this.#host.prepare(agreement.blocks, agreement.description, terms);
+      },
       lasting: { hold: this.#preparing, undo: () => this.#host.discard() },
     });
     this.#checkPrepared(prepared);

@@ -20,18 +20,39 @@ export type { OwnFaults };
 
 /**
  * For a thread that fetches what it misses itself, by `awaitPage` of what is returned: it is not woken and
- * wakes nobody, which is more than half of what a page takes while bulk channels are idle. Beside busy ones
- * the lane's thread brings it, as by the other `awaitPage`, and so it does where its channel cannot be opened
- * here. Opens files of the guest's memory in the calling thread; close it when the guest's memory is all
- * there, or the thread ends. While it waits it uses a processor for up to 0.2 ms at a time, and Linux wakes
- * this thread from sleeps without delay from now on.
+ * wakes nobody, which is more than half of what a page takes. The lane's thread brings what another vCPU is
+ * fetching for already, what takes longer, and all where its channel cannot be opened here. Opens files of
+ * the guest's memory in the calling thread; close it when the guest's memory is all there, or the thread
+ * ends. While it waits it uses a processor for up to 5 ms at a time, and Linux wakes this thread from
+ * sleeps without delay from now on.
  */
 export async function openFaults(door: FaultDoor): Promise<OwnFaults> {
+  isExpected = true;
   const { OwnFaults } = await import("../workers/own-faults.ts");
+  await rehearsal;
   return await OwnFaults.open(door);
 }
 
-/** Loads what `openFaults` needs, where a guest is expected: once it is paused everybody waits for that. */
-export async function prepareFaults(): Promise<void> {
-  await import("../workers/own-faults.ts");
+/** Of this thread. */
+let rehearsal: Promise<void> | null = null;
+/** Somebody waits for this thread: it rehearses no longer. */
+let isExpected = false;
+
+/**
+ * Loads what `openFaults` needs in the calling thread, and rehearses it there for 0.1 to 0.2 s of a
+ * processor, so that the first pages do not take twice as long as others. For where a guest may go over
+ * before its memory, of which `prepare` is told. Ends early when `openFaults` is called meanwhile.
+ */
+export function prepareFaults(): Promise<void> {
+  rehearsal ??= learn();
+  return rehearsal;
+}
+
+async function learn(): Promise<void> {
+  const { rehearse } = await import("../workers/rehearsal.ts");
+  try {
+    await rehearse("vcpu", () => isExpected);
+  } catch {
+    // The first pages take longer.
+  }
 }

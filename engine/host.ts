@@ -87,6 +87,12 @@ export interface SourceHost {
   saveDevices(terms: DeviceTerms): Promise<readonly DeviceSection[]>;
 }
 
+/** What a migration may come to at its destination. */
+export interface PrepareTerms {
+  /** The guest may run before all its memory is there: `takeFaults` may be called. */
+  readonly mayFault: boolean;
+}
+
 /**
  * What the engine asks of the host where a guest arrives.
  *
@@ -119,7 +125,11 @@ export interface DestinationHost {
    * BLOCK_MISMATCH or MEMORY_UNUSABLE for what it cannot provide, GUEST_MISMATCH where the source's
    * host describes a guest that could not run here.
    */
-  prepare(announced: readonly BlockAnnouncement[], description: string): Promise<readonly Block[]>;
+  prepare(
+    announced: readonly BlockAnnouncement[],
+    description: string,
+    terms: PrepareTerms,
+  ): Promise<readonly Block[]>;
 
   /**
    * Offers post-copy: the guest may run before all its memory is there. Called after `prepare` and

@@ -38,7 +38,13 @@ export {
 } from "./dirty-log.ts";
 export { type OwnFaults, openFaults, prepareFaults } from "./faults.ts";
 export { FEATURES, type FeatureRow, type Features, FREE_FEATURES } from "./features.ts";
-export type { DestinationHost, DeviceSection, DeviceTerms, SourceHost } from "./host.ts";
+export type {
+  DestinationHost,
+  DeviceSection,
+  DeviceTerms,
+  PrepareTerms,
+  SourceHost,
+} from "./host.ts";
 export { type Condition, LEGALITY, type LegalityRule } from "./legality.ts";
 export { LiveParameters } from "./live-parameters.ts";
 export {

@@ -5,19 +5,11 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { Worker } from "node:worker_threads";
 import { expect, onTestFinished, test, vi } from "vitest";
-import { useClock } from "../base/clock.ts";
 import { loadChecksum } from "../channels/checksum.ts";
 import { openInbox } from "../channels/inbox.ts";
 import { type Control, CounterRow, createControl, stopOf } from "../workers/control.ts";
 import { FrameWriter } from "../workers/frame-writer.ts";
-import {
-  beginPostcopy,
-  closeGate,
-  faultsSoFar,
-  isBulkBusy,
-  openGate,
-  passGate,
-} from "../workers/gate.ts";
+import { beginPostcopy, closeGate, faultsSoFar, openGate, passGate } from "../workers/gate.ts";
 import { PageReceiver, RECEIVED_BYTES_MAX } from "../workers/page-receiver.ts";
 import { PAGES_AT, Workbench } from "../workers/workbench.ts";
 import { sharedMemory } from "./fixtures/wire-memory.ts";
@@ -178,22 +170,4 @@ test("a lane comes before other threads where the system allows it, and bulk thr
   expect(await niceOf("bulk")).toBeGreaterThan(await niceOf("lane"));
   // It is the thread's own, and no matter to the process.
   expect(getPriority(0)).toBe(before);
-});
-
-test("bulk threads are busy for a while after a frame of post-copy, whatever the clock's word has come to", () => {
-  for (const startMs of [5, 2 ** 31 / 1000 - 1, 2 ** 32 / 1000 - 1]) {
-    let ms = startMs;
-    const never = () => () => {};
-    onTestFinished(useClock({ nowMs: () => ms, cpuMs: () => 0, after: never, every: never }));
-    const control = createControl(1);
-    passGate(control);
-    expect(isBulkBusy(control), "before post-copy").toBe(false);
-    beginPostcopy(control);
-    passGate(control);
-    expect(isBulkBusy(control)).toBe(true);
-    ms += 1.9;
-    expect(isBulkBusy(control)).toBe(true);
-    ms += 0.2;
-    expect(isBulkBusy(control)).toBe(false);
-  }
 });

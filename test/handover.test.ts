@@ -270,7 +270,7 @@ test("a guest that the destination could not run is its own all the same", async
   record.begin("destination");
   const host: DestinationHost = recordedDestination(new FailingHost(), record);
   expect(host.runningSinceMs).toBe(7);
-  expect(await host.prepare([], "")).toEqual([]);
+  expect(await host.prepare([], "", { mayFault: false })).toEqual([]);
   await expect(host.resume()).rejects.toThrow("no processor after 7 ms");
   expect(verdictOf({ destination: record.read() })).toBe("taken over");
   expect(record.decide("source").owner).toBe("destination");

@@ -22,9 +22,9 @@ const words = new Int32Array(new SharedArrayBuffer(4));
 
 test("a lane looks again at once for a while, however fast its looks are", () => {
   for (const [lookMs, most] of [
-    [0.0005, 410],
-    [0.003, 75],
-    [0.05, 8],
+    [0.0005, 10_010],
+    [0.003, 1675],
+    [0.05, 108],
   ] as const) {
     tick(4 * lookMs); // It looks at the clock once for four looks.
     const idleness = new Idleness(new Int32Array(words));

@@ -15,8 +15,7 @@ import { TRIALS_WORDS } from "./trials.ts";
  *   trials    workers       what `auto` tries, in all channels together, see `workers/trials.ts`
  *   gate      lanes         word 0: how many wait for a page, or bring one that is waited for, see
  *                           `workers/gate.ts`. Word 1, by the coordinator: 1 in post-copy.
- *                           Word 2: how often a page was waited for. Word 3, by bulk threads in
- *                           post-copy: when one of them had a frame, in microseconds
+ *                           Word 2: how often a page was waited for
  *   counters  one channel   a row per channel, see COUNTERS; others only read
  */
 export interface Control {
@@ -187,6 +186,11 @@ export function stopWorkers(control: Control): void {
   setForAll(control, 3, 1);
   setForAll(control, 0, 1);
   for (let at = 0; at < control.stop.length; at += STOP_ROW) Atomics.notify(control.stop, at);
+}
+
+/** Whether every worker was told to end. */
+export function isOver({ stop }: Control): boolean {
+  return Atomics.load(stop, 3) !== 0;
 }
 
 /** Ends every wait of one channel's worker: its connection is given up. */

@@ -1,12 +1,8 @@
 import { getPriority, setPriority } from "node:os";
-import { nowMs } from "../base/clock.ts";
 import type { Control } from "./control.ts";
 
 /** The longest that a bulk thread steps aside at a frame: faults without end must not starve it. */
 const YIELD_MS_MAX = 1;
-
-/** Bulk threads that are busy have a frame several times as often. */
-const BUSY_US = 2000;
 
 /** Given up for good by a bulk thread in post-copy. */
 const NICE = 10;
@@ -55,20 +51,8 @@ export function passGate({ gate }: Control): void {
     niceBefore = getPriority();
     standAt(NICE);
   }
-  Atomics.store(gate, 3, microseconds());
   const closed = Atomics.load(gate, 0);
   if (closed > 0) Atomics.wait(gate, 0, closed, YIELD_MS_MAX);
-}
-
-/** In post-copy: whether a bulk thread of this end had a frame just now. */
-export function isBulkBusy({ gate }: Pick<Control, "gate">): boolean {
-  const sinceUs = (microseconds() - Atomics.load(gate, 3)) | 0;
-  return sinceUs >= 0 && sinceUs < BUSY_US;
-}
-
-/** Of a word, which wraps every hour or so. */
-function microseconds(): number {
-  return Math.floor(nowMs() * 1000) | 0;
 }
 
 /** Whether the guest runs at the destination, and may wait for a page at any time. */

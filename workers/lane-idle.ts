@@ -20,12 +20,12 @@ const UNASKED_COLD_MS = 2;
 const ASLEEP_MS = 5;
 
 /**
- * It looks again at once for so long before the first sleep, which is about three times what an answer
- * takes: with as long as just one answer takes every second one is missed, and found a sleep later. By
- * time and not by count, for somebody may wait for the processor while looks are slow, as before they
- * are compiled.
+ * It looks again at once for so long before the first sleep: a guest that misses memory asks for page
+ * after page. One that sleeps and wakes stays on the processor that it woke on, where the thread that it answers
+ * may be looking as well, with another one idle beside them: only threads that never sleep does Linux move
+ * apart. By time and not by count, for somebody may wait for the processor.
  */
-const LOOKS_MS = 0.2;
+const LOOKS_MS = 5;
 const LOOKS_PER_TIME = 4;
 
 /**

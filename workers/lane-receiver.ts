@@ -86,12 +86,16 @@ export class LaneReceiver {
   /** For the lane's own thread: serves until the source says that nothing follows. `words`: lane-words.ts. */
   serve(words: Int32Array): void {
     for (;;) {
-      const bell = Atomics.load(this.#door.words, BELL);
-      const rest = this.#take() ? this.#serveOnce(words) : this.#leaveToOthers(bell);
+      const rest = this.look(words);
       if (rest === "end") return;
       if (rest === null) continue;
       this.#counters.add("waitMs", this.#idleness.rest(rest.on, rest));
     }
+  }
+
+  look(words: Int32Array): Rest | "end" | null {
+    const bell = Atomics.load(this.#door.words, BELL);
+    return this.#take() ? this.#serveOnce(words) : this.#leaveToOthers(bell);
   }
 
   /**

@@ -108,23 +108,30 @@ export class LaneSender {
   serve(): void {
     const idleness = new Idleness(this.#input.stop);
     for (;;) {
-      const request = this.#takeRequest();
-      if (request !== null) {
-        idleness.wake();
-        this.#answer(request);
-      } else if (this.#unasked !== null) {
-        this.#sendUnasked(this.#unasked);
-      } else if (Atomics.load(this.#words, FINISH) !== 0) {
+      if (this.look(idleness)) continue;
+      if (Atomics.load(this.#words, FINISH) !== 0) {
         this.#writer.write("end", PAGES_AT, PAGES_AT);
         return;
-      } else {
-        const isAsleep = Atomics.load(this.#words, OPEN) === 0;
-        if (!isAsleep && idleness.looksAgain()) continue;
-        if (this.#gateUntilMs !== null && nowMs() >= this.#gateUntilMs) this.#openGate();
-        const on = { words: this.#words, index: isAsleep ? OPEN : FINISH, value: 0 };
-        this.#counters.add("waitMs", idleness.rest(on, { isAsleep }));
       }
+      const isAsleep = Atomics.load(this.#words, OPEN) === 0;
+      if (!isAsleep && idleness.looksAgain()) continue;
+      if (this.#gateUntilMs !== null && nowMs() >= this.#gateUntilMs) this.#openGate();
+      const on = { words: this.#words, index: isAsleep ? OPEN : FINISH, value: 0 };
+      this.#counters.add("waitMs", idleness.rest(on, { isAsleep }));
     }
+  }
+
+  /** Does what is asked for, or may be; false when there is nothing. */
+  look(idleness: Idleness): boolean {
+    const request = this.#takeRequest();
+    if (request !== null) {
+      idleness.wake();
+      this.#answer(request);
+      return true;
+    }
+    if (this.#unasked === null) return false;
+    this.#sendUnasked(this.#unasked);
+    return true;
   }
 
   close(): void {

@@ -1,6 +1,5 @@
 import { type Checksum, loadChecksum } from "../channels/checksum.ts";
 import { awaitPage, type FaultDoor, type Fetch } from "./fault-door.ts";
-import { isBulkBusy } from "./gate.ts";
 import { LaneReceiver } from "./lane-receiver.ts";
 import { type LaneState, legOf, placeOf } from "./lane-state.ts";
 
@@ -21,15 +20,25 @@ export class OwnFaults {
   readonly #lanes: OpenLane[] = [];
   readonly #fetch: Fetch;
 
-  private constructor(door: FaultDoor, checksum: Checksum) {
+  private constructor(door: FaultDoor, checksum: Checksum, meanwhile: (() => void) | null) {
     this.#door = door;
     this.#checksum = checksum;
-    this.#fetch = (seat, isThere) => this.#fetchFor(seat, isThere);
+    this.#fetch =
+      meanwhile === null
+        ? (seat, isThere) => this.#fetchFor(seat, isThere)
+        : (seat, isThere) =>
+            this.#fetchFor(seat, () => {
+              meanwhile();
+              return isThere();
+            });
   }
 
-  /** Opens what the calling thread needs, so that the first page need not wait for that. */
-  static async open(door: FaultDoor): Promise<OwnFaults> {
-    const faults = new OwnFaults(door, await loadChecksum());
+  /**
+   * Opens what the calling thread needs, so that the first page need not wait for that. `meanwhile`: what a
+   * thread that plays both ends does at each look, see `rehearsal.ts`.
+   */
+  static async open(door: FaultDoor, meanwhile: (() => void) | null = null): Promise<OwnFaults> {
+    const faults = new OwnFaults(door, await loadChecksum(), meanwhile);
     for (const [lane, state] of (door.lanes?.states ?? []).entries()) faults.#open(lane, state);
     return faults;
   }
@@ -45,8 +54,6 @@ export class OwnFaults {
   }
 
   #fetchFor(seat: number, isThere: () => boolean): boolean {
-    // Beside them whoever looks at once loses its processor, for whole slices of Linux's.
-    if (isBulkBusy(this.#door)) return false;
     const states = this.#door.lanes?.states ?? [];
     const lane = seat % states.length;
     const state = states[lane];

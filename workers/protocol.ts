@@ -185,6 +185,8 @@ export type ReceiveTask =
 export type LaneTask =
   | BetweenTask
   | { readonly kind: "begin"; readonly setup: LaneSetup }
+  /** Learns what it is to do, until the guest goes over; see `rehearsal.ts`. */
+  | { readonly kind: "rehearse" }
   | { readonly kind: "serve"; readonly place: ChannelPlace };
 
 /** What a task did: pages that it moved, and chunks that it left, at the end of its list. */

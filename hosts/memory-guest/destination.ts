@@ -2,7 +2,7 @@ import { totalmem } from "node:os";
 import { MigrationError, reasonOf } from "../../base/errors.ts";
 import type { Block, BlockAnnouncement } from "../../engine/block.ts";
 import type { FaultDoor } from "../../engine/faults.ts";
-import type { DestinationHost, DeviceSection } from "../../engine/host.ts";
+import type { DestinationHost, DeviceSection, PrepareTerms } from "../../engine/host.ts";
 import { cannotLoad, DESCRIPTION, decodeDevices } from "./devices.ts";
 import { MemoryGuest } from "./guest.ts";
 import { allocateBlock, type SharedBlock } from "./memory.ts";
@@ -24,6 +24,7 @@ export interface MemoryGuestDestinationOptions {
 /** What one attempt has taken. */
 interface Attempt {
   readonly blocks: readonly SharedBlock[];
+  readonly mayFault: boolean;
   /** Blank ones; those that became vCPUs belong to the guest. */
   readonly threads: VcpuThread[];
   guest: MemoryGuest | null;
@@ -62,6 +63,7 @@ export class MemoryGuestDestination implements DestinationHost {
   async prepare(
     announced: readonly BlockAnnouncement[],
     description: string = DESCRIPTION,
+    terms: PrepareTerms = { mayFault: false },
   ): Promise<readonly Block[]> {
     if (this.#attempt !== null) throw new Error("Cannot prepare: an earlier attempt is here");
     if (description !== DESCRIPTION) {
@@ -70,7 +72,13 @@ export class MemoryGuestDestination implements DestinationHost {
     }
     checkAnnounced(announced, this.#options);
     const blocks = announced.map(allocate);
-    const attempt: Attempt = { blocks, threads: [], guest: null, isDiscarded: false };
+    const attempt: Attempt = {
+      blocks,
+      ...terms,
+      threads: [],
+      guest: null,
+      isDiscarded: false,
+    };
     this.#attempt = attempt;
     await addThreads(attempt, this.#options.vcpuThreads ?? 1);
     return blocks.map((block) => ({
@@ -181,7 +189,7 @@ function mismatch(block: string, problem: string, cause?: unknown): MigrationErr
 /** Adds blank threads, unless the attempt is given up meanwhile: then none is left. */
 async function addThreads(attempt: Attempt, count: number): Promise<void> {
   if (count <= 0) return;
-  const threads = await startVcpuThreads(count, { mayFault: true });
+  const threads = await startVcpuThreads(count, { mayFault: attempt.mayFault });
   if (attempt.isDiscarded) {
     await stopVcpuThreads(threads);
     throw new Error("Cannot start vCPUs: the attempt was discarded");

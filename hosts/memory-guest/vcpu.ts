@@ -96,8 +96,8 @@ host.once("message", async (job: VcpuJob) => {
     Math.min(BATCH_PAGES_MAX, batchPages),
   );
 });
-if ((workerData as VcpuThreadData).mayFault) await prepareFaults();
 host.postMessage("ready");
+if ((workerData as VcpuThreadData).mayFault) await prepareFaults();
 
 function runForever(vcpu: Vcpu, pace: Pace, batchPages: number): never {
   const { words, written } = vcpu.control;

@@ -1,0 +1,156 @@
+import { readdirSync } from "node:fs";
+import { expect, onTestFinished, test, vi } from "vitest";
+import { must } from "../base/assert.ts";
+import * as connections from "../channels/connection.ts";
+import { openOwnPair } from "../channels/own-pair.ts";
+import { MemoryGuestDestination } from "../hosts/memory-guest/destination.ts";
+import { MemoryGuest } from "../hosts/memory-guest/guest.ts";
+import { createControl, stopWorkers } from "../workers/control.ts";
+import { createFaultDoor } from "../workers/fault-door.ts";
+import { createGate } from "../workers/gate.ts";
+import { createLaneWords, OPEN, tellLanes } from "../workers/lane-words.ts";
+import { createLatencies } from "../workers/latencies.ts";
+import { type Part, rehearse } from "../workers/rehearsal.ts";
+import { smallShape } from "./fixtures/memory-guest-shapes.ts";
+import { migratePair } from "./harness/pair.ts";
+
+vi.mock(import("../channels/connection.ts"), { spy: true });
+vi.mock(import("../workers/rehearsal.ts"), { spy: true });
+
+const PARTS: readonly Part[] = ["lane", "vcpu"];
+const ALL_PAGES = 2048;
+const TURN_PAGES = 16;
+
+function openFiles(): number {
+  return readdirSync("/proc/self/fd").length;
+}
+
+test("a rehearsal brings every page, whoever's part it is, and leaves nothing open", async () => {
+  const before = openFiles();
+  for (const part of PARTS) {
+    expect(await rehearse(part, () => false), part).toBe(ALL_PAGES);
+    expect(openFiles(), part).toBe(before);
+  }
+});
+
+test("a rehearsal ends at its next turn when it is over", async () => {
+  for (const part of PARTS) {
+    let turns = 0;
+    const pages = await rehearse(part, () => ++turns > 3);
+    expect(turns).toBe(4);
+    // What comes unasked comes besides.
+    expect(pages).toBeGreaterThanOrEqual(3 * TURN_PAGES);
+    expect(pages).toBeLessThan(ALL_PAGES / 2);
+  }
+});
+
+test("where nobody may listen nothing is rehearsed, and nothing left open", async () => {
+  const before = openFiles();
+  vi.mocked(connections.listen).mockRejectedValueOnce(new Error("not here"));
+  await expect(rehearse("lane", () => false)).rejects.toThrow("not here");
+  expect(openFiles()).toBe(before);
+});
+
+test("somebody else who comes first is not taken for the other end", async () => {
+  const before = openFiles();
+  const strangers: connections.Connection[] = [];
+  onTestFinished(() => {
+    for (const stranger of strangers) stranger.close();
+  });
+  const { connector } = await vi.importActual<typeof connections>("../channels/connection.ts");
+  vi.mocked(connections.connector).mockImplementationOnce((address) => {
+    const dialer = connector(address);
+    return {
+      async connect(channel, limitMs) {
+        strangers.push(await dialer.connect(channel, limitMs));
+        return await dialer.connect(channel, limitMs);
+      },
+      close: () => dialer.close(),
+    };
+  });
+  await expect(openOwnPair(5000)).rejects.toThrow("somebody else came first");
+  expect(openFiles()).toBe(before + strangers.length);
+});
+
+/** A lane's thread, here: what it was told to rehearse until, and whether it does. */
+async function laneThread() {
+  vi.resetModules();
+  const { rehearse } = await import("../workers/rehearsal.ts");
+  const { default: work } = await import("../workers/lane-worker.ts");
+  const control = createControl(1);
+  const words = createLaneWords();
+  const send = {
+    control,
+    blocks: [],
+    hasChecksum: false,
+    channelTimeoutMs: 0,
+    fenceTimeoutMs: 0,
+    cacheBytes: 0,
+    xbzrle: false,
+    channels: 1,
+  };
+  const setup = { side: "source", send, words, served: createLatencies() } as const;
+  await work({ kind: "begin", setup });
+  return { work, control, words, rehearse: vi.mocked(rehearse).mockReset() };
+}
+
+test("a lane's thread rehearses once, until its guest goes over or its migration ends", async () => {
+  for (const end of ["over", "ended"] as const) {
+    const { work, control, words, rehearse } = await laneThread();
+    rehearse.mockResolvedValue(1);
+    await work({ kind: "rehearse" });
+    const isOver = must(rehearse.mock.lastCall?.[1], "it was told when to end");
+    expect(isOver()).toBe(false);
+    if (end === "over") tellLanes(words, OPEN);
+    else stopWorkers(control);
+    expect(isOver(), end).toBe(true);
+    await work({ kind: "rehearse" });
+    await work({ kind: "ready" });
+    expect(rehearse).toHaveBeenCalledTimes(1);
+  }
+});
+
+test("a lane's thread that is made ready rehearses to the end, and serves also where it cannot", async () => {
+  const { work, rehearse } = await laneThread();
+  rehearse.mockRejectedValueOnce(new Error("not here"));
+  expect(await work({ kind: "ready" })).toEqual({ state: "done", pages: 0 });
+  expect(rehearse.mock.lastCall?.[0]).toBe("lane");
+  expect(rehearse.mock.lastCall?.[1]()).toBe(false);
+});
+
+test("a vCPU's thread rehearses until its guest comes, whether it can or not", async () => {
+  const door = createFaultDoor([], createGate());
+  for (const isAble of [true, false]) {
+    vi.resetModules();
+    const { openFaults, prepareFaults } = await import("../engine/faults.ts");
+    const rehearsing = vi.mocked((await import("../workers/rehearsal.ts")).rehearse).mockReset();
+    rehearsing.mockImplementationOnce(async (_part, isOver) => {
+      while (!isOver()) await new Promise((resolve) => setImmediate(resolve));
+      if (!isAble) throw new Error("not here");
+      return 1;
+    });
+    const prepared = prepareFaults();
+    await vi.waitUntil(() => rehearsing.mock.calls.length === 1);
+    const own = await openFaults(door);
+    await prepared;
+    await prepareFaults();
+    own.close();
+    expect(rehearsing.mock.calls.map(([part]) => part)).toEqual(["vcpu"]);
+  }
+});
+
+test("a host is told at once whether its guest may go over before its memory", async () => {
+  for (const [postcopy, mayFault] of [
+    ["never", false],
+    ["not-converging", true],
+  ] as const) {
+    const destination = new MemoryGuestDestination();
+    onTestFinished(() => destination.discard());
+    const prepare = vi.spyOn(destination, "prepare");
+    const source = await MemoryGuest.create(smallShape(1));
+    onTestFinished(() => source.stop());
+    const outcome = await migratePair({ source, destination, out: { postcopy } });
+    expect(outcome.source.failure).toBeNull();
+    expect(prepare.mock.lastCall?.[2]).toEqual({ mayFault });
+  }
+});
