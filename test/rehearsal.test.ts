@@ -8,7 +8,7 @@ import { MemoryGuest } from "../hosts/memory-guest/guest.ts";
 import { createControl, stopWorkers } from "../workers/control.ts";
 import { createFaultDoor } from "../workers/fault-door.ts";
 import { createGate } from "../workers/gate.ts";
-import { createLaneWords, OPEN, tellLanes } from "../workers/lane-words.ts";
+import { createLaneWords, FINISH, OPEN, tellLanes } from "../workers/lane-words.ts";
 import { createLatencies } from "../workers/latencies.ts";
 import { type Part, rehearse } from "../workers/rehearsal.ts";
 import { smallShape } from "./fixtures/memory-guest-shapes.ts";
@@ -107,6 +107,30 @@ test("a lane's thread rehearses once, until its guest goes over or its migration
     await work({ kind: "rehearse" });
     await work({ kind: "ready" });
     expect(rehearse).toHaveBeenCalledTimes(1);
+  }
+});
+
+test("a lane's thread does nothing else until its rehearsal is over", async () => {
+  for (const task of [
+    {
+      kind: "serve",
+      place: { channel: 1, readFd: -1, writeFd: -1, readSequence: 0, writeSequence: 0 },
+    },
+    { kind: "forget" },
+  ] as const) {
+    const { work, words, rehearse } = await laneThread();
+    const rehearsing = Promise.withResolvers<number>();
+    rehearse.mockReturnValueOnce(rehearsing.promise);
+    tellLanes(words, FINISH);
+    void work({ kind: "rehearse" });
+    let hasEnded = false;
+    const ended = Promise.allSettled([work(task)]).then(() => {
+      hasEnded = true;
+    });
+    await new Promise((resolve) => setImmediate(resolve));
+    expect(hasEnded, task.kind).toBe(false);
+    rehearsing.resolve(1);
+    await ended;
   }
 });
 

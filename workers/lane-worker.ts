@@ -16,31 +16,49 @@ const checksum = await loadChecksum();
 const NOTHING_MOVED: TaskReport = { state: "done", pages: 0 };
 let setup: LaneSetup | null = null;
 
-/** It has begun to, and does so once. */
-let hasRehearsed = false;
+/** It rehearses once. */
+let rehearsal: Promise<void> | null = null;
 
 /** The thread of one priority lane, at either end. Its task `serve` lasts until its channel ends. */
-export default function work(task: LaneTask): TaskReport | Promise<TaskReport> {
-  if (task.kind === "ready") return rehearsed(() => false);
-  if (task.kind === "forget" || task.kind === "tidy") {
-    return between(task.kind, () => {
-      setup = null;
-    });
-  }
+export default async function work(task: LaneTask): Promise<TaskReport> {
   if (task.kind === "begin") {
     setup = task.setup;
     return NOTHING_MOVED;
   }
-  const known = must(setup, "a thread knows what it is for");
-  const { control } = known.side === "source" ? known.send : known.receive;
-  if (task.kind === "rehearse") {
-    const { words } = known;
-    return rehearsed(() => Atomics.load(words, OPEN) !== 0 || isOver(control));
+  if (task.kind === "ready" || task.kind === "rehearse") {
+    rehearsal ??= rehearsed(task.kind === "ready" ? () => false : () => isWanted(setup));
+    await rehearsal;
+    return NOTHING_MOVED;
   }
-  const counters = new CounterRow(control, task.place.channel - 1);
+  // Tasks do not wait for each other, and this one may take as long as a migration.
+  await rehearsal;
+  if (task.kind === "serve") return serve(must(setup, "a thread knows what it is for"), task.place);
+  return await between(task.kind, () => {
+    setup = null;
+  });
+}
+
+async function rehearsed(isOver: () => boolean): Promise<void> {
+  try {
+    await rehearse("lane", isOver);
+  } catch {
+    // The first pages take longer.
+  }
+}
+
+/** Whether somebody may ask for a page, or the migration ends: nobody is to wait for a rehearsal. */
+function isWanted(setup: LaneSetup | null): boolean {
+  if (setup === null) return true;
+  const { control } = setup.side === "source" ? setup.send : setup.receive;
+  return Atomics.load(setup.words, OPEN) !== 0 || isOver(control);
+}
+
+function serve(setup: LaneSetup, place: ChannelPlace): TaskReport {
+  const { control } = setup.side === "source" ? setup.send : setup.receive;
+  const counters = new CounterRow(control, place.channel - 1);
   return reportOf(() => {
     comeFirst();
-    const lane = opened(() => laneOf(known, task.place));
+    const lane = opened(() => laneOf(setup, place));
     try {
       booked(counters, () => lane.serve());
     } finally {
@@ -48,19 +66,6 @@ export default function work(task: LaneTask): TaskReport | Promise<TaskReport> {
     }
     return counters.read("pages");
   });
-}
-
-/** Until somebody may ask for a page, for nobody is to wait for that. */
-async function rehearsed(isOver: () => boolean): Promise<TaskReport> {
-  if (!hasRehearsed) {
-    hasRehearsed = true;
-    try {
-      await rehearse("lane", isOver);
-    } catch {
-      // The first pages take longer.
-    }
-  }
-  return NOTHING_MOVED;
 }
 
 function laneOf(setup: LaneSetup, place: ChannelPlace): { serve(): void; close(): void } {
