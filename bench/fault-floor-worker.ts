@@ -10,6 +10,8 @@ export interface FloorTask {
   readonly side: "ask" | "answer";
   readonly fd: number;
   readonly count: number;
+  /** Before each request. */
+  readonly pauseMs: number;
   /** By request, in microseconds. */
   readonly times: Float64Array;
 }
@@ -17,10 +19,12 @@ export interface FloorTask {
 /** The first ones wait for the other thread to start. */
 const WARMUPS = 50;
 
-const { side, fd, count, times } = workerData as FloorTask;
+const { side, fd, count, pauseMs, times } = workerData as FloorTask;
 const request = new Uint8Array(HEADER_BYTES + REQUEST_BYTES);
 const page = new Uint8Array(HEADER_BYTES + PAGE_BYTES);
+const pauses = new Int32Array(new SharedArrayBuffer(4));
 for (let turn = -WARMUPS; turn < count; turn += 1) {
+  if (side === "ask" && pauseMs > 0) Atomics.wait(pauses, 0, 0, pauseMs);
   const startMs = nowMs();
   if (side === "ask") {
     writeSync(fd, request);

@@ -38,9 +38,14 @@ export async function answerFloor(count: number): Promise<{
   return { address: listener.address, finished };
 }
 
-/** Microseconds that each request took. */
-export async function askFloor(address: string, count: number): Promise<Float64Array> {
-  return await runThread("ask", await connector(parseAddress(address)).connect(1, LIMIT_MS), count);
+/** Microseconds that each request took, with a pause before each. */
+export async function askFloor(
+  address: string,
+  count: number,
+  pauseMs: number,
+): Promise<Float64Array> {
+  const connection = await connector(parseAddress(address)).connect(1, LIMIT_MS);
+  return await runThread("ask", connection, count, pauseMs);
 }
 
 /** Reads and writes of its descriptor wait in the kernel from now on, which the engine's never do. */
@@ -55,10 +60,11 @@ async function runThread(
   side: FloorTask["side"],
   { reader, close }: Connection,
   count: number,
+  pauseMs = 0,
 ): Promise<Float64Array> {
   const times = new Float64Array(new SharedArrayBuffer(count * 8));
   const worker = new Worker(new URL("./fault-floor-worker.ts", import.meta.url), {
-    workerData: { side, fd: blocking(reader as Socket), count, times } satisfies FloorTask,
+    workerData: { side, fd: blocking(reader as Socket), count, pauseMs, times } satisfies FloorTask,
   });
   worker.once("exit", close);
   const late = Promise.withResolvers<never>();

@@ -171,8 +171,8 @@ export class Peer {
     await must(this.#answering, "somebody answered");
   }
 
-  async askFloor(address: string, count: number): Promise<number[]> {
-    return Array.from(await askFloor(address, count));
+  async askFloor(address: string, count: number, pauseMs: number): Promise<number[]> {
+    return Array.from(await askFloor(address, count, pauseMs));
   }
 
   /** Takes a guest in whose pages are touched before they are there, so many of them. */

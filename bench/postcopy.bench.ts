@@ -1,5 +1,5 @@
 import { assert, must } from "../base/assert.ts";
-import { GIB, MIB } from "../base/units.ts";
+import { GIB, KIB, MIB } from "../base/units.ts";
 import { type Benchmark, gbps, listed, median } from "./measure.ts";
 import { Pair } from "./peer-process.ts";
 import { PAGE_BYTES } from "./workloads.ts";
@@ -13,6 +13,16 @@ const SMOKE = {
   warmups: 0,
 };
 
+const PERCENTS = [
+  ["p50", 0.5],
+  ["p99", 0.99],
+] as const;
+
+/** Between two pages that a guest waits for while channels are busy. */
+const PAUSE_MS = 0.2;
+
+const PUMP_PIECE_BYTES = 512 * KIB;
+
 /** Threads are new with each migration, and V8 compiles what they do again and again by and by. */
 const WARM_FAULTS = 1000;
 
@@ -25,6 +35,9 @@ const WARM_FAULTS = 1000;
  * back between two threads of two processes that do nothing else, each blocked in the kernel, measured
  * just before in the same run: `fault-floor.ts`. "Saturated" is with two bulk channels that send as fast
  * as they can; "quiet" with them held to next to nothing.
+ *
+ * Also told is what that bare request and answer takes beside two bare pumps (`pump.ts`), which is what the
+ * scheduler makes of it when nothing of the engine runs.
  *
  * The background's rate is that of the round that follows the guest, when nobody touches a page, and it
  * is compared with that of the first round of the same migration, before the guest paused.
@@ -50,6 +63,7 @@ export const postcopy: Benchmark<typeof SMOKE> = {
       destination.order("hold", { bytes: guestBytes, content: "zero", seed: 0 }),
     ]);
     const floors: number[] = [];
+    const busyFloors: number[] = [];
     const busy: number[][] = [];
     const huge: number[][] = [];
     const quiet: number[][] = [];
@@ -75,15 +89,21 @@ export const postcopy: Benchmark<typeof SMOKE> = {
     };
 
     const plain = { bytes: guestBytes, pageBytes: PAGE_BYTES, faults: 0, pauseMs: 0, quietMs: 0 };
-    const touched = { ...plain, faults, pauseMs: 0.2 };
+    const touched = { ...plain, faults, pauseMs: PAUSE_MS };
     for (let run = -warmups; run < runs; run += 1) {
       const floor = await floorOnce(pair, faults);
+      const busyFloor = await floorBesidePumps(pair, {
+        count: faults,
+        channels,
+        bytes: guestBytes,
+      });
       const inBulk = await move(touched);
       const inHuge = await move({ ...touched, pageBytes: 2 * MIB });
       const alone = await move({ ...touched, pauseMs: 0, quietMs });
       const { rounds } = await move(plain);
       if (run < 0) continue;
       floors.push(...floor);
+      busyFloors.push(...busyFloor);
       busy.push(inBulk.times);
       huge.push(inHuge.times);
       quiet.push(alone.times);
@@ -99,6 +119,15 @@ export const postcopy: Benchmark<typeof SMOKE> = {
       detail: `${floors.length} pages`,
     });
     report({ name: "floor, p99", value: floorOf(0.99), unit: "us" });
+    for (const [percent, share] of PERCENTS) {
+      const us = quantile(busyFloors, share);
+      report({
+        name: `floor beside pumps, ${percent} / floor's`,
+        value: us / floorOf(share),
+        unit: "",
+        detail: `${us.toFixed(0)} us, of ${busyFloors.length} pages`,
+      });
+    }
     for (const [name, times, goals] of [
       ["saturated", busy, { p50: 2, p99: 5 }],
       ["quiet", quiet, { p50: 1.3, p99: 2 }],
@@ -107,10 +136,7 @@ export const postcopy: Benchmark<typeof SMOKE> = {
     ] as const) {
       const all = times.flat();
       assert(all.length > 0, "the guest waited for pages");
-      for (const [percent, share] of [
-        ["p50", 0.5],
-        ["p99", 0.99],
-      ] as const) {
+      for (const [percent, share] of PERCENTS) {
         const us = quantile(all, share);
         const goal = goals[percent];
         report({
@@ -141,11 +167,42 @@ export const postcopy: Benchmark<typeof SMOKE> = {
   },
 };
 
-async function floorOnce({ source, destination }: Pair, count: number): Promise<readonly number[]> {
+async function floorOnce(
+  { source, destination }: Pair,
+  count: number,
+  pauseMs = 0,
+): Promise<readonly number[]> {
   const address = await source.order("answerFloor", count);
-  const times = await destination.order("askFloor", address, count);
+  const times = await destination.order("askFloor", address, count, pauseMs);
   await source.order("answeredFloor");
   return times;
+}
+
+/** The same beside threads that pump, again and again until it is over. */
+async function floorBesidePumps(
+  pair: Pair,
+  { count, channels, bytes }: { count: number; channels: number; bytes: number },
+): Promise<readonly number[]> {
+  const { source, destination } = pair;
+  const load = {
+    connections: channels,
+    bytes,
+    pieceBytes: PUMP_PIECE_BYTES,
+    isThroughMemory: true,
+  };
+  let isAsked = false;
+  const asked = floorOnce(pair, count, PAUSE_MS);
+  asked
+    .finally(() => {
+      isAsked = true;
+    })
+    .catch(() => {});
+  while (!isAsked) {
+    const address = await destination.order("pumpIn", load);
+    await source.order("pumpOut", address, load);
+    await destination.order("pumpedIn");
+  }
+  return await asked;
 }
 
 function quantile(values: readonly number[], share: number): number {

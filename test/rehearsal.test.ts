@@ -18,7 +18,7 @@ vi.mock(import("../channels/connection.ts"), { spy: true });
 vi.mock(import("../workers/rehearsal.ts"), { spy: true });
 
 const PARTS: readonly Part[] = ["lane", "vcpu"];
-const ALL_PAGES = 2048;
+const ALL_PAGES = 1024;
 const TURN_PAGES = 16;
 
 function openFiles(): number {

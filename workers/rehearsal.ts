@@ -28,7 +28,7 @@ const LIMIT_MS = 2000;
 
 /** As many blocks over the same memory: each page is asked for once, and few bytes are enough for many. */
 const BLOCKS = 32;
-const PAGES = 64;
+const PAGES = 32;
 const PAGE_BYTES = 4 * KIB;
 const GEOMETRY = { pageBytes: PAGE_BYTES, pageCount: PAGES };
 
