@@ -11,6 +11,7 @@ import {
   createFaultDoor,
   discardPages,
   type FaultDoor,
+  isPresent,
   MISSING,
 } from "./fault-door.ts";
 import { Idleness } from "./lane-idle.ts";
@@ -124,8 +125,11 @@ function laneOf(scene: Scene, checksum: Checksum): Play {
     turn(questions) {
       for (const [seat, question] of questions.entries()) awaitPage(door, { seat, ...question }, 0);
       for (const _ of questions) receiver.look(words);
-      sender.serve();
-      receiver.serve(words);
+      insist(() => {
+        sender.serve();
+        receiver.serve(words);
+        return questions.every(({ block, page }) => isPresent(door, block, page));
+      });
     },
     close() {
       sender.close();
@@ -145,12 +149,9 @@ async function vcpuOf({ send, source, door }: Scene, checksum: Checksum): Promis
   const own = await OwnFaults.open(door, () => sender.look(idleness));
   return {
     turn(questions) {
+      // A thread that is slow yet leaves the lane to one that there is none of here.
       for (const question of questions) {
-        const deadline = new Deadline(LIMIT_MS);
-        // A thread that is slow yet leaves the lane to one that there is none of here.
-        while (!own.awaitPage({ seat: 0, ...question }, ANSWER_MS)) {
-          if (deadline.passed) throw new Error("no page came");
-        }
+        insist(() => own.awaitPage({ seat: 0, ...question }, ANSWER_MS));
       }
     },
     close() {
@@ -158,6 +159,14 @@ async function vcpuOf({ send, source, door }: Scene, checksum: Checksum): Promis
       own.close();
     },
   };
+}
+
+/** What was written may take a moment to arrive where the kernel is busy. */
+function insist(hasCome: () => boolean): void {
+  const deadline = new Deadline(LIMIT_MS);
+  while (!hasCome()) {
+    if (deadline.passed) throw new Error("no page came");
+  }
 }
 
 function sceneOf({ nearFd, farFd }: OwnPair): Scene {
