@@ -197,7 +197,8 @@ export class FrameStream {
   /**
    * Settles as `work` does, which waits for the peer, or throws what `late` makes when that takes
    * `limitMs`. Where the stream may rejoin, the limit is the peer's alone: time without a connection
-   * is no part of it, and one over which nothing came all that time is given up as lost.
+   * is no part of it, and one over which nothing came for half of that time is given up as lost: a peer
+   * that is there says something four times as often (`engine/heartbeat.ts`).
    */
   async within<T>(limitMs: number, work: Promise<T>, late: () => MigrationError): Promise<T> {
     let sinceMs = nowMs();
@@ -208,7 +209,8 @@ export class FrameStream {
       } catch (error) {
         if (lateness === null || error !== lateness || this.#onInterruption === null) throw error;
         if (this.#interruption === null && this.#joinedAtMs <= sinceMs) {
-          if (this.heardAtMs > sinceMs) throw error;
+          const silentMs = nowMs() - Math.max(sinceMs, this.heardAtMs);
+          if (silentMs < limitMs / 2) throw error;
           this.interrupt(lateness);
         }
         if (this.#interruption !== null) await Promise.race([this.#joined.promise, this.failed]);

@@ -1,6 +1,7 @@
 import { once } from "node:events";
 import type { Socket } from "node:net";
-import { afterAll, beforeAll, expect, test, vi } from "vitest";
+import { afterAll, beforeAll, expect, onTestFinished, test, vi } from "vitest";
+import { useClock } from "../base/clock.ts";
 import { MigrationError } from "../base/errors.ts";
 import { type Checksum, loadChecksum } from "../channels/checksum.ts";
 import { FRAMES, type FrameName } from "../channels/frame.ts";
@@ -384,4 +385,44 @@ test("a peer that loses its connection again and again is given up", async () =>
   expect(near.failure).toBe(reason);
   expect(interruptions).toBe(16);
   near.close();
+});
+
+test("a peer that has fallen silent meanwhile is waited for on another connection, one that has not is late", async () => {
+  for (const [heardAfterMs, isLost] of [
+    [0, true],
+    [1, true],
+    [250, true],
+    [251, false],
+    [499, false],
+  ] as const) {
+    let now = 1000;
+    const timers: (() => void)[] = [];
+    const restore = useClock({
+      nowMs: () => now,
+      cpuMs: () => 0,
+      after: (_ms, call) => {
+        timers.push(call);
+        return () => {};
+      },
+      every: () => () => {},
+    });
+    onTestFinished(restore);
+    const { near } = await makeStreams();
+    const lost: MigrationError[] = [];
+    near.mayRejoin((reason) => lost.push(reason));
+    const receiving = near.receive(["piece"], 500);
+    receiving.catch(() => {});
+    near.heardAtMs = now + heardAfterMs;
+    now += 500;
+    for (const call of timers.splice(0)) call();
+    const told = await Promise.race([
+      receiving.catch((error: MigrationError) => error.code),
+      new Promise((resolve) => setImmediate(() => resolve("waits"))),
+    ]);
+    expect([told, lost.length], `heard after ${heardAfterMs} ms`).toEqual(
+      isLost ? ["waits", 1] : ["PEER_SILENT", 0],
+    );
+    near.close();
+    restore();
+  }
 });
