@@ -5,7 +5,7 @@ import { type Benchmark, listed, median } from "./measure.ts";
 import { Pair } from "./peer-process.ts";
 import { type Limits, SlowRelay } from "./slow-relay.ts";
 
-const SMOKE = { guestBytes: 8 * MIB, channels: 4, bytesPerSecond: 80 * MIB, runs: 1, warmups: 0 };
+const SMOKE = { guestBytes: 32 * MIB, channels: 4, bytesPerSecond: 80 * MIB, runs: 1, warmups: 0 };
 
 /** Which of the channels is slow, or is cut. */
 const ODD = 2;

@@ -25,13 +25,18 @@ export class Lanes {
   readonly #lanes: readonly Lane[];
   readonly #home: ThreadHome | undefined;
 
-  /** Starts the threads that are not `ready`. */
-  constructor(setups: readonly LaneSetup[], ready?: ThreadStore) {
+  /** Starts the threads that are not `ready`. They rehearse, unless a guest waits for them already. */
+  constructor(
+    setups: readonly LaneSetup[],
+    { isGuestThere, ready }: { isGuestThere: boolean; ready?: ThreadStore | undefined },
+  ) {
     this.#home = ready;
     this.#lanes = setups.map((setup) => {
       const thread = ready?.take() ?? new PageThread(laneModule());
       const begun = thread.run(0, { kind: "begin", setup } satisfies LaneTask);
-      const rehearsed = thread.run(0, { kind: "rehearse" } satisfies LaneTask);
+      const rehearsed = isGuestThere
+        ? begun
+        : thread.run(0, { kind: "rehearse" } satisfies LaneTask);
       const ended = Promise.withResolvers<void>();
       // Whoever waits gets it; there may be nobody.
       begun.catch(() => {});

@@ -86,7 +86,7 @@ export class Receiver {
         const state = must(this.door?.lanes?.states[lane], "a door has every lane");
         return { side: "destination", receive: setup, words, state, lane, lanes };
       }),
-      ready?.lanes,
+      { isGuestThere: before !== null, ready: ready?.lanes },
     );
     const module = pageModule("destination");
     this.#pool = surroundings.startThreads({ module, setup, channels, ready: ready?.pages });

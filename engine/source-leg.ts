@@ -69,7 +69,7 @@ export class SourceLeg {
     this.#stops.push(startHeartbeat(main, this.#parameters.channelTimeoutMs, onSilence));
   }
 
-  /** Starts the threads. All memory is dirty to them, or none of it. */
+  /** Starts the threads. All memory is dirty to them, or none of it, where the guest has gone over. */
   startThreads(terms: { isClean: boolean; ready?: ReadyThreads | undefined }): Sender {
     const { blocks, surroundings, served } = this.#terms;
     const sender = new Sender(blocks, this.#parameters, surroundings, this.#replacing, terms);
@@ -79,7 +79,7 @@ export class SourceLeg {
       Array.from({ length: laneCountOf(this.#parameters) }, () => {
         return { side: "source", send: setup, words: this.#laneWords, served };
       }),
-      terms.ready?.lanes,
+      { isGuestThere: terms.isClean, ready: terms.ready?.lanes },
     );
     if (this.leg.failure !== null) this.stop();
     return sender;

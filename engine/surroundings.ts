@@ -29,7 +29,10 @@ export interface Surroundings {
     ready?: ThreadStore | undefined;
   }): ThreadPool;
   /** None where post-copy cannot happen. */
-  startLanes(setups: readonly LaneSetup[], ready?: ThreadStore): LaneThreads;
+  startLanes(
+    setups: readonly LaneSetup[],
+    terms: { isGuestThere: boolean; ready?: ThreadStore | undefined },
+  ): LaneThreads;
 }
 
 export const REAL_SURROUNDINGS: Surroundings = {
@@ -37,5 +40,5 @@ export const REAL_SURROUNDINGS: Surroundings = {
   listen,
   readyThreads: (side, count) => new ReadyThreads(side, atOnce(count), { isForOne: true }),
   startThreads: (options) => new ChannelPool(options),
-  startLanes: (setups, ready) => new Lanes(setups, ready),
+  startLanes: (setups, terms) => new Lanes(setups, terms),
 };
