@@ -197,24 +197,31 @@ export class FrameStream {
   /**
    * Settles as `work` does, which waits for the peer, or throws what `late` makes when that takes
    * `limitMs`. Where the stream may rejoin, the limit is the peer's alone: time without a connection
-   * is no part of it, and one over which nothing came for half of that time is given up as lost: a peer
-   * that is there says something four times as often (`engine/heartbeat.ts`).
+   * is no part of it, and one over which nothing came for as long is given up as lost. A peer that was
+   * heard at first and fell silent may be either, and is waited for until that is known: one that is
+   * there says something several times meanwhile (`engine/heartbeat.ts`).
    */
   async within<T>(limitMs: number, work: Promise<T>, late: () => MigrationError): Promise<T> {
     let sinceMs = nowMs();
+    let untilMs = sinceMs + limitMs;
     for (;;) {
       let lateness: MigrationError | null = null;
       try {
-        return await within(sinceMs + limitMs - nowMs(), work, () => (lateness = late()));
+        return await within(untilMs - nowMs(), work, () => (lateness = late()));
       } catch (error) {
         if (lateness === null || error !== lateness || this.#onInterruption === null) throw error;
         if (this.#interruption === null && this.#joinedAtMs <= sinceMs) {
           const silentMs = nowMs() - Math.max(sinceMs, this.heardAtMs);
           if (silentMs < limitMs / 2) throw error;
+          if (silentMs < limitMs) {
+            untilMs = nowMs() + limitMs - silentMs;
+            continue;
+          }
           this.interrupt(lateness);
         }
         if (this.#interruption !== null) await Promise.race([this.#joined.promise, this.failed]);
         sinceMs = this.#joinedAtMs;
+        untilMs = sinceMs + limitMs;
       }
     }
   }

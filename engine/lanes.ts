@@ -34,13 +34,11 @@ export class Lanes {
     this.#lanes = setups.map((setup) => {
       const thread = ready?.take() ?? new PageThread(laneModule());
       const begun = thread.run(0, { kind: "begin", setup } satisfies LaneTask);
-      const rehearsed = isGuestThere
-        ? begun
-        : thread.run(0, { kind: "rehearse" } satisfies LaneTask);
+      // A thread that dies of it does not serve either.
+      if (!isGuestThere) thread.run(0, { kind: "rehearse" } satisfies LaneTask).catch(() => {});
       const ended = Promise.withResolvers<void>();
       // Whoever waits gets it; there may be nobody.
       begun.catch(() => {});
-      rehearsed.catch(() => {}); // A thread that dies of it does not serve either.
       ended.promise.catch(() => {});
       return { thread, begun, ended };
     });

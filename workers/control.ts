@@ -188,8 +188,8 @@ export function stopWorkers(control: Control): void {
   for (let at = 0; at < control.stop.length; at += STOP_ROW) Atomics.notify(control.stop, at);
 }
 
-/** Whether every worker was told to end. */
-export function isOver({ stop }: Control): boolean {
+/** Whether every worker was told to end, for good. */
+export function areWorkersStopped({ stop }: Control): boolean {
   return Atomics.load(stop, 3) !== 0;
 }
 

@@ -21,9 +21,9 @@ const ASLEEP_MS = 5;
 
 /**
  * It looks again at once for so long before the first sleep: a guest that misses memory asks for page
- * after page. One that sleeps and wakes stays on the processor that it woke on, where the thread that it answers
- * may be looking as well, with another one idle beside them: only threads that never sleep does Linux move
- * apart. By time and not by count, for somebody may wait for the processor.
+ * after page. A thread that sleeps wakes on the processor where it slept, also where the thread that it
+ * answers is looking there and another processor is idle: Linux moves only threads apart that do not sleep.
+ * By time and not by count, for somebody may wait for the processor.
  */
 const LOOKS_MS = 5;
 const LOOKS_PER_TIME = 4;

@@ -93,6 +93,7 @@ export class LaneReceiver {
     }
   }
 
+  /** One look of `serve`, and how to wait for the next; null where that is to follow at once. */
   look(words: Int32Array): Rest | "end" | null {
     const bell = Atomics.load(this.#door.words, BELL);
     return this.#take() ? this.#serveOnce(words) : this.#leaveToOthers(bell);
@@ -151,7 +152,6 @@ export class LaneReceiver {
     }
   }
 
-  /** One look, and how to wait for the next; null where that is to follow at once. */
   #serveOnce(words: Int32Array): Rest | "end" | null {
     const door = this.#door;
     try {

@@ -121,7 +121,7 @@ export class LaneSender {
     }
   }
 
-  /** Does what is asked for, or may be; false when there is nothing. */
+  /** One look of `serve`: does what is asked for, or may be next; false when there is nothing. */
   look(idleness: Idleness): boolean {
     const request = this.#takeRequest();
     if (request !== null) {

@@ -1,7 +1,7 @@
 import { must } from "../base/assert.ts";
 import { loadChecksum } from "../channels/checksum.ts";
 import { between, opened } from "./between.ts";
-import { CounterRow, isOver, reviveChannel } from "./control.ts";
+import { areWorkersStopped, type Control, CounterRow, reviveChannel } from "./control.ts";
 import { comeFirst } from "./gate.ts";
 import { LaneReceiver } from "./lane-receiver.ts";
 import { LaneSender } from "./lane-sender.ts";
@@ -49,13 +49,11 @@ async function rehearsed(isOver: () => boolean): Promise<void> {
 /** Whether somebody may ask for a page, or the migration ends: nobody is to wait for a rehearsal. */
 function isWanted(setup: LaneSetup | null): boolean {
   if (setup === null) return true;
-  const { control } = setup.side === "source" ? setup.send : setup.receive;
-  return Atomics.load(setup.words, OPEN) !== 0 || isOver(control);
+  return Atomics.load(setup.words, OPEN) !== 0 || areWorkersStopped(controlOf(setup));
 }
 
 function serve(setup: LaneSetup, place: ChannelPlace): TaskReport {
-  const { control } = setup.side === "source" ? setup.send : setup.receive;
-  const counters = new CounterRow(control, place.channel - 1);
+  const counters = new CounterRow(controlOf(setup), place.channel - 1);
   return reportOf(() => {
     comeFirst();
     const lane = opened(() => laneOf(setup, place));
@@ -66,6 +64,10 @@ function serve(setup: LaneSetup, place: ChannelPlace): TaskReport {
     }
     return counters.read("pages");
   });
+}
+
+function controlOf(setup: LaneSetup): Control {
+  return setup.side === "source" ? setup.send.control : setup.receive.control;
 }
 
 function laneOf(setup: LaneSetup, place: ChannelPlace): { serve(): void; close(): void } {

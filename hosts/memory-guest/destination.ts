@@ -63,7 +63,7 @@ export class MemoryGuestDestination implements DestinationHost {
   async prepare(
     announced: readonly BlockAnnouncement[],
     description: string = DESCRIPTION,
-    terms: PrepareTerms = { mayFault: false },
+    { mayFault }: PrepareTerms = { mayFault: false },
   ): Promise<readonly Block[]> {
     if (this.#attempt !== null) throw new Error("Cannot prepare: an earlier attempt is here");
     if (description !== DESCRIPTION) {
@@ -74,7 +74,7 @@ export class MemoryGuestDestination implements DestinationHost {
     const blocks = announced.map(allocate);
     const attempt: Attempt = {
       blocks,
-      ...terms,
+      mayFault,
       threads: [],
       guest: null,
       isDiscarded: false,
