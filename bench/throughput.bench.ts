@@ -1,6 +1,6 @@
 import { assert, must } from "../base/assert.ts";
 import { GIB, MIB } from "../base/units.ts";
-import { PIECE_BYTES } from "../workers/workbench.ts";
+import { STRAIGHT_BYTES_MAX } from "../workers/frame-length.ts";
 import { type Benchmark, gbps, listed, median } from "./measure.ts";
 import type { Travel } from "./peer.ts";
 import { Pair } from "./peer-process.ts";
@@ -49,7 +49,7 @@ export const throughput: Benchmark<typeof SMOKE> = {
     const pumps: Sample[] = [];
     const memoryPumps: Sample[] = [];
     const engines: Sample[] = [];
-    const load = { connections: channels, bytes, pieceBytes: PIECE_BYTES };
+    const load = { connections: channels, bytes, pieceBytes: STRAIGHT_BYTES_MAX };
     for (let run = -warmups; run < pairs; run += 1) {
       const pumped = await pumpOnce(pair, { ...load, isThroughMemory: false });
       const pumpedMemory = await pumpOnce(pair, { ...load, isThroughMemory: true });

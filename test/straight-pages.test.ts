@@ -11,6 +11,7 @@ import { writeAll } from "../channels/descriptor.ts";
 import { HEADER_BYTES, PAGES_HEAD_BYTES, RUN_BYTES } from "../channels/frame.ts";
 import { geometryOf } from "../engine/block.ts";
 import { CounterRow } from "../workers/control.ts";
+import { FRAME_BYTES } from "../workers/frame-length.ts";
 import { beginPostcopy } from "../workers/gate.ts";
 import { PageReceiver } from "../workers/page-receiver.ts";
 import { PageSender } from "../workers/page-sender.ts";
@@ -21,9 +22,8 @@ import * as pipeline from "./fixtures/wire-pipeline.ts";
 import { Prng, seedFromEnvironment } from "./prng.ts";
 
 const PAGE_BYTES = 4096;
-/** Longer than a piece, so that a run of pages can be cut where a frame is full. */
+/** Longer than a frame, so that a run of pages can be cut where one is full. */
 const CHUNK_BYTES = 2 * MIB;
-const PIECES_PER_CHUNK = 4;
 
 const seed = seedFromEnvironment();
 
@@ -97,11 +97,11 @@ function countGathered(send: () => number): { pages: number; gathered: number } 
   }
 }
 
-test("whole pieces of pages that are not zero go from where they lie, a call for each", async () => {
+test("pages that are not zero go from where they lie, a call for as many as a frame may bring", async () => {
   const content = new Uint8Array(CHUNK_BYTES).fill(5);
   const dirty = Array(CHUNK_BYTES / PAGE_BYTES).keys();
   const { gathered, arrived } = await transfer(content, { dirty });
-  expect(gathered).toBe(PIECES_PER_CHUNK);
+  expect(gathered).toBe(CHUNK_BYTES / FRAME_BYTES.precopy.straight);
   expect(Buffer.compare(arrived, content)).toBe(0);
 });
 
@@ -109,7 +109,7 @@ test("in post-copy frames are short: what comes in between waits for the rest of
   const content = new Uint8Array(CHUNK_BYTES).fill(5);
   const dirty = Array(CHUNK_BYTES / PAGE_BYTES).keys();
   const { gathered, arrived } = await transfer(content, { dirty, isPostcopy: true });
-  expect(gathered).toBe(4 * PIECES_PER_CHUNK);
+  expect(gathered).toBe(CHUNK_BYTES / FRAME_BYTES.awaited.straight);
   expect(Buffer.compare(arrived, content)).toBe(0);
 });
 
@@ -263,9 +263,9 @@ test(`memory that does not shrink goes straight but for a sample, with a codec, 
   for (let at = 0; at < content.length; at += PAGE_BYTES) content[at] = 1;
   const dirty = Array(content.length / PAGE_BYTES).keys();
   const { gathered, arrived } = await transfer(content, { dirty, codec: CODECS_SET.zstd });
-  const pieces = 32 * PIECES_PER_CHUNK;
-  expect(gathered).toBeGreaterThan(0.8 * pieces);
-  expect(gathered).toBeLessThan(pieces);
+  const frames = (32 * CHUNK_BYTES) / FRAME_BYTES.precopy.straight;
+  expect(gathered).toBeGreaterThan(0.8 * frames);
+  expect(gathered).toBeLessThan(frames);
   expect(Buffer.compare(arrived, content)).toBe(0);
 });
 

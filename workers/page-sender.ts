@@ -27,13 +27,13 @@ import { delta } from "./encodings/delta.ts";
 import type { Run } from "./encodings/encoding.ts";
 import { raw } from "./encodings/raw.ts";
 import { zero } from "./encodings/zero.ts";
+import { FRAME_BYTES, type FrameBytes, FrameLength } from "./frame-length.ts";
 import { FrameWriter } from "./frame-writer.ts";
 import { faultsSoFar, isPostcopy } from "./gate.ts";
 import { generationOf } from "./generation.ts";
 import { markAll, markMapped } from "./page-map.ts";
 import { PageScanner } from "./page-scanner.ts";
 import { Piece, type TakenWords } from "./piece.ts";
-import { PieceLength, SHORT_PIECE_BYTES } from "./piece-length.ts";
 import type {
   ChannelPlace,
   ScanPart,
@@ -43,7 +43,7 @@ import type {
   SendTask,
 } from "./protocol.ts";
 import { openRam, type Ram } from "./ram.ts";
-import { CACHE_AT, PAGES_AT, PIECE_BYTES, Workbench } from "./workbench.ts";
+import { CACHE_AT, PAGES_AT, Workbench } from "./workbench.ts";
 
 /** Chunks of a block are fewer. */
 const CHUNKS_MAX = 2 ** 32;
@@ -51,7 +51,10 @@ const CHUNKS_MAX = 2 ** 32;
 /** Below this a copy costs less than a frame of its own. */
 const STRAIGHT_BYTES_MIN = 128 * KIB;
 
-assert(SHORT_PIECE_BYTES >= STRAIGHT_BYTES_MIN, "a short frame is long enough to go straight");
+assert(
+  FRAME_BYTES.awaited.straight >= STRAIGHT_BYTES_MIN,
+  "a short frame is long enough to go straight",
+);
 
 /** What a run can count. */
 const RUN_PAGES_MAX = 2 ** 16 - 1;
@@ -91,8 +94,8 @@ export class PageSender {
   #readSequence: number;
   #round = 0;
   /** What travels in one frame at the most: the same for all of a task, whose piece is empty before. */
-  readonly #pieceLength = new PieceLength();
-  #pieceBytes = PIECE_BYTES;
+  readonly #frameLength = new FrameLength();
+  #frameBytes: FrameBytes = FRAME_BYTES.precopy;
   /** Zero pages that were found and not yet told: what follows them may be zero as well. */
   #zeros: { block: OpenBlock; firstPage: number; pages: number } | null = null;
   /** Chunks that the last `send` did not begin, at the end of its list. */
@@ -180,14 +183,18 @@ export class PageSender {
         before = chunk;
         this.left -= 1;
         this.#counters.add("chunks", 1);
-        this.#choosePieceLength(flush);
+        this.#chooseFrameLength(flush);
         this.#chooseDeltas();
         this.#own(block, chunk);
         const words = wordsOfChunk(block, chunk);
         taken.push(words);
         const marked = takeWords(block.dirty, words.first, words.words);
         if (tables === undefined) {
-          this.#piece.stage(words, block, { flush, sendStraight, pieceBytes: this.#pieceBytes });
+          this.#piece.stage(words, block, {
+            flush,
+            sendStraight,
+            pieceBytes: this.#frameBytes.piece,
+          });
           pages += marked;
         } else {
           pages += this.#scanner.stage(words, block, { tables, part, flush });
@@ -369,7 +376,7 @@ export class PageSender {
   #sendRaw(block: OpenBlock, { firstPage }: Run, all: Uint8Array): number {
     const { pageBytes } = block;
     if (this.#checksum !== null) return 0;
-    const bytes = all.subarray(0, Math.floor(this.#pieceBytes / pageBytes) * pageBytes);
+    const bytes = all.subarray(0, Math.floor(this.#frameBytes.straight / pageBytes) * pageBytes);
     const pages = this.#strangers(block, firstPage, rawAtSight(bytes, pageBytes));
     const sentBytes = pages * pageBytes;
     if (sentBytes < STRAIGHT_BYTES_MIN) return 0;
@@ -386,15 +393,15 @@ export class PageSender {
     return pages;
   }
 
-  #choosePieceLength(flush: () => void): void {
-    const pieceBytes = this.#pieceLength.next({
+  #chooseFrameLength(flush: () => void): void {
+    const frameBytes = this.#frameLength.next({
       isPostcopy: isPostcopy(this.#control),
       faults: faultsSoFar(this.#control),
       nowMs: nowMs(),
     });
     // What was staged for a long frame would not fit a short one.
-    if (pieceBytes < this.#pieceBytes) flush();
-    this.#pieceBytes = pieceBytes;
+    if (frameBytes.piece < this.#frameBytes.piece) flush();
+    this.#frameBytes = frameBytes;
   }
 
   /** Where only `auto` wants deltas, they end with it. What is sent without them is not remembered. */
