@@ -59,6 +59,7 @@ export class Peer {
   #answering: Promise<unknown> | null = null;
   #touching: TouchedGuest | null = null;
   #threads: ReadyThreads | null = null;
+  #usesKept = true;
   #address = "127.0.0.1";
 
   /** The address of this end at which guests arrive; loopback's, unless told. */
@@ -73,8 +74,13 @@ export class Peer {
     await this.#threads?.started();
   }
 
+  /** Whether what follows goes by the threads that are kept; they stay until it does again. */
+  async useKept(isUsed: boolean): Promise<void> {
+    this.#usesKept = isUsed;
+  }
+
   get #kept(): { threads?: ReadyThreads } {
-    return this.#threads === null ? {} : { threads: this.#threads };
+    return this.#threads === null || !this.#usesKept ? {} : { threads: this.#threads };
   }
 
   /** Processor time of this process so far, its threads' included. */
