@@ -115,12 +115,7 @@ export function writeAll(
   let waitedMs = 0;
   let patience: Patience | null = null;
   for (let done = 0; done < bytes; ) {
-    const count = transfer(options, () => {
-      const { fd } = options;
-      if (second.length === 0) return writeSync(fd, source, done, bytes - done);
-      if (done < source.length) return writevSync(fd, [source.subarray(done), second]);
-      return writeSync(fd, second, done - source.length, bytes - done);
-    });
+    const count = writeOnce(options, source, second, done);
     if (count > 0) {
       done += count;
       waitedMs += patience?.end() ?? 0;
@@ -147,9 +142,7 @@ export function readSome(
   let patience: Patience | null = null;
   let done = 0;
   while (done < want.least) {
-    const count = transfer(options, () =>
-      readSync(options.fd, target, done, target.length - done, null),
-    );
+    const count = readOnce(options, target, done);
     if (count === 0)
       throw lost(
         options,
@@ -169,26 +162,53 @@ export function readSome(
 
 /** Reads what is there now; 0 when nothing is. Throws CHANNEL_LOST. */
 export function readNow(options: DescriptorOptions, target: Uint8Array): number {
-  const count = transfer(options, () => readSync(options.fd, target, 0, target.length, null));
+  const count = readOnce(options, target, 0);
   if (count === 0) throw lost(options, "the other end closed it");
   return Math.max(0, count);
 }
 
-/** What the call moved, or -1 when the descriptor would block: common, so no stack is kept. */
-function transfer(options: DescriptorOptions, call: () => number): number {
+/** What of both was written, from byte `done` on, or -1: see `notMoved`. */
+function writeOnce(
+  options: DescriptorOptions,
+  source: Uint8Array,
+  second: Uint8Array,
+  done: number,
+): number {
+  const { fd } = options;
+  const left = source.length + second.length - done;
   const { stackTraceLimit } = Error;
   Error.stackTraceLimit = 0;
   try {
-    return call();
+    if (second.length === 0) return writeSync(fd, source, done, left);
+    if (done < source.length) return writevSync(fd, [source.subarray(done), second]);
+    return writeSync(fd, second, done - source.length, left);
   } catch (error) {
-    const errno = errnoOf(error);
-    if (errno === "EAGAIN" || errno === "EWOULDBLOCK") return -1;
-    if (errno === "EINTR") return -1;
-    if (errno === "EOF") return 0;
-    throw lost(options, reasonOf(error));
+    return notMoved(options, error);
   } finally {
     Error.stackTraceLimit = stackTraceLimit;
   }
+}
+
+/** What was read, from byte `done` of `target` on: 0 at the end, or -1: see `notMoved`. */
+function readOnce(options: DescriptorOptions, target: Uint8Array, done: number): number {
+  const { stackTraceLimit } = Error;
+  Error.stackTraceLimit = 0;
+  try {
+    return readSync(options.fd, target, done, target.length - done, null);
+  } catch (error) {
+    return notMoved(options, error);
+  } finally {
+    Error.stackTraceLimit = stackTraceLimit;
+  }
+}
+
+/** -1 when the descriptor would block, which is common: callers keep no stack for it. */
+function notMoved(options: DescriptorOptions, error: unknown): number {
+  const errno = errnoOf(error);
+  if (errno === "EAGAIN" || errno === "EWOULDBLOCK") return -1;
+  if (errno === "EINTR") return -1;
+  if (errno === "EOF") return 0;
+  throw lost(options, reasonOf(error));
 }
 
 function lost(options: DescriptorOptions, reason: string): MigrationError {

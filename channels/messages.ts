@@ -3,6 +3,7 @@ import { KIB } from "../base/units.ts";
 import {
   BLOCKS_MAX,
   CHANNELS_MAX,
+  corrupt,
   DESCRIPTION_BYTES_MAX,
   LANE,
   type Lane,
@@ -480,8 +481,15 @@ export interface RequestMessage {
 
 export const REQUEST_BYTES = 12;
 
-export function encodeRequest({ block, page, number }: RequestMessage): Uint8Array {
-  return new WireWriter().u32(block).u32(page).u32(number).finish();
+/**
+ * Writes `REQUEST_BYTES` bytes at `at`. A guest waits meanwhile, in the same thread perhaps: neither this
+ * nor its counterpart leaves much behind for the garbage collector, which takes milliseconds on a busy
+ * machine.
+ */
+export function encodeRequest(view: DataView, at: number, request: RequestMessage): void {
+  view.setUint32(at, request.block, true);
+  view.setUint32(at + 4, request.page, true);
+  view.setUint32(at + 8, request.number, true);
 }
 
 /** Checked against the blocks, and for coming in order. */
@@ -490,15 +498,15 @@ export function decodeRequest(
   channel: number,
   wanted: { blocks: readonly { readonly pageCount: number }[]; number: number },
 ): RequestMessage {
-  const reader = new WireReader(body, channel);
-  const block = reader.u32("block");
-  const page = reader.u32("page");
-  const number = reader.u32("request number");
-  reader.end();
-  const { pageCount } = wanted.blocks[block] ?? { pageCount: -1 };
-  if (pageCount === -1) throw reader.corrupt("block", block);
-  if (page >= pageCount) throw reader.corrupt("page beyond the block", page);
-  if (number !== wanted.number) throw reader.corrupt("request number", number);
+  if (body.length !== REQUEST_BYTES) throw corrupt(channel, "body length", body.length);
+  const view = new DataView(body.buffer, body.byteOffset, body.byteLength);
+  const block = view.getUint32(0, true);
+  const page = view.getUint32(4, true);
+  const number = view.getUint32(8, true);
+  const found = wanted.blocks[block];
+  if (found === undefined) throw corrupt(channel, "block", block);
+  if (page >= found.pageCount) throw corrupt(channel, "page beyond the block", page);
+  if (number !== wanted.number) throw corrupt(channel, "request number", number);
   return { block, page, number };
 }
 

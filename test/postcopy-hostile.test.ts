@@ -6,7 +6,6 @@ import {
   decodeRequest,
   encodeDiscard,
   encodeLanes,
-  encodeRequest,
 } from "../channels/messages.ts";
 import { checkPostcopy } from "../engine/agreement.ts";
 import { migrateIn } from "../engine/destination.ts";
@@ -34,6 +33,7 @@ import { GuestWriter, type RunDeltas } from "../workers/guest-writer.ts";
 import { openRam } from "../workers/ram.ts";
 import { Workbench } from "../workers/workbench.ts";
 import { smallShape, untilWritten } from "./fixtures/memory-guest-shapes.ts";
+import { encodedRequest } from "./fixtures/wire-messages.ts";
 import { outcomeOf } from "./harness/pair.ts";
 import { seedFromEnvironment } from "./prng.ts";
 
@@ -62,9 +62,9 @@ test("what is missing is named within its block", () => {
 test("a request is for a page that exists, in order", () => {
   const wanted = { blocks: BLOCKS, number: 7 };
   const right = { block: 0, page: 39, number: 7 };
-  expect(decodeRequest(encodeRequest(right), 5, wanted)).toEqual(right);
+  expect(decodeRequest(encodedRequest(right), 5, wanted)).toEqual(right);
   for (const wrong of [{ block: 1 }, { page: 40 }, { page: 2 ** 32 - 1 }, { number: 8 }]) {
-    expect(() => decodeRequest(encodeRequest({ ...right, ...wrong }), 5, wanted)).toThrow(
+    expect(() => decodeRequest(encodedRequest({ ...right, ...wrong }), 5, wanted)).toThrow(
       expect.objectContaining({ code: "FRAME_CORRUPT" }),
     );
   }

@@ -183,7 +183,8 @@ export function awaitPage(
   if (!(seat >= 0 && seat < SEATS_MAX)) throw new RangeError(`Cannot ask from seat ${seat}`);
   const { words, seats, sinceMs, blockedMs } = door;
   const { present } = door.blocks[block] as FaultBlock;
-  const [index, bit] = [page >>> 5, 1 << (page & 31)];
+  const index = page >>> 5;
+  const bit = 1 << (page & 31);
   if (Atomics.load(words, SEATED) <= seat) seatUpTo(words, seat);
   const startMs = nowMs();
   const at = seat * SEAT_WORDS;
@@ -261,7 +262,8 @@ export function takeQuestion(
     // Else the next question is being written, and whoever does rings the bell once it is there.
     if (Atomics.compareExchange(seats, at, asked, idle) !== asked) continue;
     const { requested, present } = door.blocks[block] as FaultBlock;
-    const [index, bit] = [page >>> 5, 1 << (page & 31)];
+    const index = page >>> 5;
+    const bit = 1 << (page & 31);
     if ((Atomics.load(present, index) & bit) !== 0) continue;
     if ((Atomics.or(requested, index, bit) & bit) === 0) {
       return { seat, block, page, sinceMs };
@@ -275,7 +277,8 @@ function openGateOf(door: FaultDoor, at: number, idle: number): void {
   const { seats } = door;
   const mark = (idle & ~SEAT_STATE) | SEAT_ASKED;
   if (Atomics.load(seats, at + SEAT_GATE) !== mark) return;
-  const [block, page] = [Atomics.load(seats, at + 1), Atomics.load(seats, at + 2) >>> 0];
+  const block = Atomics.load(seats, at + 1);
+  const page = Atomics.load(seats, at + 2) >>> 0;
   if (Atomics.load(seats, at) !== idle) return; // Block and page may be of two questions.
   const isThere = isPresent(door, block, page);
   if (isThere && Atomics.compareExchange(seats, at + SEAT_GATE, mark, 0) === mark) openGate(door);

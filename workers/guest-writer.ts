@@ -14,6 +14,8 @@ import {
 import type { Ram } from "./ram.ts";
 import { PIECE_BYTES, type Workbench } from "./workbench.ts";
 
+const NOTHING: Run[] = [];
+
 /** A block of the destination as a receive worker needs to know it. */
 export interface WritableBlock {
   readonly ram: Ram;
@@ -188,6 +190,7 @@ export class GuestWriter {
   #claim(firstPage: number, pages: number): Run[] {
     const { door } = this.#block;
     if (door === undefined || !this.#isGuarded) return [{ firstPage, pages }];
+    if (pages === 1) return this.#claimOne(door.door, door.block, firstPage);
     const runs: { firstPage: number; pages: number }[] = [];
     const end = firstPage + pages;
     let won = 0;
@@ -205,6 +208,15 @@ export class GuestWriter {
     }
     if (won < pages) Atomics.add(door.door.words, DROPPED, pages - won);
     return runs;
+  }
+
+  /** What a guest waits for, as a rule. */
+  #claimOne(door: FaultDoor, block: number, page: number): Run[] {
+    if (claimPages(door, block, page >>> 5, 1 << (page & 31)) !== 0) {
+      return [{ firstPage: page, pages: 1 }];
+    }
+    Atomics.add(door.words, DROPPED, 1);
+    return NOTHING;
   }
 
   #markPresent(firstPage: number, pages: number): void {

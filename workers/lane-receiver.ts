@@ -58,6 +58,10 @@ export class LaneReceiver {
   readonly #waited: Waited;
   readonly #idleness: Idleness;
   readonly #thread = threadNumber() || 1;
+  /** For `#arrived`, made once: it comes with every page. */
+  readonly #isThere = (block: number, page: number): boolean => isPresent(this.#door, block, page);
+  readonly #struck = (askedMs: number): void => this.#note(askedMs);
+  #arrivedMs: number | null = null;
   /** As the lane's own thread saw them last. */
   #fetches = 0;
   /** The bell as it was before nobody was found to ask: until it rings, nobody does. */
@@ -261,15 +265,16 @@ export class LaneReceiver {
 
   /** A page may also come with the others, nobody knows when: what is there is waited for no more. */
   #arrived(atMs: number | null): void {
+    this.#arrivedMs = atMs;
+    this.#waited.strike(this.#isThere, this.#struck);
+  }
+
+  #note(askedMs: number): void {
+    const atMs = this.#arrivedMs;
+    if (atMs === null) return;
     const { wire, installed } = this.#door.latencies;
-    this.#waited.strike(
-      (block, page) => isPresent(this.#door, block, page),
-      (askedMs) => {
-        if (atMs === null) return;
-        noteLatency(wire, Math.max(0, atMs - askedMs));
-        noteLatency(installed, nowMs() - atMs);
-      },
-    );
+    noteLatency(wire, Math.max(0, atMs - askedMs));
+    noteLatency(installed, nowMs() - atMs);
   }
 }
 

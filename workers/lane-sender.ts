@@ -147,10 +147,13 @@ export class LaneSender {
     this.#sendIfDirty(block, page);
     this.#repeat(block, page);
     noteLatency(this.#served, nowMs() - startMs);
-    const pages = this.#prefetch.fault(index, page).filter((each) => {
-      return each >= 0 && each < block.pageCount;
-    });
-    this.#unasked = pages.length === 0 ? null : { block, pages: pages.reverse() };
+    const likely = this.#prefetch.fault(index, page);
+    if (likely.length === 0) {
+      this.#unasked = null;
+      return;
+    }
+    const pages = likely.filter((each) => each >= 0 && each < block.pageCount).reverse();
+    this.#unasked = pages.length === 0 ? null : { block, pages };
   }
 
   #openGate(): void {
@@ -166,7 +169,8 @@ export class LaneSender {
 
   /** Sends a page that nobody has sent: whoever takes its bit does. */
   #sendIfDirty(block: OpenBlock, page: number): void {
-    const [word, bit] = [page >>> 5, 1 << (page & 31)];
+    const word = page >>> 5;
+    const bit = 1 << (page & 31);
     if ((Atomics.and(block.dirty.words, word, ~bit) & bit) === 0) return;
     try {
       this.#sendPage(block, page);

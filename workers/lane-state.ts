@@ -186,7 +186,8 @@ export class Waited {
     const { words, waited, askedMs } = this.#state;
     let kept = 0;
     for (let row = 0; row < this.count; row += 1) {
-      const [block, page] = [waited[2 * row] as number, waited[2 * row + 1] as number];
+      const block = waited[2 * row] as number;
+      const page = waited[2 * row + 1] as number;
       const atMs = askedMs[row] as number;
       if (isThere(block, page >>> 0)) {
         struck(atMs);

@@ -25,6 +25,7 @@ import {
   decodeFence,
   encodeFence,
   encodeRequest,
+  REQUEST_BYTES,
   type RequestMessage,
 } from "../channels/messages.ts";
 import type { Codec } from "./codecs/codec.ts";
@@ -98,6 +99,10 @@ export class PageReceiver {
   readonly #view: DataView;
   #start = 0;
   #end = 0;
+  /** What goes the other way, one frame at a time. */
+  readonly #reply = new Uint8Array(HEADER_BYTES + FRAMES.request.bodyBytesMax);
+  readonly #replyView = new DataView(this.#reply.buffer);
+  readonly #replyHeader = this.#reply.subarray(0, CHECKSUMMED_HEADER_BYTES);
 
   /** A channel that is polled comes with its inbox, for at least `RECEIVED_BYTES_MAX`. */
   constructor(
@@ -202,7 +207,8 @@ export class PageReceiver {
 
   /** Asks the source for a page, on a lane. */
   request(request: RequestMessage): void {
-    this.#write("request", encodeRequest(request));
+    encodeRequest(this.#replyView, HEADER_BYTES, request);
+    this.#write("request", REQUEST_BYTES);
   }
 
   close(): void {
@@ -294,11 +300,11 @@ export class PageReceiver {
     const { channel } = this.#input;
     if (header.length < PAGES_HEAD_BYTES) throw corrupt(channel, "length of pages", header.length);
     this.#fill(HEADER_BYTES + PAGES_HEAD_BYTES, false);
-    const at = (): number => this.#start + HEADER_BYTES;
-    const blockNumber = this.#view.getUint32(at(), true);
-    const runCount = this.#view.getUint16(at() + 4, true);
-    const codecNumber = this.#view.getUint8(at() + 6);
-    const reserved = this.#view.getUint8(at() + 7);
+    const headAt = this.#start + HEADER_BYTES;
+    const blockNumber = this.#view.getUint32(headAt, true);
+    const runCount = this.#view.getUint16(headAt + 4, true);
+    const codecNumber = this.#view.getUint8(headAt + 6);
+    const reserved = this.#view.getUint8(headAt + 7);
     const block = this.#blocks[blockNumber];
     if (block === undefined) throw corrupt(channel, "block", blockNumber);
     if (runCount === 0 || runCount > RUNS_MAX) throw corrupt(channel, "runs", runCount);
@@ -311,8 +317,9 @@ export class PageReceiver {
 
     const runs: DescribedRun[] = [];
     let payloadBytes = 0;
+    const runsAt = this.#start + HEADER_BYTES + PAGES_HEAD_BYTES; // Reading on may have moved it.
     for (let index = 0; index < runCount; index += 1) {
-      const run = this.#readRun(at() + PAGES_HEAD_BYTES + index * RUN_BYTES, block);
+      const run = this.#readRun(runsAt + index * RUN_BYTES, block);
       payloadBytes += run.bytes;
       runs.push(run);
     }
@@ -358,25 +365,18 @@ export class PageReceiver {
   }
 
   #answerFence(number: number): void {
-    this.#write("fenced", encodeFence(number));
+    const body = encodeFence(number);
+    this.#reply.set(body, HEADER_BYTES);
+    this.#write("fenced", body.length);
   }
 
-  #write(name: "fenced" | "request", body: Uint8Array): void {
-    const frame = new Uint8Array(HEADER_BYTES + body.length);
-    const view = new DataView(frame.buffer);
-    const header = {
-      name,
-      sequence: this.writeSequence,
-      length: body.length,
-      hasChecksum: true,
-    } as const;
-    encodeHeader(view, 0, header);
-    frame.set(body, HEADER_BYTES);
-    writeChecksum(
-      view,
-      0,
-      this.#checksum.ofPair(frame.subarray(0, CHECKSUMMED_HEADER_BYTES), body),
-    );
+  /** A frame whose body of so many bytes lies in the reply, behind its header. */
+  #write(name: "fenced" | "request", length: number): void {
+    const frame = this.#reply.subarray(0, HEADER_BYTES + length);
+    const header = { name, sequence: this.writeSequence, length, hasChecksum: true };
+    encodeHeader(this.#replyView, 0, header);
+    const body = frame.subarray(HEADER_BYTES);
+    writeChecksum(this.#replyView, 0, this.#checksum.ofPair(this.#replyHeader, body));
     this.writeSequence = nextSequence(this.writeSequence);
     writeAll(this.#output, frame);
   }

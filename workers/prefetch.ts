@@ -32,30 +32,41 @@ interface Walk {
  */
 export class Prefetch {
   /** The last one first. */
-  readonly #walks: Walk[] = [];
+  #walks: readonly Walk[] = [];
   /** For faults that continue nothing. */
   #pages = WINDOW_MIN;
 
   /** Takes a fault; returns the pages to send, the likeliest first, also ones that do not exist. */
   fault(block: number, page: number): number[] {
-    const at = this.#walks.findIndex((walk) => walk.block === block && stepTo(walk, page) !== 0);
-    const found = this.#walks[at];
-    const walk = found === undefined ? this.#stray(block, page) : follow(found, page);
-    if (found !== undefined) this.#walks.splice(at, 1);
-    this.#walks.unshift(walk);
-    this.#walks.length = Math.min(this.#walks.length, WALKS_MAX);
+    let found: Walk | null = null;
+    let near: Walk | null = null;
+    for (const walk of this.#walks) {
+      if (walk.block !== block) continue;
+      if (stepTo(walk, page) !== 0) {
+        found = walk;
+        break;
+      }
+      if (near === null && Math.abs(page - walk.page) <= STRIDE_PAGES_MAX) near = walk;
+    }
+    const walk = found === null ? this.#stray(block, page, near) : follow(found, page);
+    this.#remember(walk, found ?? near);
     return pagesOf(walk);
   }
 
+  /** Instead of the one that it goes on with, or that it may be the second step of. */
+  #remember(walk: Walk, instead: Walk | null): void {
+    const walks = [walk];
+    for (const before of this.#walks) {
+      if (before !== instead && walks.length < WALKS_MAX) walks.push(before);
+    }
+    this.#walks = walks;
+  }
+
   /** It continues nothing, but may be the second step of a stride. */
-  #stray(block: number, page: number): Walk {
-    const at = this.#walks.findIndex((walk) => {
-      return walk.block === block && Math.abs(page - walk.page) <= STRIDE_PAGES_MAX;
-    });
-    const [near] = at === -1 ? [] : this.#walks.splice(at, 1);
+  #stray(block: number, page: number, near: Walk | null): Walk {
     const pages = this.#pages;
     this.#pages = Math.floor(pages / 2);
-    return { block, page, step: 0, pages, gap: near === undefined ? 0 : page - near.page };
+    return { block, page, step: 0, pages, gap: near === null ? 0 : page - near.page };
   }
 }
 
@@ -82,8 +93,10 @@ function follow(walk: Walk, page: number): Walk {
 }
 
 function pagesOf({ page, step, pages }: Walk): number[] {
-  return Array.from({ length: pages }, (_, index) => {
-    if (step !== 0) return page + step * (index + 1);
-    return page + (index % 2 === 0 ? 1 : -1) * (1 + (index >> 1));
-  });
+  const wanted: number[] = [];
+  for (let index = 0; index < pages; index += 1) {
+    const side = index % 2 === 0 ? 1 : -1;
+    wanted.push(page + (step === 0 ? side * (1 + (index >> 1)) : step * (index + 1)));
+  }
+  return wanted;
 }
