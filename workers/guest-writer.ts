@@ -14,7 +14,7 @@ import {
 import type { Ram } from "./ram.ts";
 import { PIECE_BYTES, type Workbench } from "./workbench.ts";
 
-const NOTHING: Run[] = [];
+const NOTHING: readonly Run[] = [];
 
 /** A block of the destination as a receive worker needs to know it. */
 export interface WritableBlock {
@@ -187,7 +187,7 @@ export class GuestWriter {
   }
 
   /** The parts of a run that are this thread's to place; outside of post-copy all of it. */
-  #claim(firstPage: number, pages: number): Run[] {
+  #claim(firstPage: number, pages: number): readonly Run[] {
     const { door } = this.#block;
     if (door === undefined || !this.#isGuarded) return [{ firstPage, pages }];
     if (pages === 1) return this.#claimOne(door.door, door.block, firstPage);
@@ -211,7 +211,7 @@ export class GuestWriter {
   }
 
   /** What a guest waits for, as a rule. */
-  #claimOne(door: FaultDoor, block: number, page: number): Run[] {
+  #claimOne(door: FaultDoor, block: number, page: number): readonly Run[] {
     if (claimPages(door, block, page >>> 5, 1 << (page & 31)) !== 0) {
       return [{ firstPage: page, pages: 1 }];
     }
