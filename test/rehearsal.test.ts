@@ -19,7 +19,7 @@ vi.mock(import("../workers/rehearsal.ts"), { spy: true });
 
 const PARTS: readonly Part[] = ["lane", "vcpu"];
 const ALL_PAGES = 1024;
-const TURN_PAGES = 8;
+const TURN_PAGES = 4;
 
 function openFiles(): number {
   return readdirSync("/proc/self/fd").length;
