@@ -498,7 +498,10 @@ export function decodeRequest(
   channel: number,
   wanted: { blocks: readonly { readonly pageCount: number }[]; number: number },
 ): RequestMessage {
-  if (body.length !== REQUEST_BYTES) throw corrupt(channel, "body length", body.length);
+  if (body.length < REQUEST_BYTES) {
+    throw corrupt(channel, "body too short for a request", body.length);
+  }
+  if (body.length > REQUEST_BYTES) throw corrupt(channel, "body length", body.length);
   const view = new DataView(body.buffer, body.byteOffset, body.byteLength);
   const block = view.getUint32(0, true);
   const page = view.getUint32(4, true);
