@@ -52,6 +52,9 @@ const THREADS_LOOK_MS = 250;
  */
 const PATIENCE_MS = 30;
 
+/** The last word is read in less; a destination that hangs does not keep a failure longer. */
+const LAST_WORD_MS = 100;
+
 /** Between two tries of a source to join again by itself. */
 const OWN_TRY_MS = 200;
 
@@ -577,7 +580,9 @@ export class SourceMigration {
         { at: "source", cause: failure },
       );
     }
-    await this.#leg.peer.tellFailure(failure);
+    await peer.tellFailure(failure);
+    // Who cancels waits for the answer.
+    if (failure.at === undefined && failure.code !== "CANCELLED") await peer.hasLeft(LAST_WORD_MS);
     return this.#notRestored(failure) ?? failure.from("source");
   }
 

@@ -1,5 +1,5 @@
 import { randomBytes } from "node:crypto";
-import { after, Deadline, within } from "../base/clock.ts";
+import { after, Deadline, settledWithin, within } from "../base/clock.ts";
 import { errnoOf, MigrationError } from "../base/errors.ts";
 import { type Address, formatAddress } from "../channels/address.ts";
 import type { Checksum } from "../channels/checksum.ts";
@@ -267,6 +267,14 @@ export class SourcePeer {
   async tellFailure(failure: MigrationError): Promise<void> {
     if (this.#main === null || failure.at === "destination") return;
     await this.#main.send("failure", encodeFailure(failure), FAREWELL_MS).catch(() => {});
+  }
+
+  /**
+   * Returns when the destination has closed the main channel, for it has read the last word there, and after
+   * `limitMs` in any case. What it writes to a channel that is closed here ends it before it has read.
+   */
+  async hasLeft(limitMs: number): Promise<void> {
+    if (this.#main !== null) await settledWithin(limitMs, [this.#main.failed]);
   }
 
   /** Closes the main channel, and the others once no thread uses them any more. */
