@@ -1,6 +1,6 @@
 import { assert, must } from "../base/assert.ts";
 import { GIB, MIB } from "../base/units.ts";
-import { STRAIGHT_BYTES_MAX } from "../workers/frame-length.ts";
+import { FRAME_BYTES } from "../workers/frame-length.ts";
 import { type Benchmark, gbps, listed, median } from "./measure.ts";
 import type { Travel } from "./peer.ts";
 import { Pair } from "./peer-process.ts";
@@ -22,11 +22,10 @@ interface Sample {
  * Compared are the times in which all bytes of the guest are moved and known to have arrived. The
  * pump's begins with the first write and ends when every reader has confirmed its last byte. The
  * engine's is round 1 of the report: from the first dispatch until a fence on every channel says
- * that all is in guest memory. Threads and connections of both ends are there before, in both. The engine
- * goes once by threads that were started for this migration, as by the command, and once by
+ * that all is in guest memory. Threads and connections of both ends are there before, in both. The
+ * engine goes once by threads that were started for this migration, as by the command, and once by
  * threads that have served one before (`ReadyThreads`), as in a host that lives on: V8 has compiled
- * what they do.
- * Processor time of the pump is its threads'; the engine's is all that both processes used,
+ * what they do. Processor time of the pump is its threads'; the engine's is all that both processes used,
  * main threads included, in the phases in which pages move before the pause. What comes before these,
  * such as connecting, is not counted.
  *
@@ -55,7 +54,7 @@ export const throughput: Benchmark<typeof SMOKE> = {
     const keptEngines: Sample[] = [];
     await source.order("keepThreads", "source", channels);
     await destination.order("keepThreads", "destination", channels);
-    const load = { connections: channels, bytes, pieceBytes: STRAIGHT_BYTES_MAX };
+    const load = { connections: channels, bytes, pieceBytes: FRAME_BYTES.precopy.straight };
     for (let run = -warmups; run < pairs; run += 1) {
       const pumped = await pumpOnce(pair, { ...load, isThroughMemory: false });
       const pumpedMemory = await pumpOnce(pair, { ...load, isThroughMemory: true });

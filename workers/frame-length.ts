@@ -3,17 +3,10 @@ import { PAYLOAD_BYTES_MAX } from "../channels/frame.ts";
 import { PIECE_BYTES } from "./workbench.ts";
 
 /**
- * Pages that go from where they lie need no room in the workbench: as many as a frame may bring. Each
- * frame finds the caches full of the one before, at both ends: with half as many, the processors
- * take some 8 % less.
- */
-export const STRAIGHT_BYTES_MAX = PAYLOAD_BYTES_MAX;
-
-/**
  * While a guest waits for pages, a frame is short: one that comes in between waits for the rest of it,
  * at either end, and for the system, which copies all of a write before it lets others run.
  */
-export const SHORT_FRAME_BYTES = 128 * KIB;
+const SHORT_FRAME_BYTES = 128 * KIB;
 
 /** Faults follow each other closely. When none has come for so long, frames are longer again. */
 const CALM_MS = 10;
@@ -27,7 +20,11 @@ export interface FrameBytes {
 }
 
 export const FRAME_BYTES = {
-  precopy: { piece: PIECE_BYTES, straight: STRAIGHT_BYTES_MAX },
+  /**
+   * What goes from where it lies needs no room in the workbench. Each frame finds the caches full of the
+   * one before, at both ends: with half as many, the processors take some 8 % less.
+   */
+  precopy: { piece: PIECE_BYTES, straight: PAYLOAD_BYTES_MAX },
   /** In post-copy, when nobody waits for a page: somebody may soon. */
   calm: { piece: PIECE_BYTES, straight: PIECE_BYTES },
   awaited: { piece: SHORT_FRAME_BYTES, straight: SHORT_FRAME_BYTES },

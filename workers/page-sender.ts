@@ -93,8 +93,8 @@ export class PageSender {
   #makesDeltas = false;
   #readSequence: number;
   #round = 0;
-  /** What travels in one frame at the most: the same for all of a task, whose piece is empty before. */
   readonly #frameLength = new FrameLength();
+  /** What travels in one frame at the most. It grows shorter only where the piece is empty. */
   #frameBytes: FrameBytes = FRAME_BYTES.precopy;
   /** Zero pages that were found and not yet told: what follows them may be zero as well. */
   #zeros: { block: OpenBlock; firstPage: number; pages: number } | null = null;
