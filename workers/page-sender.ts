@@ -504,7 +504,8 @@ export class PageSender {
 
 /** What is sent of these pages is not remembered, so a version before it must not be either. */
 function forget({ cache, firstKey }: OpenBlock, firstPage: number, pages: number): void {
-  for (let page = firstPage; page < firstPage + pages; page += 1) cache?.forget(firstKey + page);
+  if (cache === null) return;
+  for (let page = firstPage; page < firstPage + pages; page += 1) cache.forget(firstKey + page);
 }
 
 /** A cache for each page size there is, by its share of the memory. */
@@ -538,11 +539,26 @@ function wordsOfChunk(block: SendBlock, chunk: number): TakenWords {
 /**
  * Pages before the first one that begins with zeros: that one may be zero, which the kernel tells
  * of a copy only. A page that is not zero now may be sent raw whatever becomes of it.
+ *
+ * It is a wait for memory, once a page: several pages are asked for before any of them decides
+ * anything, so that they are fetched together.
  */
 function rawAtSight(bytes: Uint8Array, pageBytes: number): number {
   let at = 0;
-  while (at < bytes.length && (bytes[at] !== 0 || bytes[at + 8] !== 0)) at += pageBytes;
+  for (const last = bytes.length - 4 * pageBytes; at <= last; at += 4 * pageBytes) {
+    const first = firstBytes(bytes, at);
+    const second = firstBytes(bytes, at + pageBytes);
+    const third = firstBytes(bytes, at + 2 * pageBytes);
+    const fourth = firstBytes(bytes, at + 3 * pageBytes);
+    if (first === 0 || second === 0 || third === 0 || fourth === 0) break;
+  }
+  while (at < bytes.length && firstBytes(bytes, at) !== 0) at += pageBytes;
   return at / pageBytes;
+}
+
+/** Two bytes of a page's beginning, in one: 0 if both are. */
+function firstBytes(bytes: Uint8Array, at: number): number {
+  return (bytes[at] as number) | (bytes[at + 8] as number);
 }
 
 /** Bytes of zeros at the start, in steps of so many that one comparison is quick. */
