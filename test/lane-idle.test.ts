@@ -58,7 +58,9 @@ test("a lane that is stopped neither looks nor sleeps", () => {
   expect(idleness.looksAgain()).toBe(true);
   Atomics.store(stop, 0, 1);
   expect(() => idleness.looksAgain()).toThrow(Stopped);
-  expect(() => idleness.rest({ words, index: 0, value: 0 })).toThrow(Stopped);
+  expect(() =>
+    idleness.rest({ on: { words: stop, index: 0, value: 0 }, isAsleep: false, isExpecting: true }),
+  ).toThrow(Stopped);
 });
 
 test("a lane sleeps the shorter the sooner something may come", () => {
@@ -68,8 +70,9 @@ test("a lane sleeps the shorter the sooner something may come", () => {
   const wait = vi.spyOn(Atomics, "wait").mockReturnValue("timed-out");
   onTestFinished(() => wait.mockRestore());
   const idleness = new Idleness(new Int32Array(words));
-  const sleeps = (how?: Parameters<Idleness["rest"]>[1]): unknown => {
-    idleness.rest({ words, index: 0, value: 0 }, how);
+  const on = { words, index: 0, value: 0 };
+  const sleeps = (how: { isAsleep?: boolean; isExpecting?: boolean } = {}): unknown => {
+    idleness.rest({ on, isAsleep: false, isExpecting: true, ...how });
     return wait.mock.lastCall?.[3];
   };
   idleness.wake();

@@ -1,4 +1,5 @@
 import { readdirSync } from "node:fs";
+import { queryObjects } from "node:v8";
 import { expect, onTestFinished, test, vi } from "vitest";
 import { must } from "../base/assert.ts";
 import * as connections from "../channels/connection.ts";
@@ -8,6 +9,7 @@ import { MemoryGuest } from "../hosts/memory-guest/guest.ts";
 import { createControl, stopWorkers } from "../workers/control.ts";
 import { createFaultDoor } from "../workers/fault-door.ts";
 import { createGate } from "../workers/gate.ts";
+import { LaneReceiver } from "../workers/lane-receiver.ts";
 import { createLaneWords, FINISH, OPEN, tellLanes } from "../workers/lane-words.ts";
 import { createLatencies } from "../workers/latencies.ts";
 import { type Part, rehearse } from "../workers/rehearsal.ts";
@@ -30,6 +32,14 @@ test("a rehearsal brings every page, whoever's part it is, and leaves nothing op
   for (const part of PARTS) {
     expect(await rehearse(part, () => false), part).toBe(ALL_PAGES);
     expect(openFiles(), part).toBe(before);
+  }
+});
+
+test("a thread keeps what it rehearsed with last, for V8 keeps its code no longer, and nothing else", async () => {
+  for (const part of PARTS) {
+    await rehearse(part, () => false);
+    // Collects garbage first.
+    expect(queryObjects(LaneReceiver, { format: "count" }), part).toBe(1);
   }
 });
 

@@ -166,19 +166,22 @@ export function setLink({ words }: FaultDoor, link: FaultLink): void {
  * Serves the lane of a seat in the calling thread, for a while and until the page that it has asked for is
  * there. False when it cannot.
  */
-export type Fetch = (seat: number, isThere: () => boolean) => boolean;
+export type Fetch = (what: Wanted) => boolean;
+
+/** A page that a vCPU waits for, and the seat of its thread. */
+export interface Wanted {
+  readonly seat: number;
+  readonly block: number;
+  readonly page: number;
+}
 
 /**
  * Asks for a page, and waits for it, also while the link is paused. False when it did not come within
  * `limitMs`: the caller may do something else and ask again, which costs nothing. A seat is used by one
  * thread. Throws POSTCOPY_INTERRUPTED when the page never will come: the link was given up.
  */
-export function awaitPage(
-  door: FaultDoor,
-  { seat, block, page }: { seat: number; block: number; page: number },
-  limitMs: number,
-  fetch?: Fetch,
-): boolean {
+export function awaitPage(door: FaultDoor, what: Wanted, limitMs: number, fetch?: Fetch): boolean {
+  const { seat, block, page } = what;
   if (isPresent(door, block, page)) return true;
   if (!(seat >= 0 && seat < SEATS_MAX)) throw new RangeError(`Cannot ask from seat ${seat}`);
   const { words, seats, sinceMs, blockedMs } = door;
@@ -201,7 +204,7 @@ export function awaitPage(
   Atomics.store(seats, at + 2, page);
   Atomics.store(seats, at, number | SEAT_ASKED);
   Atomics.add(words, BELL, 1);
-  const isFetched = fetch?.(seat, () => isPresent(door, block, page)) ?? false;
+  const isFetched = fetch?.(what) ?? false;
   if (!isFetched) Atomics.notify(words, BELL);
   let isThere = false;
   let isGivenUp = false;

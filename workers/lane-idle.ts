@@ -34,6 +34,14 @@ const LOOKS_PER_TIME = 4;
  */
 const SKIPPED_MAX = 64;
 
+/** How to wait for the next look: for a word that had this value, or some time. */
+export interface Rest {
+  readonly on: { readonly words: Int32Array; readonly index: number; readonly value: number };
+  /** Nobody needs an answer soon. */
+  readonly isAsleep: boolean;
+  readonly isExpecting: boolean;
+}
+
 /**
  * How a lane waits for its descriptor, which nothing can tell a thread of: first it looks again at
  * once, then it sleeps, short while pages are asked for and longer when there is nothing to do. Any
@@ -76,11 +84,8 @@ export class Idleness {
     return false;
   }
 
-  /** Waits on a word that had this value. Returns the milliseconds slept; throws Stopped when all is over. */
-  rest(
-    on: { words: Int32Array; index: number; value: number },
-    { isAsleep = false, isExpecting = true }: { isAsleep?: boolean; isExpecting?: boolean } = {},
-  ): number {
+  /** Returns the milliseconds slept; throws Stopped when all is over. */
+  rest({ on, isAsleep, isExpecting }: Rest): number {
     if (Atomics.load(this.#stop, 0) !== 0) throw new Stopped();
     const startMs = nowMs();
     const ms = isAsleep ? ASLEEP_MS : this.#sleepMs(startMs, isExpecting);

@@ -5,8 +5,16 @@ import type { Checksum } from "../channels/checksum.ts";
 import { Stopped } from "../channels/descriptor.ts";
 import { openInbox } from "../channels/inbox.ts";
 import { type Control, CounterRow, moveCounters, stopOf } from "./control.ts";
-import { ARMED, BELL, type FaultDoor, isPresent, ringBell, takeQuestion } from "./fault-door.ts";
-import { Idleness } from "./lane-idle.ts";
+import {
+  ARMED,
+  BELL,
+  type FaultDoor,
+  isPresent,
+  ringBell,
+  takeQuestion,
+  type Wanted,
+} from "./fault-door.ts";
+import { Idleness, type Rest } from "./lane-idle.ts";
 import {
   endLane,
   FETCHES,
@@ -58,10 +66,12 @@ export class LaneReceiver {
   readonly #waited: Waited;
   readonly #idleness: Idleness;
   readonly #thread = threadNumber() || 1;
-  /** For `#arrived`, made once: it comes with every page. */
+  /** Made once: `#arrived` needs it with every page. */
   readonly #isThere = (block: number, page: number): boolean => isPresent(this.#door, block, page);
   readonly #struck = (askedMs: number): void => this.#note(askedMs);
   #arrivedMs: number | null = null;
+  /** What a thread that plays both ends does at each look of `bring`; see `rehearsal.ts`. */
+  readonly #meanwhile: (() => void) | null;
   /** As the lane's own thread saw them last. */
   #fetches = 0;
   /** The bell as it was before nobody was found to ask: until it rings, nobody does. */
@@ -70,8 +80,14 @@ export class LaneReceiver {
   constructor(
     setup: ReceiveSetup,
     place: ChannelPlace,
-    { checksum, state, ...share }: LaneShare & { checksum: Checksum },
+    {
+      checksum,
+      state,
+      meanwhile = null,
+      ...share
+    }: LaneShare & { checksum: Checksum; meanwhile?: (() => void) | null },
   ) {
+    this.#meanwhile = meanwhile;
     this.#door = must(setup.door, "a lane serves a door");
     this.#control = setup.control;
     this.#stop = stopOf(setup.control, place.channel);
@@ -89,12 +105,7 @@ export class LaneReceiver {
 
   /** For the lane's own thread: serves until the source says that nothing follows. `words`: lane-words.ts. */
   serve(words: Int32Array): void {
-    for (;;) {
-      const rest = this.look(words);
-      if (rest === "end") return;
-      if (rest === null) continue;
-      this.#counters.add("waitMs", this.#idleness.rest(rest.on, rest));
-    }
+    for (let rest = this.look(words); rest !== "end"; rest = this.look(words)) this.rest(rest);
   }
 
   /** One look of `serve`, and how to wait for the next; null where that is to follow at once. */
@@ -103,17 +114,22 @@ export class LaneReceiver {
     return this.#take() ? this.#serveOnce(words) : this.#leaveToOthers(bell);
   }
 
+  /** What `serve` does between two looks. */
+  rest(rest: Rest | null): void {
+    if (rest !== null) this.#counters.add("waitMs", this.#idleness.rest(rest));
+  }
+
   /**
    * For the thread of a vCPU that has asked: serves connection `leg` until its page is there, as long as it
    * pays to look at once; then the lane's own thread is to. False when another thread serves, which must be
    * told that somebody asks.
    */
-  bring(leg: number, isThere: () => boolean): boolean {
+  bring(leg: number, what: Wanted): boolean {
     if (!this.#take()) return false;
     try {
       const isMine = legOf(this.#state) === leg;
       const mayServe = isMine && this.#state.words[MAY_ASK] !== 0 && goesOn(this.#state);
-      if (mayServe) this.#bring(isThere);
+      if (mayServe) this.#bring(what);
     } catch (error) {
       if (!(error instanceof Stopped)) failLane(this.#state, asMigrationError(error));
     }
@@ -130,7 +146,7 @@ export class LaneReceiver {
     this.#pages.close();
   }
 
-  #bring(isThere: () => boolean): void {
+  #bring({ block, page }: Wanted): void {
     const idleness = this.#idleness;
     const endMs = nowMs() + BRINGING_MS;
     idleness.wake();
@@ -141,7 +157,8 @@ export class LaneReceiver {
         endLane(this.#state);
         return;
       }
-      const isDone = isThere();
+      this.#meanwhile?.();
+      const isDone = this.#isThere(block, page);
       const hasAsked = this.#askNext(); // Others, too, and what is there already is asked for no more.
       if (isDone) {
         this.#arrived(null);
@@ -276,11 +293,4 @@ export class LaneReceiver {
     noteLatency(wire, Math.max(0, atMs - askedMs));
     noteLatency(installed, nowMs() - atMs);
   }
-}
-
-/** How to wait for the next look; see `Idleness`. */
-interface Rest {
-  readonly on: { readonly words: Int32Array; readonly index: number; readonly value: number };
-  readonly isAsleep: boolean;
-  readonly isExpecting: boolean;
 }

@@ -21,7 +21,7 @@ import { raw } from "./encodings/raw.ts";
 import { zero } from "./encodings/zero.ts";
 import { FrameWriter } from "./frame-writer.ts";
 import { closeGate, openGate } from "./gate.ts";
-import { Idleness } from "./lane-idle.ts";
+import { Idleness, type Rest } from "./lane-idle.ts";
 import { FINISH, OPEN } from "./lane-words.ts";
 import { type Latencies, noteLatency } from "./latencies.ts";
 import { Prefetch } from "./prefetch.ts";
@@ -59,6 +59,7 @@ export class LaneSender {
   readonly #blocks: readonly OpenBlock[];
   readonly #requestsMax: number;
   readonly #prefetch = new Prefetch();
+  readonly #idleness: Idleness;
   #bytes = 0;
   #sequence: number;
   #requests = 0;
@@ -101,37 +102,44 @@ export class LaneSender {
       ram: openRam(block, "read"),
       sentHere: new Uint32Array(Math.ceil(block.pageCount / 32)),
     }));
+    this.#idleness = new Idleness(this.#input.stop);
     this.#requestsMax = setup.blocks.reduce((sum, { pageCount }) => sum + pageCount, 0);
   }
 
   /** Serves until the coordinator says that nothing is left. */
   serve(): void {
-    const idleness = new Idleness(this.#input.stop);
-    for (;;) {
-      if (this.look(idleness)) continue;
-      if (Atomics.load(this.#words, FINISH) !== 0) {
-        this.#writer.write("end", PAGES_AT, PAGES_AT);
-        return;
-      }
-      const isAsleep = Atomics.load(this.#words, OPEN) === 0;
-      if (!isAsleep && idleness.looksAgain()) continue;
-      if (this.#gateUntilMs !== null && nowMs() >= this.#gateUntilMs) this.#openGate();
-      const on = { words: this.#words, index: isAsleep ? OPEN : FINISH, value: 0 };
-      this.#counters.add("waitMs", idleness.rest(on, { isAsleep }));
-    }
+    for (let rest = this.look(); rest !== "end"; rest = this.look()) this.rest(rest);
   }
 
-  /** One look of `serve`: does what is asked for, or may be next; false when there is nothing. */
-  look(idleness: Idleness): boolean {
+  /**
+   * One look of `serve`: does what is asked for, or may be next. Returns how to wait for the next look;
+   * null where that is to follow at once.
+   */
+  look(): Rest | "end" | null {
     const request = this.#takeRequest();
     if (request !== null) {
-      idleness.wake();
+      this.#idleness.wake();
       this.#answer(request);
-      return true;
+      return null;
     }
-    if (this.#unasked === null) return false;
-    this.#sendUnasked(this.#unasked);
-    return true;
+    if (this.#unasked !== null) {
+      this.#sendUnasked(this.#unasked);
+      return null;
+    }
+    if (Atomics.load(this.#words, FINISH) !== 0) {
+      this.#writer.write("end", PAGES_AT, PAGES_AT);
+      return "end";
+    }
+    const isAsleep = Atomics.load(this.#words, OPEN) === 0;
+    if (!isAsleep && this.#idleness.looksAgain()) return null;
+    if (this.#gateUntilMs !== null && nowMs() >= this.#gateUntilMs) this.#openGate();
+    const on = { words: this.#words, index: isAsleep ? OPEN : FINISH, value: 0 };
+    return { on, isAsleep, isExpecting: true };
+  }
+
+  /** What `serve` does between two looks. */
+  rest(rest: Rest | null): void {
+    if (rest !== null) this.#counters.add("waitMs", this.#idleness.rest(rest));
   }
 
   close(): void {

@@ -1,5 +1,5 @@
 import { type Checksum, loadChecksum } from "../channels/checksum.ts";
-import { awaitPage, type FaultDoor, type Fetch } from "./fault-door.ts";
+import { awaitPage, type FaultDoor, type Fetch, type Wanted } from "./fault-door.ts";
 import { LaneReceiver } from "./lane-receiver.ts";
 import { type LaneState, legOf, placeOf } from "./lane-state.ts";
 
@@ -18,19 +18,13 @@ export class OwnFaults {
   readonly #door: FaultDoor;
   readonly #checksum: Checksum;
   readonly #lanes: OpenLane[] = [];
-  readonly #fetch: Fetch;
+  readonly #meanwhile: (() => void) | null;
+  readonly #fetch: Fetch = (what) => this.#fetchFor(what);
 
   private constructor(door: FaultDoor, checksum: Checksum, meanwhile: (() => void) | null) {
     this.#door = door;
     this.#checksum = checksum;
-    this.#fetch =
-      meanwhile === null
-        ? (seat, isThere) => this.#fetchFor(seat, isThere)
-        : (seat, isThere) =>
-            this.#fetchFor(seat, () => {
-              meanwhile();
-              return isThere();
-            });
+    this.#meanwhile = meanwhile;
   }
 
   /**
@@ -44,7 +38,7 @@ export class OwnFaults {
   }
 
   /** As `awaitPage` of the door. */
-  awaitPage(what: { seat: number; block: number; page: number }, limitMs: number): boolean {
+  awaitPage(what: Wanted, limitMs: number): boolean {
     return awaitPage(this.#door, what, limitMs, this.#fetch);
   }
 
@@ -53,14 +47,14 @@ export class OwnFaults {
     for (const { receiver } of this.#lanes.splice(0)) receiver?.close();
   }
 
-  #fetchFor(seat: number, isThere: () => boolean): boolean {
+  #fetchFor(what: Wanted): boolean {
     const states = this.#door.lanes?.states ?? [];
-    const lane = seat % states.length;
+    const lane = what.seat % states.length;
     const state = states[lane];
     if (state === undefined) return false;
     const open = this.#lanes[lane];
     const current = open?.leg === legOf(state) ? open : this.#open(lane, state);
-    return current.receiver?.bring(current.leg, isThere) ?? false;
+    return current.receiver?.bring(current.leg, what) ?? false;
   }
 
   #open(lane: number, state: LaneState): OpenLane {
@@ -75,8 +69,12 @@ export class OwnFaults {
     const { lanes } = this.#door;
     if (lanes === undefined) return null;
     try {
-      const share = { state, lane, lanes: lanes.states.length, checksum: this.#checksum };
-      return new LaneReceiver({ ...lanes.receive, door: this.#door }, placeOf(state), share);
+      const share = { state, lane, lanes: lanes.states.length };
+      const own = { checksum: this.#checksum, meanwhile: this.#meanwhile };
+      return new LaneReceiver({ ...lanes.receive, door: this.#door }, placeOf(state), {
+        ...share,
+        ...own,
+      });
     } catch {
       return null;
     }

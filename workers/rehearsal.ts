@@ -1,9 +1,9 @@
 import { must } from "../base/assert.ts";
-import { Deadline } from "../base/clock.ts";
+import { Deadline, nowMs } from "../base/clock.ts";
 import { KIB } from "../base/units.ts";
 import { type Checksum, loadChecksum } from "../channels/checksum.ts";
 import { type OwnPair, openOwnPair } from "../channels/own-pair.ts";
-import { createControl, stopOf } from "./control.ts";
+import { createControl } from "./control.ts";
 import { createSentRecord, orBits, wordCountFor } from "./dirty-words.ts";
 import {
   ARMED,
@@ -14,11 +14,12 @@ import {
   isPresent,
   MISSING,
 } from "./fault-door.ts";
-import { Idleness } from "./lane-idle.ts";
+import type { Rest } from "./lane-idle.ts";
 import { LaneReceiver } from "./lane-receiver.ts";
 import { LaneSender } from "./lane-sender.ts";
 import {
   createLaneState,
+  FETCHES,
   type LaneState,
   leaveLane,
   MAY_ASK,
@@ -38,14 +39,18 @@ const LIMIT_MS = 2000;
 /**
  * What V8 has compiled goes for what it has seen: one sender, one receiver and one way to a page, and it
  * would begin anew with the first page of a real guest, whose objects are others. So each act has objects
- * of its own, and goes other ways than the one before: frames with sums and without, and answers that come
- * after so many looks in vain.
+ * of its own, and goes other ways than the one before: frames with sums and without, answers that come
+ * after so many looks in vain, and some that come too late for looks.
  */
-const ACTS: readonly { readonly hasChecksum: boolean; readonly vainLooks: number }[] = [
-  { hasChecksum: true, vainLooks: 0 },
-  { hasChecksum: false, vainLooks: 3 },
-  { hasChecksum: true, vainLooks: 20 },
-  { hasChecksum: false, vainLooks: 60 },
+const ACTS: readonly {
+  readonly hasChecksum: boolean;
+  readonly vainLooks: number;
+  readonly hasLate: boolean;
+}[] = [
+  { hasChecksum: true, vainLooks: 0, hasLate: true },
+  { hasChecksum: false, vainLooks: 3, hasLate: false },
+  { hasChecksum: true, vainLooks: 20, hasLate: true },
+  { hasChecksum: false, vainLooks: 60, hasLate: false },
 ];
 type Act = (typeof ACTS)[number];
 
@@ -61,8 +66,14 @@ const AT_ONCE = 4;
 /** Of so many one is of zeros. */
 const ZERO_EVERY = 8;
 
-/** A vCPU that has left its lane asks again. */
-const ANSWER_MS = 1;
+/** Longer than anybody looks. */
+const LATE_MS = 6;
+
+/** A vCPU that has left its lane sleeps, and then asks again. */
+const ANSWER_MS = 8;
+
+/** Not the first one: who has answered looks for a while. */
+const LATE_TURNS: ReadonlySet<number> = new Set([1, 2]);
 
 const CHANNEL = 1;
 
@@ -74,6 +85,12 @@ interface Question {
   readonly block: number;
   readonly page: number;
 }
+
+/**
+ * What this thread played with last, some 100 KiB of it resident. V8 throws compiled code out, and forgets
+ * what it has seen, with the last object of a kind that is collected.
+ */
+const PROPS: Play[] = [];
 
 /**
  * Plays through what it takes to bring a page that a guest waits for, with both ends in the calling thread
@@ -100,10 +117,11 @@ async function perform(
   try {
     const scene = sceneOf(pair, act);
     const play = await (part === "lane" ? laneOf : vcpuOf)(scene, checksum);
+    PROPS.splice(0, 1, play);
     try {
-      for (const questions of turns()) {
+      for (const [number, questions] of [...turns()].entries()) {
         if (isOver()) break;
-        play.turn(questions);
+        play.turn(questions, act.hasLate && LATE_TURNS.has(number));
         // Whoever has this thread may want it.
         await new Promise((resolve) => setImmediate(resolve));
       }
@@ -141,15 +159,16 @@ interface Scene {
 }
 
 interface Play {
-  readonly turn: (questions: readonly Question[]) => void;
+  /** `isLate`: one of the answers comes late. */
+  readonly turn: (questions: readonly Question[], isLate: boolean) => void;
   readonly close: () => void;
 }
 
 /** The lane's threads: requests, then answers. */
 function laneOf(scene: Scene, checksum: Checksum): Play {
-  const { act, send, receive, door, state } = scene;
-  const sender = senderOf(scene, checksum, told(OPEN, FINISH));
-  const idleness = new Idleness(stopOf(send.control, CHANNEL));
+  const { act, receive, door, state } = scene;
+  const toSender = told(OPEN);
+  const sender = senderOf(scene, checksum, toSender);
   const receiver = new LaneReceiver(receive, scene.destination, {
     checksum,
     state,
@@ -159,22 +178,25 @@ function laneOf(scene: Scene, checksum: Checksum): Play {
   const words = told(OPEN);
   const thread = threadNumber() || 1;
   return {
-    turn(questions) {
+    turn(questions, isLate) {
+      for (let look = 0; look < act.vainLooks; look += 1) sender.look();
+      if (isLate) sleepOnce(sender, () => sender.look());
       for (const [seat, question] of questions.entries()) awaitPage(door, { seat, ...question }, 0);
       for (const _ of questions) receiver.look(words);
-      for (let look = 0; look < act.vainLooks; look += 1) {
-        receiver.look(words);
-        idleness.looksAgain();
-      }
-      if (act.vainLooks > 0 && takeLane(state, thread)) {
+      for (let look = 0; look < act.vainLooks; look += 1) receiver.look(words);
+      if (isLate) sleepOnce(receiver, () => receiver.look(words));
+      if (takeLane(state, thread)) {
         receiver.look(words); // As where a vCPU serves.
+        state.words[FETCHES] = (state.words[FETCHES] as number) + 1;
         leaveLane(state);
       }
+      Atomics.store(toSender, FINISH, 1);
       insist(() => {
         sender.serve();
         receiver.serve(words);
         return questions.every(({ block, page }) => isPresent(door, block, page));
       });
+      Atomics.store(toSender, FINISH, 0);
     },
     close() {
       sender.close();
@@ -185,16 +207,17 @@ function laneOf(scene: Scene, checksum: Checksum): Play {
 
 /** A vCPU, and whoever answers it meanwhile. */
 async function vcpuOf(scene: Scene, checksum: Checksum): Promise<Play> {
-  const { act, send, door } = scene;
+  const { act, door } = scene;
   const sender = senderOf(scene, checksum, told(OPEN));
-  const idleness = new Idleness(stopOf(send.control, CHANNEL));
   let looks = 0;
+  let silentUntilMs = 0;
   const own = await OwnFaults.open(door, () => {
     looks += 1;
-    if (looks % (1 + act.vainLooks) === 0) sender.look(idleness);
+    if (looks % (1 + act.vainLooks) === 0 && nowMs() >= silentUntilMs) sender.look();
   });
   return {
-    turn(questions) {
+    turn(questions, isLate) {
+      if (isLate) silentUntilMs = nowMs() + LATE_MS;
       // A thread that is slow yet leaves the lane to one that there is none of here.
       for (const { block, page } of questions) {
         insist(() => own.awaitPage({ seat: 0, block, page }, ANSWER_MS));
@@ -202,9 +225,22 @@ async function vcpuOf(scene: Scene, checksum: Checksum): Promise<Play> {
     },
     close() {
       sender.close();
-      own.close();
+      // Closed, `own` would let go of what is to be kept. It has no files here, only memory.
     },
   };
+}
+
+/** Has it look in vain until it sleeps. */
+function sleepOnce(
+  lane: { readonly rest: (rest: Rest) => void },
+  look: () => Rest | "end" | null,
+): void {
+  insist(() => {
+    const rest = look();
+    if (rest === null || rest === "end") return false;
+    lane.rest(rest);
+    return true;
+  });
 }
 
 function senderOf({ act, send, source }: Scene, checksum: Checksum, words: Int32Array): LaneSender {
