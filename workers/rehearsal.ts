@@ -87,7 +87,7 @@ interface Question {
 }
 
 /**
- * What this thread played with last, some 100 KiB of it resident. V8 throws compiled code out, and forgets
+ * What this thread played with last, less than half a MiB of it resident. V8 throws compiled code out, and forgets
  * what it has seen, with the last object of a kind that is collected.
  */
 const PROPS: Play[] = [];
