@@ -237,7 +237,6 @@ export function setBandwidthLimit(control: Control, bytesPerSecond: number): voi
   Atomics.store(control.pacing, 0, 0n); // What was promised at the old limit is forgotten.
 }
 
-/** One channel's counters; `row` counts channels from 0. */
 /** What others have counted for a channel goes to its own row. Neither is anybody else's meanwhile. */
 export function moveCounters(from: Control | undefined, to: Control, row: number): void {
   if (from === undefined) return;
@@ -250,6 +249,7 @@ export function moveCounters(from: Control | undefined, to: Control, row: number
   }
 }
 
+/** One channel's counters; `row` counts channels from 0. */
 export class CounterRow {
   readonly #values: Float64Array;
 

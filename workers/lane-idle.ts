@@ -39,6 +39,7 @@ export interface Rest {
   readonly on: { readonly words: Int32Array; readonly index: number; readonly value: number };
   /** Nobody needs an answer soon. */
   readonly isAsleep: boolean;
+  /** Something may come through the descriptor that nothing rings for. */
   readonly isExpecting: boolean;
 }
 

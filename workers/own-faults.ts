@@ -69,11 +69,12 @@ export class OwnFaults {
     const { lanes } = this.#door;
     if (lanes === undefined) return null;
     try {
-      const share = { state, lane, lanes: lanes.states.length };
-      const own = { checksum: this.#checksum, meanwhile: this.#meanwhile };
       return new LaneReceiver({ ...lanes.receive, door: this.#door }, placeOf(state), {
-        ...share,
-        ...own,
+        state,
+        lane,
+        lanes: lanes.states.length,
+        checksum: this.#checksum,
+        meanwhile: this.#meanwhile,
       });
     } catch {
       return null;

@@ -87,8 +87,8 @@ interface Question {
 }
 
 /**
- * What this thread played with last, less than half a MiB of it resident. V8 throws compiled code out, and forgets
- * what it has seen, with the last object of a kind that is collected.
+ * What this thread played with last, less than half a MiB of it resident: kept, for V8 throws compiled code
+ * out, and forgets what it has seen, with the last object of a kind that is collected.
  */
 const PROPS: Play[] = [];
 
