@@ -1,5 +1,6 @@
 import type { FaultDoor } from "../workers/fault-door.ts";
 import type { OwnFaults } from "../workers/own-faults.ts";
+import { rehearsed } from "../workers/rehearsed.ts";
 
 /**
  * Faults for hosts: what a vCPU's thread calls before it touches a page that may not be there yet.
@@ -49,10 +50,6 @@ export function prepareFaults(): Promise<void> {
 }
 
 async function learn(): Promise<void> {
-  const { rehearse } = await import("../workers/rehearsal.ts");
-  try {
-    await rehearse("vcpu", () => isExpected);
-  } catch {
-    // The first pages take longer.
-  }
+  const { rehearse } = await import("../workers/lane-rehearsal.ts");
+  await rehearsed(rehearse("vcpu", () => isExpected));
 }

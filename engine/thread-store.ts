@@ -1,4 +1,5 @@
 import { assert } from "../base/assert.ts";
+import type { BetweenTask } from "../workers/protocol.ts";
 import { allStarted, endAll, PageThread, type ThreadHome } from "./page-thread.ts";
 
 /** Threads that all run the same, for whoever needs some next. */
@@ -6,17 +7,23 @@ export class ThreadStore implements ThreadHome {
   readonly #threads: PageThread[];
   readonly #countMax: number;
   readonly #ending: PageThread[] = [];
+  /** Word 0 is 1 once somebody wants one. */
+  readonly #wanted = new Int32Array(new SharedArrayBuffer(4));
+  readonly #started: Promise<void>;
   #isClosed = false;
 
   /** Starts `count` threads. Where they are for one who takes them, none comes back. */
   constructor(module: URL, { count, isForOne }: { count: number; isForOne: boolean }) {
     this.#countMax = isForOne ? 0 : count;
     this.#threads = Array.from({ length: count }, () => new PageThread(module));
+    const ready: BetweenTask = { kind: "ready", wanted: this.#wanted };
+    this.#started = allStarted(this.#threads.map((thread) => thread.run(0, ready)));
+    this.#started.catch(() => {}); // Whoever takes one meets it, too.
   }
 
-  /** Returns when all that are here have started. Throws WORKER_DIED. */
+  /** Returns when all that were there have started and rehearsed. Throws WORKER_DIED. */
   async started(): Promise<void> {
-    await allStarted(this.#threads.map((thread) => thread.run(0, { kind: "ready" })));
+    await this.#started;
   }
 
   /** How many there are, without those that were taken. */
@@ -26,6 +33,7 @@ export class ThreadStore implements ThreadHome {
 
   /** One of them, for whoever takes it to end or to give back; null when there is none left. */
   take(): PageThread | null {
+    Atomics.store(this.#wanted, 0, 1);
     for (let thread = this.#threads.shift(); thread !== undefined; thread = this.#threads.shift()) {
       if (!thread.isDead) return thread;
       this.#ending.push(thread);
@@ -51,6 +59,7 @@ export class ThreadStore implements ThreadHome {
    */
   async close(limitMs?: number): Promise<boolean> {
     this.#isClosed = true;
+    Atomics.store(this.#wanted, 0, 1);
     this.#ending.push(...this.#threads.splice(0));
     return await endAll(this.#ending, limitMs);
   }

@@ -9,10 +9,9 @@ let mayHoldMore = false;
 
 /** What a thread does between one migration and the next. `drop` lets go of all that it has of the first. */
 export function between(
-  kind: BetweenTask["kind"],
+  kind: Exclude<BetweenTask["kind"], "ready">,
   drop: () => void,
 ): TaskReport | Promise<TaskReport> {
-  if (kind === "ready") return DONE;
   if (kind === "tidy") return collectGarbage();
   drop();
   checkWhole();

@@ -70,7 +70,7 @@ export class LaneReceiver {
   readonly #isThere = (block: number, page: number): boolean => isPresent(this.#door, block, page);
   readonly #struck = (askedMs: number): void => this.#note(askedMs);
   #arrivedMs: number | null = null;
-  /** What a thread that plays both ends does at each look of `bring`; see `rehearsal.ts`. */
+  /** What a thread that plays both ends does at each look of `bring`; see `lane-rehearsal.ts`. */
   readonly #meanwhile: (() => void) | null;
   /** As the lane's own thread saw them last. */
   #fetches = 0;

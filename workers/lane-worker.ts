@@ -4,12 +4,13 @@ import { between, opened } from "./between.ts";
 import { areWorkersStopped, type Control, CounterRow, reviveChannel } from "./control.ts";
 import { comeFirst } from "./gate.ts";
 import { LaneReceiver } from "./lane-receiver.ts";
+import { rehearse } from "./lane-rehearsal.ts";
 import { LaneSender } from "./lane-sender.ts";
 import { openLane } from "./lane-state.ts";
 import { OPEN } from "./lane-words.ts";
 import { booked } from "./page-sender.ts";
 import type { ChannelPlace, LaneSetup, LaneTask, TaskReport } from "./protocol.ts";
-import { rehearse } from "./rehearsal.ts";
+import { rehearsed } from "./rehearsed.ts";
 import { reportOf } from "./report.ts";
 
 const checksum = await loadChecksum();
@@ -26,7 +27,9 @@ export default async function work(task: LaneTask): Promise<TaskReport> {
     return NOTHING_MOVED;
   }
   if (task.kind === "ready" || task.kind === "rehearse") {
-    rehearsal ??= rehearsed(task.kind === "ready" ? () => false : () => isWanted(setup));
+    // A migration that has it does not need it before its guest goes over.
+    const isOver = task.kind === "ready" ? () => false : () => isWanted(setup);
+    rehearsal ??= rehearsed(rehearse("lane", isOver));
     await rehearsal;
     return NOTHING_MOVED;
   }
@@ -36,14 +39,6 @@ export default async function work(task: LaneTask): Promise<TaskReport> {
   return await between(task.kind, () => {
     setup = null;
   });
-}
-
-async function rehearsed(isOver: () => boolean): Promise<void> {
-  try {
-    await rehearse("lane", isOver);
-  } catch {
-    // The first pages take longer.
-  }
 }
 
 /** Whether somebody may ask for a page, or the migration ends: nobody is to wait for a rehearsal. */

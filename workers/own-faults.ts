@@ -29,7 +29,7 @@ export class OwnFaults {
 
   /**
    * Opens what the calling thread needs, so that the first page need not wait for that. `meanwhile`: what a
-   * thread that plays both ends does at each look, see `rehearsal.ts`.
+   * thread that plays both ends does at each look, see `lane-rehearsal.ts`.
    */
   static async open(door: FaultDoor, meanwhile: (() => void) | null = null): Promise<OwnFaults> {
     const faults = new OwnFaults(door, await loadChecksum(), meanwhile);

@@ -93,12 +93,12 @@ export interface SendSetup {
 }
 
 /**
- * What every thread is told before a migration and after it. `ready` is answered once it is. `forget` is
- * the last task of a migration: then it has nothing of it any more. If it serves another one, `tidy`
- * comes first.
+ * What every thread is told before a migration and after it. `ready` is answered once it has rehearsed, or
+ * a migration has it: word 0 of `wanted` is 1 then. `forget` is the last task of a migration: then it has
+ * nothing of it any more. If it serves another one, `tidy` comes first.
  */
 export type BetweenTask =
-  | { readonly kind: "ready" }
+  | { readonly kind: "ready"; readonly wanted: Int32Array }
   | { readonly kind: "forget" }
   | { readonly kind: "tidy" };
 
@@ -185,7 +185,7 @@ export type ReceiveTask =
 export type LaneTask =
   | BetweenTask
   | { readonly kind: "begin"; readonly setup: LaneSetup }
-  /** Learns what it is to do, until the guest goes over; see `rehearsal.ts`. */
+  /** Learns what it is to do, until the guest goes over; see `lane-rehearsal.ts`. */
   | { readonly kind: "rehearse" }
   | { readonly kind: "serve"; readonly place: ChannelPlace };
 

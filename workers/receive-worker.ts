@@ -3,18 +3,28 @@ import { loadChecksum } from "../channels/checksum.ts";
 import { between, opened } from "./between.ts";
 import { CounterRow } from "./control.ts";
 import { PageReceiver } from "./page-receiver.ts";
+import { rehearsePages } from "./page-rehearsal.ts";
 import { booked } from "./page-sender.ts";
 import type { ReceiveSetup, ReceiveTask, TaskReport } from "./protocol.ts";
+import { rehearsed } from "./rehearsed.ts";
 import { reportOf } from "./report.ts";
 
 const checksum = await loadChecksum();
 const NOTHING_MOVED: TaskReport = { state: "done", pages: 0 };
 let setup: ReceiveSetup | null = null;
+let rehearsal: Promise<void> | null = null;
 
 /** The thread of one channel at the destination. Its task `receive` lasts until END. */
-export default function work(task: ReceiveTask): TaskReport | Promise<TaskReport> {
-  if (task.kind === "ready" || task.kind === "forget" || task.kind === "tidy") {
-    return between(task.kind, () => {
+export default async function work(task: ReceiveTask): Promise<TaskReport> {
+  if (task.kind === "ready") {
+    rehearsal = rehearsed(rehearsePages("destination", () => Atomics.load(task.wanted, 0) !== 0));
+    await rehearsal;
+    return NOTHING_MOVED;
+  }
+  // Tasks do not wait for each other, and `receive` may take as long as a migration.
+  await rehearsal;
+  if (task.kind === "forget" || task.kind === "tidy") {
+    return await between(task.kind, () => {
       setup = null;
     });
   }

@@ -2,8 +2,10 @@ import { must, unreachable } from "../base/assert.ts";
 import { loadChecksum } from "../channels/checksum.ts";
 import { between, opened } from "./between.ts";
 import { CounterRow } from "./control.ts";
+import { rehearsePages } from "./page-rehearsal.ts";
 import { booked, PageSender } from "./page-sender.ts";
 import type { SendSetup, SendTask, TaskDone, TaskReport } from "./protocol.ts";
+import { rehearsed } from "./rehearsed.ts";
 import { reportOf } from "./report.ts";
 
 const checksum = await loadChecksum();
@@ -27,7 +29,8 @@ export default function work(task: SendTask): Promise<TaskReport> {
 }
 
 function perform(task: SendTask): TaskReport | Promise<TaskReport> {
-  if (task.kind === "ready" || task.kind === "forget" || task.kind === "tidy") {
+  if (task.kind === "ready") return learn(task.wanted);
+  if (task.kind === "forget" || task.kind === "tidy") {
     return between(task.kind, () => {
       sender?.pages.close();
       sender = null;
@@ -53,6 +56,12 @@ function perform(task: SendTask): TaskReport | Promise<TaskReport> {
   }
   const { pages, counters } = must(sender, "a channel is opened before it is used");
   return reportOf(() => booked(counters, () => move(pages, task)));
+}
+
+/** Until a migration has this thread. */
+async function learn(wanted: Int32Array): Promise<TaskReport> {
+  await rehearsed(rehearsePages("source", () => Atomics.load(wanted, 0) !== 0));
+  return NOTHING_MOVED;
 }
 
 function move(

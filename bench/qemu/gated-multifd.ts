@@ -16,7 +16,7 @@ const { send } = await import("../../cli/send.ts");
 const { ReadyThreads } = await import("../../engine/ready-threads.ts");
 const [cpuPath = "", readyThreads = "0", ...words] = process.argv.slice(2);
 const count = Number(readyThreads);
-const threads = count === 0 ? undefined : new ReadyThreads("source", count);
+const threads = count === 0 ? undefined : new ReadyThreads("source", count, { isForOne: true });
 await threads?.started();
 process.stdout.write(`${JSON.stringify({ event: "loaded" })}\n`);
 readSync(0, new Uint8Array(1));

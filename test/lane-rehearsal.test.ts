@@ -10,14 +10,14 @@ import { createControl, stopWorkers } from "../workers/control.ts";
 import { createFaultDoor } from "../workers/fault-door.ts";
 import { createGate } from "../workers/gate.ts";
 import { LaneReceiver } from "../workers/lane-receiver.ts";
+import { type Part, rehearse } from "../workers/lane-rehearsal.ts";
 import { createLaneWords, FINISH, OPEN, tellLanes } from "../workers/lane-words.ts";
 import { createLatencies } from "../workers/latencies.ts";
-import { type Part, rehearse } from "../workers/rehearsal.ts";
 import { smallShape } from "./fixtures/memory-guest-shapes.ts";
 import { migratePair } from "./harness/pair.ts";
 
 vi.mock(import("../channels/connection.ts"), { spy: true });
-vi.mock(import("../workers/rehearsal.ts"), { spy: true });
+vi.mock(import("../workers/lane-rehearsal.ts"), { spy: true });
 
 const PARTS: readonly Part[] = ["lane", "vcpu"];
 const ALL_PAGES = 1024;
@@ -86,7 +86,7 @@ test("somebody else who comes first is not taken for the other end", async () =>
 /** A lane's thread, here: what it was told to rehearse until, and whether it does. */
 async function laneThread() {
   vi.resetModules();
-  const { rehearse } = await import("../workers/rehearsal.ts");
+  const { rehearse } = await import("../workers/lane-rehearsal.ts");
   const { default: work } = await import("../workers/lane-worker.ts");
   const control = createControl(1);
   const words = createLaneWords();
@@ -116,7 +116,7 @@ test("a lane's thread rehearses once, until its guest goes over or its migration
     else stopWorkers(control);
     expect(isOver(), end).toBe(true);
     await work({ kind: "rehearse" });
-    await work({ kind: "ready" });
+    await work({ kind: "ready", wanted: new Int32Array(1) });
     expect(rehearse).toHaveBeenCalledTimes(1);
   }
 });
@@ -148,7 +148,10 @@ test("a lane's thread does nothing else until its rehearsal is over", async () =
 test("a lane's thread that is made ready rehearses to the end, and serves also where it cannot", async () => {
   const { work, rehearse } = await laneThread();
   rehearse.mockRejectedValueOnce(new Error("not here"));
-  expect(await work({ kind: "ready" })).toEqual({ state: "done", pages: 0 });
+  expect(await work({ kind: "ready", wanted: new Int32Array(1) })).toEqual({
+    state: "done",
+    pages: 0,
+  });
   expect(rehearse.mock.lastCall?.[0]).toBe("lane");
   expect(rehearse.mock.lastCall?.[1]()).toBe(false);
 });
@@ -158,7 +161,9 @@ test("a vCPU's thread rehearses until its guest comes, whether it can or not", a
   for (const isAble of [true, false]) {
     vi.resetModules();
     const { openFaults, prepareFaults } = await import("../engine/faults.ts");
-    const rehearsing = vi.mocked((await import("../workers/rehearsal.ts")).rehearse).mockReset();
+    const rehearsing = vi
+      .mocked((await import("../workers/lane-rehearsal.ts")).rehearse)
+      .mockReset();
     rehearsing.mockImplementationOnce(async (_part, isOver) => {
       while (!isOver()) await new Promise((resolve) => setImmediate(resolve));
       if (!isAble) throw new Error("not here");

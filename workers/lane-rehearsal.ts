@@ -4,7 +4,6 @@ import { KIB } from "../base/units.ts";
 import { type Checksum, loadChecksum } from "../channels/checksum.ts";
 import { type OwnPair, openOwnPair } from "../channels/own-pair.ts";
 import { createControl } from "./control.ts";
-import { createSentRecord, orBits, wordCountFor } from "./dirty-words.ts";
 import {
   ARMED,
   awaitPage,
@@ -29,8 +28,8 @@ import {
 import { createLaneWords, FINISH, OPEN, tellLanes } from "./lane-words.ts";
 import { createLatencies } from "./latencies.ts";
 import { OwnFaults } from "./own-faults.ts";
-import type { ChannelPlace, ReceiveBlock, ReceiveSetup, SendBlock, SendSetup } from "./protocol.ts";
-import type { RamRegion } from "./ram.ts";
+import { markDirty, receiveBlockOf, sendBlockOf, sharedMemory } from "./pretend-blocks.ts";
+import type { ChannelPlace, ReceiveSetup, SendSetup } from "./protocol.ts";
 import { threadNumber } from "./thread-number.ts";
 
 /** Nothing takes so long where one thread plays both ends. */
@@ -257,15 +256,19 @@ function insist(hasCome: () => boolean): void {
 }
 
 function sceneOf({ nearFd, farFd }: OwnPair, act: Act): Scene {
-  const from = new SharedArrayBuffer(PAGES * PAGE_BYTES);
-  const to = new SharedArrayBuffer(PAGES * PAGE_BYTES);
-  const bytes = new Uint8Array(from).fill(1);
+  const from = sharedMemory(PAGES * PAGE_BYTES);
+  const to = sharedMemory(PAGES * PAGE_BYTES);
+  const bytes = new Uint8Array(from.buffer).fill(1);
   for (let page = 0; page < PAGES; page += ZERO_EVERY) {
     bytes.fill(0, page * PAGE_BYTES, (page + 1) * PAGE_BYTES);
   }
   const names = Array.from({ length: BLOCKS }, (_, index) => `block ${index}`);
   const terms = { hasChecksum: act.hasChecksum, channelTimeoutMs: LIMIT_MS };
-  const receive = { blocks: names.map((name) => receiveBlockOf(name, to)), ...terms };
+  const blockOf = { ...GEOMETRY, pagesPerChunk: PAGES };
+  const receive = {
+    blocks: names.map((name) => receiveBlockOf({ name, place: to, ...blockOf }, false)),
+    ...terms,
+  };
   const control = createControl(1);
   const others = createControl(1, control.gate);
   const lanes = { states: [createLaneState()], receive: { ...receive, control: others } };
@@ -273,7 +276,7 @@ function sceneOf({ nearFd, farFd }: OwnPair, act: Act): Scene {
   const door = createFaultDoor(geometries, control.gate, lanes);
   const send = {
     control: createControl(1),
-    blocks: names.map((name) => sendBlockOf(name, from)),
+    blocks: names.map((name) => sendBlockOf({ name, place: from, ...blockOf })),
     channels: 1,
     cacheBytes: 0,
     xbzrle: false,
@@ -297,39 +300,15 @@ function sceneOf({ nearFd, farFd }: OwnPair, act: Act): Scene {
 
 /** The guest runs at the destination, and misses all of its memory. */
 function goOver({ send, door, state, destination }: Scene): void {
-  for (const [index, { dirty }] of send.blocks.entries()) {
-    for (let word = 0; word < wordCountFor(PAGES); word += 1) {
-      orBits(dirty, word, -1);
+  for (const [index, block] of send.blocks.entries()) {
+    markDirty(block, -1);
+    for (let word = 0; word < block.dirty.words.length; word += 1) {
       discardPages(door, index, word, -1);
     }
   }
   Atomics.store(door.words, ARMED, 1);
   openLane(state, destination);
   state.words[MAY_ASK] = 1;
-}
-
-function receiveBlockOf(name: string, buffer: SharedArrayBuffer): ReceiveBlock {
-  return {
-    ...regionOf(name, buffer),
-    ...GEOMETRY,
-    isPristine: false,
-    received: words(wordCountFor(PAGES)),
-    generations: new Uint32Array(words(PAGES).buffer),
-  };
-}
-
-function sendBlockOf(name: string, buffer: SharedArrayBuffer): SendBlock {
-  const chunk = { ...GEOMETRY, pagesPerChunk: PAGES };
-  const dirty = { words: words(wordCountFor(PAGES)), summary: words(1) };
-  return { ...regionOf(name, buffer), ...chunk, dirty, ...createSentRecord(chunk), firstKey: 0 };
-}
-
-function regionOf(name: string, buffer: SharedArrayBuffer): RamRegion {
-  return { name, sizeBytes: buffer.byteLength, place: { kind: "shared", buffer } };
-}
-
-function words(count: number): Int32Array {
-  return new Int32Array(new SharedArrayBuffer(count * 4));
 }
 
 function told(...indices: number[]): Int32Array {

@@ -1,0 +1,269 @@
+import { must } from "../base/assert.ts";
+import { KIB } from "../base/units.ts";
+import { type Checksum, loadChecksum } from "../channels/checksum.ts";
+import { type DescriptorOptions, readSome, writeAll } from "../channels/descriptor.ts";
+import { type OwnPair, openOwnPair } from "../channels/own-pair.ts";
+import { CounterRow, createControl, stopOf } from "./control.ts";
+import { ARMED, createFaultDoor, discardPages } from "./fault-door.ts";
+import { beginPostcopy } from "./gate.ts";
+import { PageReceiver } from "./page-receiver.ts";
+import { booked, PageSender } from "./page-sender.ts";
+import {
+  markDirty,
+  type PretendBlock,
+  receiveBlockOf,
+  sendBlockOf,
+  sharedMemory,
+} from "./pretend-blocks.ts";
+import type { ChannelPlace, ReceiveSetup, SendSetup } from "./protocol.ts";
+
+/** Nothing takes so long where one thread plays both ends. */
+const LIMIT_MS = 500;
+
+const CHANNEL = 1;
+const PAGE_BYTES = 4 * KIB;
+/** 256 KiB: long enough to go from where they lie, short enough for what the system keeps of a connection. */
+const PAGES_PER_CHUNK = 64;
+const CHUNKS = [0, 1, 2, 3] as const;
+const PAGES = PAGES_PER_CHUNK * CHUNKS.length;
+const BLOCK_BYTES = PAGES * PAGE_BYTES;
+
+/** Of so many pages one has content, where chunks are of zeros otherwise. */
+const CONTENT_EVERY = 5;
+
+/** By turns: all pages, and such that lie apart. */
+const DIRTY = [-1, -1, 0x0ff0_00ff, 0x5555_0001] as const;
+
+/** As much as it takes until V8 has compiled what a migration of gigabytes has compiled in the end. */
+const SENDER_TURNS = 60;
+const RECEIVER_TURNS = 30;
+
+/** With what was agreed on, and in which part of a migration. */
+interface Act {
+  readonly hasChecksum: boolean;
+  readonly isPostcopy: boolean;
+}
+
+const ACTS: readonly Act[] = [
+  { hasChecksum: false, isPostcopy: false },
+  { hasChecksum: true, isPostcopy: false },
+  { hasChecksum: false, isPostcopy: true },
+  { hasChecksum: false, isPostcopy: false },
+];
+
+/** Whose part a thread learns. */
+export type End = "source" | "destination";
+
+interface Terms {
+  readonly act: Act;
+  readonly checksum: Checksum;
+  readonly pair: OwnPair;
+  readonly isOver: () => boolean;
+}
+
+/**
+ * Plays what a bulk channel's thread does with a guest, with the other end in the calling thread and over
+ * a connection of its own, until V8 has compiled that. Else it does so while the first hundreds of MiB of
+ * a real guest are on their way, on the processors that would move them. Ends early once `isOver`. Returns
+ * how many pages were moved. Throws where it cannot be done, and the thread may be used all the same.
+ */
+export async function rehearsePages(end: End, isOver: () => boolean): Promise<number> {
+  const checksum = await loadChecksum();
+  const play = end === "source" ? playSource : playDestination;
+  let pages = 0;
+  for (const act of ACTS) {
+    if (isOver()) break;
+    const pair = await openOwnPair(LIMIT_MS);
+    try {
+      pages += await play({ act, checksum, pair, isOver });
+    } finally {
+      await pair.close();
+    }
+  }
+  return pages;
+}
+
+/** What it sends is thrown away. */
+async function playSource({ act, checksum, pair, isOver }: Terms): Promise<number> {
+  const source = new PretendSource(act, checksum, { writeFd: pair.nearFd, readFd: pair.farFd });
+  const bin = new Uint8Array(BLOCK_BYTES * 2);
+  let pages = 0;
+  try {
+    for (let turn = 0; turn < SENDER_TURNS && !isOver(); turn += 1) {
+      for (const block of source.blocks) {
+        pages += source.send(block, turn);
+        source.takeAll(bin);
+      }
+      await othersTurn();
+    }
+  } finally {
+    source.close();
+  }
+  return pages;
+}
+
+/** It receives the same again and again. */
+async function playDestination({ act, checksum, pair, isOver }: Terms): Promise<number> {
+  const { nearFd, farFd } = pair;
+  const sent = sentOnce(act, checksum, pair);
+  const setup = structuredClone(receiveSetupOf(act));
+  const receiver = new PageReceiver(setup, placeOf(nearFd, nearFd), checksum);
+  const counters = new CounterRow(setup.control, 0);
+  try {
+    for (let turn = 0; turn < RECEIVER_TURNS && !isOver(); turn += 1) {
+      forgetAll(setup);
+      receiver.readSequence = 0;
+      writeAll(optionsOf(farFd), sent);
+      booked(counters, () => receiver.receive());
+      await othersTurn();
+    }
+  } finally {
+    receiver.close();
+  }
+  return counters.read("pages");
+}
+
+/** Every block and the end, as bytes. */
+function sentOnce(act: Act, checksum: Checksum, { nearFd, farFd }: OwnPair): Uint8Array {
+  const source = new PretendSource(act, checksum, { writeFd: farFd, readFd: nearFd });
+  const sent = new Uint8Array(BLOCK_BYTES * (source.blocks.length + 1));
+  let bytes = 0;
+  try {
+    for (const block of source.blocks) {
+      source.send(block, 0);
+      bytes += source.takeAll(sent.subarray(bytes));
+    }
+    source.end();
+    bytes += source.takeAll(sent.subarray(bytes));
+  } finally {
+    source.close();
+  }
+  return sent.subarray(0, bytes);
+}
+
+/** A source's end of a channel, and who takes what it sends. */
+class PretendSource {
+  /** Their numbers. */
+  readonly blocks: readonly number[];
+  readonly #setup: SendSetup;
+  readonly #sender: PageSender;
+  readonly #counters: CounterRow;
+  readonly #output: DescriptorOptions;
+  #takenBytes = 0;
+
+  constructor(
+    act: Act,
+    checksum: Checksum,
+    { writeFd, readFd }: { writeFd: number; readFd: number },
+  ) {
+    // As it crosses a thread boundary: V8 tells objects apart by how they were made.
+    this.#setup = structuredClone(sendSetupOf(act));
+    this.blocks = this.#setup.blocks.map((_, index) => index);
+    this.#counters = new CounterRow(this.#setup.control, 0);
+    this.#output = optionsOf(readFd);
+    const sums = act.hasChecksum ? checksum : null;
+    this.#sender = new PageSender(this.#setup, placeOf(writeFd, writeFd), sums);
+  }
+
+  /** Sends what is dirty of a block this turn. Returns how many pages. */
+  send(block: number, turn: number): number {
+    const bits = must(DIRTY[turn % DIRTY.length], "each turn has pages");
+    markDirty(must(this.#setup.blocks[block], "it is one of the blocks"), bits);
+    const task = structuredClone({ chunks: CHUNKS, round: 1, part: "all" } as const);
+    return booked(this.#counters, () => {
+      return this.#sender.send(block, task.chunks, task.round, task.part);
+    });
+  }
+
+  end(): void {
+    this.#sender.end();
+  }
+
+  /** Takes what was sent and not taken yet. Returns how much it was. */
+  takeAll(target: Uint8Array): number {
+    const least = this.#counters.read("movedBytes") - this.#takenBytes;
+    const { bytes } = readSome(this.#output, target.subarray(0, least), { least, isIdle: false });
+    this.#takenBytes += bytes;
+    return bytes;
+  }
+
+  close(): void {
+    this.#sender.close();
+  }
+}
+
+/** Others may want this thread. */
+async function othersTurn(): Promise<void> {
+  await new Promise((resolve) => setImmediate(resolve));
+}
+
+/** As if nothing had been received. */
+function forgetAll({ blocks, door }: ReceiveSetup): void {
+  for (const [index, { received }] of blocks.entries()) {
+    received.fill(0);
+    if (door === undefined) continue;
+    for (let word = 0; word < received.length; word += 1) discardPages(door, index, word, -1);
+  }
+}
+
+function sendSetupOf({ hasChecksum, isPostcopy }: Act): SendSetup {
+  const control = createControl(1);
+  if (isPostcopy) beginPostcopy(control);
+  return {
+    control,
+    blocks: pretendBlocks("source").map(sendBlockOf),
+    channels: 1,
+    cacheBytes: 0,
+    xbzrle: false,
+    hasChecksum,
+    channelTimeoutMs: LIMIT_MS,
+    fenceTimeoutMs: LIMIT_MS,
+  };
+}
+
+function receiveSetupOf({ hasChecksum, isPostcopy }: Act): ReceiveSetup {
+  const control = createControl(1);
+  const blocks = pretendBlocks("destination").map((block) => receiveBlockOf(block, true));
+  const common = { control, blocks, hasChecksum, channelTimeoutMs: LIMIT_MS };
+  if (!isPostcopy) return common;
+  beginPostcopy(control);
+  const door = createFaultDoor(blocks, control.gate);
+  Atomics.store(door.words, ARMED, 1);
+  return { ...common, door };
+}
+
+/** Of zeros, of content and of both, in shared memory and in files that there are everywhere. */
+function pretendBlocks(end: End): PretendBlock[] {
+  const [zeros, both] = [sharedMemory(BLOCK_BYTES), sharedMemory(BLOCK_BYTES)];
+  if (end === "source") fillPart(new Uint8Array(both.buffer));
+  const files = end === "source" ? ["/dev/zero", process.execPath] : ["/dev/null", "/dev/null"];
+  const places = [
+    zeros,
+    ...files.map((path) => ({ kind: "file", path, offset: 0 }) as const),
+    both,
+  ];
+  return places.map((place, index) => ({
+    name: `block ${index}`,
+    place,
+    pageBytes: PAGE_BYTES,
+    pageCount: PAGES,
+    pagesPerChunk: PAGES_PER_CHUNK,
+  }));
+}
+
+/** Every other chunk, and a few pages of the others. */
+function fillPart(bytes: Uint8Array): void {
+  for (let page = 0; page < PAGES; page += 1) {
+    const isContent = (page / PAGES_PER_CHUNK) & 1 || page % CONTENT_EVERY === 0;
+    if (isContent) bytes.fill(1, page * PAGE_BYTES, (page + 1) * PAGE_BYTES);
+  }
+}
+
+function placeOf(readFd: number, writeFd: number): ChannelPlace {
+  return { channel: CHANNEL, readFd, writeFd, readSequence: 0, writeSequence: 0, isDeep: true };
+}
+
+function optionsOf(fd: number): DescriptorOptions {
+  const stop = stopOf(createControl(1), CHANNEL);
+  return { fd, channel: CHANNEL, stop, limitMs: LIMIT_MS, isDeep: true };
+}
