@@ -1,8 +1,8 @@
 import { assert, must } from "../base/assert.ts";
 import { after, Deadline, within } from "../base/clock.ts";
 import { MigrationError } from "../base/errors.ts";
+import { receiveBlockOf } from "../workers/blocks.ts";
 import { type Control, createControl, reviveChannel, stopChannel } from "../workers/control.ts";
-import { wordCountFor } from "../workers/dirty-words.ts";
 import { createFaultDoor, type FaultDoor } from "../workers/fault-door.ts";
 import { closeLane, createLaneState } from "../workers/lane-state.ts";
 import { createLaneWords, OPEN, tellLanes } from "../workers/lane-words.ts";
@@ -216,17 +216,7 @@ export class Receiver {
 
 function receiveBlocks(blocks: readonly Block[], { chunkBytes }: Parameters): ReceiveBlock[] {
   return blocks.map((block) => {
-    const { name, sizeBytes, place, pristine } = block;
     const { pageBytes, pageCount } = geometryOf(block, chunkBytes);
-    return {
-      name,
-      sizeBytes,
-      place,
-      pageBytes,
-      pageCount,
-      isPristine: pristine === true,
-      received: new Int32Array(new SharedArrayBuffer(wordCountFor(pageCount) * 4)),
-      generations: new Uint32Array(new SharedArrayBuffer(pageCount * 4)),
-    };
+    return receiveBlockOf({ ...block, pageBytes, pageCount }, block.pristine === true);
   });
 }

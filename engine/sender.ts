@@ -1,9 +1,10 @@
 import { assert, must } from "../base/assert.ts";
 import { nowMs } from "../base/clock.ts";
 import type { MigrationError } from "../base/errors.ts";
+import { sendBlockOf } from "../workers/blocks.ts";
 import { type Control, createControl, isHurried, setHurried } from "../workers/control.ts";
 import { firstKeys, shardBytes } from "../workers/delta-cache.ts";
-import { createSentRecord, PAGES_PER_WORD, undoWords } from "../workers/dirty-words.ts";
+import { PAGES_PER_WORD, undoWords } from "../workers/dirty-words.ts";
 import type {
   ChannelPlace,
   ScanPart,
@@ -252,12 +253,11 @@ export class Sender {
   #sendBlocks(channels: number): SendBlock[] {
     const keys = firstKeys(this.#blocks, channels);
     return this.#blocks.map(({ block, bitmap, pageBytes, pageCount, pagesPerChunk }, index) => {
-      const { name, sizeBytes, place } = block;
-      const geometry = { pageBytes, pageCount, pagesPerChunk };
+      const region = { ...block, pageBytes, pageCount, pagesPerChunk };
       const firstKey = must(keys[index], "every block has keys");
-      const record = createSentRecord(geometry);
-      this.#sent.push(record.sent);
-      return { name, sizeBytes, place, ...geometry, dirty: bitmap.words, ...record, firstKey };
+      const made = sendBlockOf(region, { dirty: bitmap.words, firstKey });
+      this.#sent.push(made.sent);
+      return made;
     });
   }
 

@@ -13,7 +13,7 @@ const ACTS = 4;
 const BLOCKS = 4;
 const BLOCK_PAGES = 256;
 /** Pages of 32 that are dirty, by turns. */
-const DIRTY_OF_32 = [32, 32, 16, 9];
+const DIRTY_OF_32 = [32, 32, 17, 9];
 
 /** What a whole rehearsal moves: 60 turns at a source, and 30 with all pages at a destination. */
 const PAGES = {

@@ -3,18 +3,13 @@ import { KIB } from "../base/units.ts";
 import { type Checksum, loadChecksum } from "../channels/checksum.ts";
 import { type DescriptorOptions, readSome, writeAll } from "../channels/descriptor.ts";
 import { type OwnPair, openOwnPair } from "../channels/own-pair.ts";
+import { receiveBlockOf } from "./blocks.ts";
 import { CounterRow, createControl, stopOf } from "./control.ts";
 import { ARMED, createFaultDoor, discardPages } from "./fault-door.ts";
 import { beginPostcopy } from "./gate.ts";
 import { PageReceiver } from "./page-receiver.ts";
 import { booked, PageSender } from "./page-sender.ts";
-import {
-  markDirty,
-  type PretendBlock,
-  receiveBlockOf,
-  sendBlockOf,
-  sharedMemory,
-} from "./pretend-blocks.ts";
+import { markDirty, type PretendRegion, pretendSendBlock, sharedMemory } from "./pretend-blocks.ts";
 import type { ChannelPlace, ReceiveSetup, SendSetup } from "./protocol.ts";
 
 /** Nothing takes so long where one thread plays both ends. */
@@ -32,7 +27,7 @@ const BLOCK_BYTES = PAGES * PAGE_BYTES;
 const CONTENT_EVERY = 5;
 
 /** By turns: all pages, and such that lie apart. */
-const DIRTY = [-1, -1, 0x0ff0_00ff, 0x5555_0001] as const;
+const DIRTY = [-1, -1, 0x8ff0_00ff | 0, 0x9555_0001 | 0] as const;
 
 /** As much as it takes until V8 has compiled what a migration of gigabytes has compiled in the end. */
 const SENDER_TURNS = 60;
@@ -211,7 +206,7 @@ function sendSetupOf({ hasChecksum, isPostcopy }: Act): SendSetup {
   if (isPostcopy) beginPostcopy(control);
   return {
     control,
-    blocks: pretendBlocks("source").map(sendBlockOf),
+    blocks: regionsOf("source").map(pretendSendBlock),
     channels: 1,
     cacheBytes: 0,
     xbzrle: false,
@@ -223,7 +218,7 @@ function sendSetupOf({ hasChecksum, isPostcopy }: Act): SendSetup {
 
 function receiveSetupOf({ hasChecksum, isPostcopy }: Act): ReceiveSetup {
   const control = createControl(1);
-  const blocks = pretendBlocks("destination").map((block) => receiveBlockOf(block, true));
+  const blocks = regionsOf("destination").map((block) => receiveBlockOf(block, true));
   const common = { control, blocks, hasChecksum, channelTimeoutMs: LIMIT_MS };
   if (!isPostcopy) return common;
   beginPostcopy(control);
@@ -233,7 +228,7 @@ function receiveSetupOf({ hasChecksum, isPostcopy }: Act): ReceiveSetup {
 }
 
 /** Of zeros, of content and of both, in shared memory and in files that there are everywhere. */
-function pretendBlocks(end: End): PretendBlock[] {
+function regionsOf(end: End): PretendRegion[] {
   const [zeros, both] = [sharedMemory(BLOCK_BYTES), sharedMemory(BLOCK_BYTES)];
   if (end === "source") fillPart(new Uint8Array(both.buffer));
   const files = end === "source" ? ["/dev/zero", process.execPath] : ["/dev/null", "/dev/null"];
@@ -244,6 +239,7 @@ function pretendBlocks(end: End): PretendBlock[] {
   ];
   return places.map((place, index) => ({
     name: `block ${index}`,
+    sizeBytes: BLOCK_BYTES,
     place,
     pageBytes: PAGE_BYTES,
     pageCount: PAGES,
