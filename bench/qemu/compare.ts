@@ -16,7 +16,7 @@ Moves the RAM of a stopped guest with QEMU's own migration, multifd on, and with
 and turn about, each time into fresh memory, compares what arrived with what was sent, and tells
 medians and ratios. The source's threads are ready when it begins, as a host that embeds the engine
 can keep them, or start then, as the command's do. With auto, which QEMU does not have, QEMU sends
-memory as it is. Otherwise a bare pump moves the same bytes as well, as they are or by the same codec.
+memory as it is. Otherwise a bare pump reads and moves the same memory, as it is or by the same codec.
 
 It needs qemu-system-x86_64, unshare, ip and mount, and the right to make namespaces: everything
 runs in some of its own, and ends with them. --json prints a line per comparison; --smoke is small.

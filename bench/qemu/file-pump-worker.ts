@@ -11,7 +11,7 @@ import { type PumpThread, takePart } from "../pump-thread.ts";
 export interface FilePumpTask extends PumpThread {
   readonly direction: "in" | "out";
   readonly path: string;
-  /** Of each piece, where it begins and how long it is. */
+  /** Of each piece, where it begins, how long it is, and whether it is sent: 1, or 0 if it is only read. */
   readonly pieces: Float64Array;
   /** Of the longest one. */
   readonly pieceBytes: number;
@@ -27,11 +27,13 @@ const buffer = new Uint8Array(task.pieceBytes);
 const file = openSync(task.path, direction === "out" ? "r" : "r+");
 
 takePart(task, (options) => {
-  for (let index = 0; index < pieces.length; index += 2) {
+  for (let index = 0; index < pieces.length; index += 3) {
     const at = pieces[index] as number;
     const piece = buffer.subarray(0, pieces[index + 1]);
+    const isSent = pieces[index + 2] === 1;
+    if (direction === "out") readSync(file, piece, 0, piece.length, at);
+    if (!isSent) continue;
     if (direction === "out") {
-      readSync(file, piece, 0, piece.length, at);
       if (codec === null) writeAll(options, piece);
       else sendCompressed(options, piece, codec);
     } else if (codec === null) {

@@ -19,7 +19,8 @@ const CODECS = { none: { codec: 0, level: 0 }, zstd: { codec: zstd.number, level
 /**
  * What is left of a migration by this engine when nothing is done that could be left out: as many
  * threads and connections move the same bytes from the same file into a fresh one, by the same calls.
- * Nothing is looked at, counted, described or agreed on, and zero pages are known beforehand.
+ * Nothing is looked at, counted, described or agreed on. Zero pages are known beforehand, but read, for
+ * nobody else could know of them without.
  */
 export async function pumpFile(
   {
@@ -56,25 +57,31 @@ export async function pumpFile(
   });
 }
 
-/** What of the file is not zero, in pieces, piece by piece shared among the channels. */
+/**
+ * The file in pieces that are zero throughout or nowhere, by pages; those of either kind are shared among
+ * the channels piece by piece. See `FilePumpTask`.
+ */
 function sharesOf(path: string, channels: number): Float64Array[] {
   const shares = Array.from({ length: channels }, () => [] as number[]);
-  let pieces = 0;
+  const counts = { content: 0, zero: 0 };
   const page = new Uint8Array(PAGE_BYTES);
   const zeros = new Uint8Array(PAGE_BYTES);
-  const end = { from: 0, to: 0 };
+  const piece = { from: 0, to: 0, isZero: false };
   const close = (): void => {
-    if (end.to > end.from) shares[pieces++ % channels]?.push(end.from, end.to - end.from);
+    const { from, to, isZero } = piece;
+    if (to === from) return;
+    const share = counts[isZero ? "zero" : "content"]++ % channels;
+    shares[share]?.push(from, to - from, isZero ? 0 : 1);
   };
   const fd = openSync(path, "r");
   for (let at = 0; readSync(fd, page, 0, PAGE_BYTES, at) === PAGE_BYTES; at += PAGE_BYTES) {
-    const goesOn = end.to === at && at - end.from < PIECE_BYTES;
-    if (sameBytes(page, zeros)) continue;
-    if (!goesOn) {
+    const isZero = sameBytes(page, zeros);
+    if (isZero !== piece.isZero || at - piece.from === PIECE_BYTES) {
       close();
-      end.from = at;
+      piece.from = at;
+      piece.isZero = isZero;
     }
-    end.to = at + PAGE_BYTES;
+    piece.to = at + PAGE_BYTES;
   }
   close();
   closeSync(fd);
