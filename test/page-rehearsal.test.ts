@@ -1,4 +1,5 @@
 import { readdirSync } from "node:fs";
+import { getPriority } from "node:os";
 import { expect, test, vi } from "vitest";
 import * as connections from "../channels/connection.ts";
 import { type End, rehearsePages } from "../workers/page-rehearsal.ts";
@@ -29,11 +30,16 @@ function openFiles(): number {
   return readdirSync("/proc/self/fd").length;
 }
 
-test.for(ENDS)("a rehearsal of a %s moves every page, and leaves nothing open", async (end) => {
-  const before = openFiles();
-  expect(await rehearsePages(end, () => false)).toBe(PAGES[end]);
-  expect(openFiles()).toBe(before);
-});
+test.for(ENDS)(
+  "a rehearsal of a %s moves every page, and leaves nothing open and its thread where it stood",
+  async (end) => {
+    const before = openFiles();
+    const priority = getPriority();
+    expect(await rehearsePages(end, () => false)).toBe(PAGES[end]);
+    expect(openFiles()).toBe(before);
+    expect(getPriority(), "of this thread").toBe(priority);
+  },
+);
 
 test.for(ENDS)("a rehearsal of a %s ends at its next turn when it is over", async (end) => {
   const before = openFiles();
