@@ -6,8 +6,8 @@ import { ThreadStore } from "./thread-store.ts";
 
 /**
  * Threads for migrations of this process, started ahead of them: a thread takes longer to start than a
- * small guest to move, and its code is compiled by and by. Until one is wanted they rehearse. A migration takes as many as it has
- * channels, starts what is wanting, and gives back as many as there were in the beginning, for the next
+ * small guest to move, and its code is compiled by and by. Until one is wanted they rehearse. A
+ * migration takes as many as it has channels, starts what is wanting, and gives back as many as there were in the beginning, for the next
  * one; those that it does not need stay. Several at once share what there is.
  */
 export class ReadyThreads implements AsyncDisposable {
@@ -37,7 +37,10 @@ export class ReadyThreads implements AsyncDisposable {
     this.lanes = new ThreadStore(laneModule(), { count: lanes, isForOne });
   }
 
-  /** Returns when all of them have started and rehearsed; a migration need not wait for that. Throws WORKER_DIED. */
+  /**
+   * Returns when all of them have started and rehearsed; a migration need not wait for that. Throws
+   * WORKER_DIED.
+   */
   async started(): Promise<void> {
     await Promise.all([this.pages.started(), this.lanes.started()]);
   }

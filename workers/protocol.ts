@@ -93,8 +93,8 @@ export interface SendSetup {
 }
 
 /**
- * What every thread is told before a migration and after it. `ready` is answered once it has rehearsed, or
- * a migration has it: word 0 of `wanted` is 1 then. `forget` is the last task of a migration: then it has
+ * What every thread is told before a migration and after it. `ready` is answered once it has rehearsed;
+ * a bulk channel's thread ends that when word 0 of `wanted` is 1: a migration wants it. `forget` is the last task of a migration: then it has
  * nothing of it any more. If it serves another one, `tidy` comes first.
  */
 export type BetweenTask =
