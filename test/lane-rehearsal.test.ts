@@ -20,8 +20,8 @@ vi.mock(import("../channels/connection.ts"), { spy: true });
 vi.mock(import("../workers/lane-rehearsal.ts"), { spy: true });
 
 const PARTS: readonly Part[] = ["lane", "vcpu"];
-/** 8 blocks of 32 pages in each of 4 acts, four times. */
-const ALL_PAGES = 4096;
+/** 8 blocks of 32 pages in each of 4 acts, seven times. */
+const ALL_PAGES = 7168;
 const TURN_PAGES = 4;
 
 function openFiles(): number {

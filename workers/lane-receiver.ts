@@ -76,6 +76,8 @@ export class LaneReceiver {
   #fetches = 0;
   /** The bell as it was before nobody was found to ask: until it rings, nobody does. */
   #heard: number | null = null;
+  /** For a vCPU: pages lay here already when it came last, of which it may have wanted one. */
+  #comesUnasked = true;
 
   constructor(
     setup: ReceiveSetup,
@@ -150,8 +152,11 @@ export class LaneReceiver {
     const idleness = this.#idleness;
     const endMs = nowMs() + BRINGING_MS;
     idleness.wake();
-    for (;;) {
+    // A look before the request costs what a guest waits for, and is in vain unless pages come unasked.
+    if (!this.#comesUnasked) this.#askNext();
+    for (let isFirst = true; ; isFirst = false) {
       const found = this.#pages.pollAll();
+      if (isFirst) this.#comesUnasked = found === "pages";
       if (found === "pages") this.#arrived(this.#pages.polledMs);
       if (found === "end") {
         endLane(this.#state);
