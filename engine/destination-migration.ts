@@ -210,9 +210,10 @@ export class DestinationMigration {
     if (this.attempt.failure !== null) return doorman.close({ areThreadsGone: true });
     this.attempt.callBack(() => this.#options.onListening?.(listener.address));
     if (this.#options.threads === undefined) {
-      // How many channels there will be is the source's choice.
-      const { default: count } = PARAMETERS.channels;
-      this.#ownThreads = this.#surroundings.readyThreads("destination", count);
+      // How many channels there will be is the source's choice, and whether it may come to post-copy.
+      const channels = PARAMETERS.channels.default;
+      const lanes = this.#host.takeFaults === undefined ? 0 : PARAMETERS.priorityChannels.default;
+      this.#ownThreads = this.#surroundings.readyThreads("destination", { channels, lanes });
     }
     const limitMs = acceptTimeoutMs === 0 ? Number.POSITIVE_INFINITY : acceptTimeoutMs;
     const main = await doorman.admitMain(limitMs);

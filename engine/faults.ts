@@ -40,9 +40,9 @@ let rehearsal: Promise<void> | null = null;
 let isExpected = false;
 
 /**
- * Loads what `openFaults` needs in the calling thread, and rehearses it there for 0.15 to 0.25 s of a
+ * Loads what `openFaults` needs in the calling thread, and rehearses it there for some 0.6 s of a
  * processor, so that the first pages do not take twice as long as others. For where a guest may go over
- * before its memory, of which `prepare` is told. Ends early when `openFaults` is called meanwhile.
+ * before its memory, of which `prepare` is told; or before a guest comes at all. Ends early when `openFaults` is called meanwhile.
  */
 export function prepareFaults(): Promise<void> {
   rehearsal ??= learn();

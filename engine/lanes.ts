@@ -5,6 +5,7 @@ import { allStarted, doneOf, endAll, PageThread, type ThreadHome } from "./page-
 import type { Parameters } from "./parameters.ts";
 import { laneModule } from "./ready-threads.ts";
 import type { ThreadStore } from "./thread-store.ts";
+import { holdBack, v8Threads } from "./v8-threads.ts";
 
 /** Priority channels of a migration with these parameters; none where post-copy cannot happen. */
 export function laneCountOf({ postcopy, priorityChannels }: Parameters): number {
@@ -24,6 +25,8 @@ interface Lane {
 export class Lanes {
   readonly #lanes: readonly Lane[];
   readonly #home: ThreadHome | undefined;
+  readonly #v8Threads = v8Threads();
+  #letV8Go: (() => void) | null = null;
 
   /** Starts the threads that are not `ready`. They rehearse, unless a guest waits for them already. */
   constructor(
@@ -31,6 +34,7 @@ export class Lanes {
     { isGuestThere, ready }: { isGuestThere: boolean; ready?: ThreadStore | undefined },
   ) {
     this.#home = ready;
+    this.#v8Threads = setups.length === 0 ? [] : v8Threads();
     this.#lanes = setups.map((setup) => {
       const thread = ready?.take() ?? new PageThread(laneModule());
       const begun = thread.run(0, { kind: "begin", setup } satisfies LaneTask);
@@ -56,6 +60,11 @@ export class Lanes {
     ended.resolve(serveOne(thread, place));
   }
 
+  /** A guest waits for pages from now on, until they are closed. */
+  comeFirst(): void {
+    this.#letV8Go ??= holdBack(this.#v8Threads);
+  }
+
   /** Returns when every lane has ended as it should. */
   async ended(): Promise<void> {
     await Promise.all(this.#lanes.map((lane) => lane.ended.promise));
@@ -66,6 +75,7 @@ export class Lanes {
    * when one hangs and still holds its descriptors; see `endAll`.
    */
   async close(limitMs?: number): Promise<boolean> {
+    this.#letV8Go?.();
     const threads = this.#lanes.map((lane) => lane.thread);
     return await endAll(threads, limitMs, this.#home);
   }

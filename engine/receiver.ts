@@ -157,6 +157,7 @@ export class Receiver {
   /** The lanes may ask for pages: the source is ready for that. */
   openLanes(): void {
     tellLanes(this.#laneWords, OPEN);
+    this.#lanes.comeFirst();
   }
 
   /** Those with a connection that was not let go. */

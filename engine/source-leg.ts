@@ -106,6 +106,7 @@ export class SourceLeg {
   beginPostcopy(): void {
     beginPostcopy(this.sender.control);
     tellLanes(this.#laneWords, OPEN);
+    this.#lanes?.comeFirst();
   }
 
   /** Sends what is dirty until the destination has all. Returns what it told. */

@@ -28,6 +28,7 @@ import { checkAnswer } from "./given.ts";
 import { Hold } from "./hold.ts";
 import type { DeviceSection, DeviceTerms, SourceHost } from "./host.ts";
 import { HypervisorView } from "./hypervisor-view.ts";
+import { laneCountOf } from "./lanes.ts";
 import { agreedParameters, type Parameters } from "./parameters.ts";
 import { preferPeersWord } from "./peers-word.ts";
 import { goesOver } from "./postcopy-policy.ts";
@@ -204,7 +205,9 @@ export class SourceMigration {
     if (this.#options.threads === undefined) {
       // They start while the hosts meet.
       const { surroundings } = this.#terms;
-      this.#ownThreads = surroundings.readyThreads("source", this.#parameters.channels);
+      const { channels } = this.#parameters;
+      const lanes = laneCountOf(this.#parameters);
+      this.#ownThreads = surroundings.readyThreads("source", { channels, lanes });
     }
     await this.#leg.peer.connect();
     const id = formatMigrationId(this.#leg.peer.identity.migrationId);

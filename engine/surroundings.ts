@@ -10,7 +10,7 @@ import type { ThreadStore } from "./thread-store.ts";
 export type ThreadPool = Pick<ChannelPool, "begun" | "run" | "close">;
 
 /** A thread for each priority lane. See `Lanes`. */
-export type LaneThreads = Pick<Lanes, "start" | "serve" | "ended" | "close">;
+export type LaneThreads = Pick<Lanes, "start" | "serve" | "comeFirst" | "ended" | "close">;
 
 /**
  * What a migration has around it: other machines and threads. With the clock (see base/clock.ts)
@@ -20,8 +20,11 @@ export type LaneThreads = Pick<Lanes, "start" | "serve" | "ended" | "close">;
 export interface Surroundings {
   connector(address: Address): Connector;
   listen(address: Address): Promise<Listener>;
-  /** Starts up to `count` before it is known what for. */
-  readyThreads(side: "source" | "destination", count: number): ReadyThreads;
+  /** Starts up to so many for bulk channels, and those for lanes, before it is known what for. */
+  readyThreads(
+    side: "source" | "destination",
+    counts: { channels: number; lanes: number },
+  ): ReadyThreads;
   startThreads(options: {
     module: URL;
     setup: object;
@@ -38,7 +41,9 @@ export interface Surroundings {
 export const REAL_SURROUNDINGS: Surroundings = {
   connector,
   listen,
-  readyThreads: (side, count) => new ReadyThreads(side, atOnce(count), { isForOne: true }),
+  readyThreads(side, { channels, lanes }) {
+    return new ReadyThreads(side, atOnce(channels), { lanes, isForOne: true });
+  },
   startThreads: (options) => new ChannelPool(options),
   startLanes: (setups, terms) => new Lanes(setups, terms),
 };

@@ -77,8 +77,12 @@ test("a lane sleeps the shorter the sooner something may come", () => {
   };
   idleness.wake();
   expect([sleeps(), sleeps({ isExpecting: false })]).toEqual([0.015, 0.1]);
-  now += 6;
-  expect([sleeps(), sleeps({ isExpecting: false })]).toEqual([0.2, 2]);
+  now += 5;
+  expect([sleeps(), sleeps({ isExpecting: false })]).toEqual([0.25, 2]);
+  now += 5;
+  expect([sleeps(), sleeps({ isExpecting: false })]).toEqual([0.5, 2]);
   now += 100;
-  expect([sleeps(), sleeps({ isAsleep: true })]).toEqual([0.5, 5]);
+  expect([sleeps(), sleeps({ isExpecting: false })]).toEqual([2, 2]);
+  expect([sleeps({ isAsleep: true, isExpecting: false }), sleeps()]).toEqual([5, 2]);
+  expect([sleeps({ isAsleep: true }), sleeps()], "it has just been woken").toEqual([5, 0.015]);
 });

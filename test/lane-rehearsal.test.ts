@@ -20,8 +20,8 @@ vi.mock(import("../channels/connection.ts"), { spy: true });
 vi.mock(import("../workers/lane-rehearsal.ts"), { spy: true });
 
 const PARTS: readonly Part[] = ["lane", "vcpu"];
-/** 8 blocks of 32 pages in each of 4 acts, seven times. */
-const ALL_PAGES = 7168;
+/** 8 blocks of 32 pages in each of 4 acts, twenty times. */
+const ALL_PAGES = 20_480;
 const TURN_PAGES = 4;
 
 function openFiles(): number {
@@ -103,7 +103,7 @@ async function laneThread() {
   };
   const setup = { side: "source", send, words, served: createLatencies() } as const;
   await work({ kind: "begin", setup });
-  return { work, control, words, rehearse: vi.mocked(rehearse).mockReset() };
+  return { work, control, words, setup, rehearse: vi.mocked(rehearse).mockReset() };
 }
 
 test("a lane's thread rehearses once, until its guest goes over or its migration ends", async () => {
@@ -146,15 +146,21 @@ test("a lane's thread does nothing else until its rehearsal is over", async () =
   }
 });
 
-test("a lane's thread that is made ready rehearses to the end, and serves also where it cannot", async () => {
-  const { work, rehearse } = await laneThread();
+test("a lane's thread that is made ready rehearses until a guest goes over, and serves also where it cannot", async () => {
+  const { work, words, setup, rehearse } = await laneThread();
+  await work({ kind: "forget" });
   rehearse.mockRejectedValueOnce(new Error("not here"));
   expect(await work({ kind: "ready", wanted: new Int32Array(1) })).toEqual({
     state: "done",
     pages: 0,
   });
   expect(rehearse.mock.lastCall?.[0]).toBe("lane");
-  expect(rehearse.mock.lastCall?.[1]()).toBe(false);
+  const isOver = must(rehearse.mock.lastCall?.[1], "it was told when to end");
+  expect(isOver(), "nobody has it").toBe(false);
+  await work({ kind: "begin", setup });
+  expect(isOver(), "its guest runs at the source").toBe(false);
+  tellLanes(words, OPEN);
+  expect(isOver()).toBe(true);
 });
 
 test("a vCPU's thread rehearses until its guest comes, whether it can or not", async () => {

@@ -1,13 +1,15 @@
 import { beforeAll, expect, test } from "vitest";
 import { MIB } from "../base/units.ts";
 import { rewrittenGuest, TouchedGuest } from "../bench/touched-guest.ts";
-import type { SourceHost } from "../engine/host.ts";
-import { ReadyThreads } from "../engine/ready-threads.ts";
+import { migrateIn } from "../engine/destination.ts";
+import type { DestinationHost, SourceHost } from "../engine/host.ts";
+import { PARAMETERS } from "../engine/parameters.ts";
+import { atOnce, ReadyThreads } from "../engine/ready-threads.ts";
 import { migrateOut } from "../engine/source.ts";
 import { FaultRig, verdictsOf, warmUp } from "./harness/fault-rig.ts";
 import { LeakCheck } from "./harness/leaks.ts";
 import { throws } from "./harness/misbehaviour.ts";
-import { migratePair } from "./harness/pair.ts";
+import { migratePair, outcomeOf } from "./harness/pair.ts";
 import { ThreadWatch } from "./harness/thread-watch.ts";
 import { Prng, seedFromEnvironment } from "./prng.ts";
 
@@ -138,6 +140,36 @@ test("ready threads outlive an attempt that does not need them, and end with the
     await expect(moving).rejects.toMatchObject({ code: "CONNECT_FAILED" });
     expect(threads.count).toBe(2);
   }
+  await leaks.settled();
+});
+
+/** The same, for a guest that never runs before its memory is there. */
+function withoutFaults(host: DestinationHost): DestinationHost {
+  return {
+    prepare: (...given) => host.prepare(...given),
+    loadDevices: (...given) => host.loadDevices(...given),
+    resume: () => host.resume(),
+    discard: () => host.discard(),
+  };
+}
+
+test("who waits for a guest has threads ready, a priority channel's where it may come before its memory", async () => {
+  const leaks = new LeakCheck();
+  const guest = new TouchedGuest(new SharedArrayBuffer(MIB), { faults: 0, pauseMs: 0 });
+  const counts: number[] = [];
+  for (const host of [guest, withoutFaults(guest)]) {
+    using watch = new ThreadWatch();
+    const cancel = new AbortController();
+    const listening = Promise.withResolvers<string>();
+    const options = { signal: cancel.signal, onListening: listening.resolve };
+    const arriving = outcomeOf(migrateIn(host, "tcp:127.0.0.1:0", options));
+    await listening.promise;
+    counts.push((await watch.all()).length);
+    cancel.abort();
+    expect((await arriving).failure?.code).toBe("CANCELLED");
+  }
+  const channels = atOnce(PARAMETERS.channels.default);
+  expect(counts).toEqual([channels + 1, channels]);
   await leaks.settled();
 });
 

@@ -7,10 +7,12 @@ import { threadNumber } from "./thread-number.ts";
 /** While faults follow each other, a lane looks this often; the system adds little, see below. */
 const HOT_MS = 0.015;
 const HOT_FOR_MS = 5;
-/** A sleep costs some 40 us of a processor, which the background lacks. */
-const COLD_MS = 0.2;
-const COLD_FOR_MS = 100;
-const COLDEST_MS = 0.5;
+/**
+ * Later its sleeps are so much of the time since something came: pages are late by little of the time in
+ * which nobody waits for any. A sleep costs some 40 us of a processor, which the background lacks.
+ */
+const COLD_SHARE = 1 / 20;
+const COLD_MS_MAX = 2;
 
 /** Where nothing that is urgent can come, unless a word tells so: pages that nobody has asked for. */
 const UNASKED_HOT_MS = 0.1;
@@ -55,7 +57,8 @@ export class Idleness {
   #isLooking = false;
   #looks = 0;
   #looksUntilMs = 0;
-  #busyUntilMs = 0;
+  /** When something happened last, or might for the first time. */
+  #busyMs = 0;
 
   constructor(stop: Int32Array) {
     this.#stop = stop;
@@ -68,7 +71,7 @@ export class Idleness {
     this.#isLooking = this.#spinning.begin();
     const now = nowMs();
     this.#looksUntilMs = now + LOOKS_MS;
-    this.#busyUntilMs = now + HOT_FOR_MS;
+    this.#busyMs = now;
   }
 
   /**
@@ -89,16 +92,18 @@ export class Idleness {
   rest({ on, isAsleep, isExpecting }: Rest): number {
     if (Atomics.load(this.#stop, 0) !== 0) throw new Stopped();
     const startMs = nowMs();
+    if (isAsleep && isExpecting) this.#busyMs = startMs; // Once it is awake, something may come soon.
     const ms = isAsleep ? ASLEEP_MS : this.#sleepMs(startMs, isExpecting);
     Atomics.wait(on.words, on.index, on.value, ms);
     return nowMs() - startMs;
   }
 
   #sleepMs(now: number, isExpecting: boolean): number {
-    const isHot = now < this.#busyUntilMs;
+    const calmMs = now - this.#busyMs;
+    const isHot = calmMs < HOT_FOR_MS;
     if (!isExpecting) return isHot ? UNASKED_HOT_MS : UNASKED_COLD_MS;
     if (isHot) return HOT_MS;
-    return now < this.#busyUntilMs + COLD_FOR_MS ? COLD_MS : COLDEST_MS;
+    return Math.min(COLD_MS_MAX, calmMs * COLD_SHARE);
   }
 }
 

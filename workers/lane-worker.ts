@@ -27,8 +27,9 @@ export default async function work(task: LaneTask): Promise<TaskReport> {
     return NOTHING_MOVED;
   }
   if (task.kind === "ready" || task.kind === "rehearse") {
-    // A migration that has it does not need it before its guest goes over.
-    const isOver = task.kind === "ready" ? () => false : () => isWanted(setup);
+    // A migration that has it does not need it before its guest goes over; one that is to come may take long.
+    const isAhead = task.kind === "ready";
+    const isOver = (): boolean => (setup === null ? !isAhead : isWanted(setup));
     rehearsal ??= rehearsed(rehearse("lane", isOver));
     await rehearsal;
     return NOTHING_MOVED;
@@ -42,8 +43,7 @@ export default async function work(task: LaneTask): Promise<TaskReport> {
 }
 
 /** Whether somebody may ask for a page, or the migration ends: nobody is to wait for a rehearsal. */
-function isWanted(setup: LaneSetup | null): boolean {
-  if (setup === null) return true;
+function isWanted(setup: LaneSetup): boolean {
   return Atomics.load(setup.words, OPEN) !== 0 || areWorkersStopped(controlOf(setup));
 }
 

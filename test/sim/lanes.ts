@@ -69,6 +69,8 @@ export class SimulatedLanes implements LaneThreads {
     serving.then(lane.end.resolve, lane.end.reject);
   }
 
+  comeFirst(): void {}
+
   async ended(): Promise<void> {
     await Promise.all(this.#lanes.map(({ end }) => end.promise));
   }
