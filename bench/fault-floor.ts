@@ -20,7 +20,10 @@ const THREAD_LIMIT_MS = MINUTE_MS;
  * The least that a page fault over a network takes: a thread writes a request and is blocked until a
  * page has come back from a thread that was blocked until the request came. Nothing else goes on.
  */
-export async function answerFloor(count: number): Promise<{
+export async function answerFloor(
+  count: number,
+  processor: number | null,
+): Promise<{
   address: string;
   finished: Promise<unknown>;
 }> {
@@ -28,7 +31,7 @@ export async function answerFloor(count: number): Promise<{
   const answer = async (): Promise<void> => {
     try {
       const connection = await listener.next(LIMIT_MS);
-      await runThread("answer", connection, count);
+      await runThread("answer", connection, { count, processor });
     } finally {
       listener.close();
     }
@@ -41,11 +44,10 @@ export async function answerFloor(count: number): Promise<{
 /** Microseconds that each request took, with a pause before each. */
 export async function askFloor(
   address: string,
-  count: number,
-  pauseMs: number,
+  how: { count: number; pauseMs: number; processor: number | null },
 ): Promise<Float64Array> {
   const connection = await connector(parseAddress(address)).connect(1, LIMIT_MS);
-  return await runThread("ask", connection, count, pauseMs);
+  return await runThread("ask", connection, how);
 }
 
 /** Reads and writes of its descriptor wait in the kernel from now on, which the engine's never do. */
@@ -59,12 +61,18 @@ function blocking(socket: Socket): number {
 async function runThread(
   side: FloorTask["side"],
   { reader, close }: Connection,
-  count: number,
-  pauseMs = 0,
+  { count, pauseMs = 0, processor }: { count: number; pauseMs?: number; processor: number | null },
 ): Promise<Float64Array> {
   const times = new Float64Array(new SharedArrayBuffer(count * 8));
   const worker = new Worker(new URL("./fault-floor-worker.ts", import.meta.url), {
-    workerData: { side, fd: blocking(reader as Socket), count, pauseMs, times } satisfies FloorTask,
+    workerData: {
+      side,
+      fd: blocking(reader as Socket),
+      count,
+      pauseMs,
+      processor,
+      times,
+    } satisfies FloorTask,
   });
   worker.once("exit", close);
   const late = Promise.withResolvers<never>();

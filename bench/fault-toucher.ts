@@ -11,8 +11,8 @@ import {
 } from "../engine/faults.ts";
 
 /**
- * A vCPU that does nothing but touch pages at random, and takes down how long it waited. It gets its door
- * in a message, when the guest goes over.
+ * A vCPU that does nothing but touch pages at random, and takes down how long it waited. It says when it
+ * knows its part, gets its door in a message, when the guest goes over, and says when it has opened that.
  */
 export interface ToucherTask {
   readonly seed: number;
@@ -29,7 +29,7 @@ const TRIES_MAX = 2000;
 
 const { seed, pauseMs, words, times } = workerData as ToucherTask;
 const port = must(parentPort, "it is a thread");
-void prepareFaults();
+void prepareFaults().then(() => port.postMessage("prepared"));
 const [door] = (await once(port, "message")) as [FaultDoor];
 const { pageCount } = door.blocks[0] as FaultBlock;
 const faults = await openFaults(door);

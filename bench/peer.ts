@@ -167,8 +167,8 @@ export class Peer {
   }
 
   /** Answers as many requests as will come. */
-  async answerFloor(count: number): Promise<string> {
-    const { address, finished } = await answerFloor(count);
+  async answerFloor(count: number, processor: number | null): Promise<string> {
+    const { address, finished } = await answerFloor(count, processor);
     this.#answering = finished;
     return address;
   }
@@ -177,20 +177,24 @@ export class Peer {
     await must(this.#answering, "somebody answered");
   }
 
-  async askFloor(address: string, count: number, pauseMs: number): Promise<number[]> {
-    return Array.from(await askFloor(address, count, pauseMs));
+  async askFloor(address: string, how: Parameters<typeof askFloor>[1]): Promise<number[]> {
+    return Array.from(await askFloor(address, how));
   }
 
-  /** Takes a guest in whose pages are touched before they are there, so many of them. */
-  async listenToFaults(what: {
-    bytes: number;
-    pageBytes: number;
-    faults: number;
-    pauseMs: number;
-  }): Promise<string> {
+  /**
+   * Takes a guest in whose pages are touched before they are there, so many of them. With threads that are
+   * ready before it comes, for so many channels, or without any.
+   */
+  async listenToFaults(
+    what: { bytes: number; pageBytes: number; faults: number; pauseMs: number },
+    ready: number,
+  ): Promise<string> {
     const memory = must(this.#memory, "memory is held before a guest arrives");
     this.#touching = new TouchedGuest(memory, what);
-    return await this.#arrive(this.#touching, {});
+    if (ready === 0) return await this.#arrive(this.#touching, {});
+    const threads = readyForOne("destination", ready);
+    await Promise.all([threads.started(), this.#touching.prepared()]);
+    return await this.#arrive(this.#touching, { threads });
   }
 
   /** Microseconds that each touch of a missing page took. */
@@ -198,12 +202,15 @@ export class Peer {
     return await must(this.#touching, "a guest was touched").times();
   }
 
-  /** Sends a guest that has written all of its memory once more when it pauses. */
+  /** Sends a guest that has written all of its memory once more when it pauses. `ready` as at its other end. */
   async departDirty(
     address: string,
     what: { bytes: number; pageBytes: number; quietMs: number },
     options: ParameterOptions,
+    ready: number,
   ): Promise<Travel> {
+    await using threads = readyForOne("source", ready);
+    await threads.started();
     const host = rewrittenGuest(must(this.#memory, "memory is held to be sent"), what);
     const live = new LiveParameters();
     let loud: NodeJS.Timeout | undefined;
@@ -212,7 +219,8 @@ export class Peer {
       live.change({ maxBandwidthBytesPerSecond: QUIET_BYTES_PER_SECOND });
       loud = setTimeout(() => live.change({ maxBandwidthBytesPerSecond: 0 }), what.quietMs);
     };
-    const report = await migrateOut(host, address, { ...options, live, onPhase });
+    const given = { ...options, live, onPhase, ...(ready === 0 ? {} : { threads }) };
+    const report = await migrateOut(host, address, given);
     clearTimeout(loud);
     return { report, cpuMs: report.cpuMs };
   }
@@ -280,6 +288,11 @@ export class Peer {
     this.#arriving = arriving;
     return await listening.promise;
   }
+}
+
+/** What a guest needs that may come to post-copy, for one guest: threads that have served are faster. */
+function readyForOne(side: "source" | "destination", channels: number): ReadyThreads {
+  return new ReadyThreads(side, channels, { lanes: Math.min(channels, 1), isForOne: true });
 }
 
 function statusBytes(field: "VmRSS" | "VmHWM"): number {

@@ -1,4 +1,4 @@
-import { once } from "node:events";
+import { on, once } from "node:events";
 import { Worker } from "node:worker_threads";
 import { must } from "../base/assert.ts";
 import type { Block, BlockAnnouncement } from "../engine/block.ts";
@@ -36,7 +36,10 @@ export function rewrittenGuest(buffer: SharedArrayBuffer, shape: Shape): SourceH
   };
 }
 
-/** The memory that it comes to, with a thread that touches pages from the moment it runs. */
+/**
+ * The memory that it comes to, with a thread that touches pages from the moment it runs. That starts with the
+ * migration, unless it is `prepared` before.
+ */
 export class TouchedGuest implements DestinationHost {
   readonly #buffer: SharedArrayBuffer;
   readonly #faults: number;
@@ -54,9 +57,14 @@ export class TouchedGuest implements DestinationHost {
     this.#times = new Float64Array(new SharedArrayBuffer(Math.max(1, faults) * 8));
   }
 
-  /** Its thread starts now, as vCPUs do. */
+  /** Its thread starts, and returns when it knows its part. */
+  async prepared(): Promise<void> {
+    if (this.#faults === 0) return;
+    await messageOf(this.#startThread(), "prepared");
+  }
+
   async prepare(announced: readonly BlockAnnouncement[]): Promise<readonly Block[]> {
-    if (this.#faults > 0) this.#startThread();
+    if (this.#faults > 0 && this.#worker === null) this.#startThread();
     const { sizeBytes, pageBytes } = must(announced[0], "a guest has memory");
     return [blockOver(this.#buffer, { bytes: sizeBytes, pageBytes })];
   }
@@ -73,20 +81,22 @@ export class TouchedGuest implements DestinationHost {
   /** Its thread is ready before it runs. */
   async loadDevices(): Promise<void> {
     if (this.#worker === null) return;
-    const ready = once(this.#worker, "message");
+    const ready = messageOf(this.#worker, "ready");
     this.#worker.postMessage(this.door);
     await ready;
   }
 
-  #startThread(): void {
+  #startThread(): Worker {
     const task: ToucherTask = {
       seed: 1,
       pauseMs: this.#pauseMs,
       words: this.#words,
       times: this.#times,
     };
-    this.#worker = new Worker(new URL("./fault-toucher.ts", import.meta.url), { workerData: task });
-    this.#ended = once(this.#worker, "exit");
+    const worker = new Worker(new URL("./fault-toucher.ts", import.meta.url), { workerData: task });
+    this.#worker = worker;
+    this.#ended = once(worker, "exit");
+    return worker;
   }
 
   async resume(): Promise<void> {
@@ -103,4 +113,11 @@ export class TouchedGuest implements DestinationHost {
     await this.#ended;
     return Array.from(this.#times.subarray(0, Atomics.load(this.#words, 0)));
   }
+}
+
+async function messageOf(worker: Worker, wanted: string): Promise<void> {
+  for await (const [message] of on(worker, "message", { close: ["exit"] })) {
+    if (message === wanted) return;
+  }
+  throw new Error(`the thread ended and was never ${wanted}`);
 }
