@@ -475,8 +475,8 @@ export class SourceMigration {
     this.attempt.change("postcopy-recover");
     leg.watch();
     leg.peer.onLost((channel) => this.#losesChannel(channel));
-    leg.beginPostcopy();
     await leg.openChannels();
+    leg.beginPostcopy(); // Not sooner: V8 steps back then, which threads that start have much of.
     await leg.leg.guard(leg.peer.tellResumed());
     this.#address = address;
   }
