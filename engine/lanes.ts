@@ -25,7 +25,8 @@ interface Lane {
 export class Lanes {
   readonly #lanes: readonly Lane[];
   readonly #home: ThreadHome | undefined;
-  readonly #v8Threads = v8Threads();
+  /** Looked for ahead: a guest that goes over waits for no more than it must. */
+  readonly #v8Threads: readonly number[];
   #letV8Go: (() => void) | null = null;
 
   /** Starts the threads that are not `ready`. They rehearse, unless a guest waits for them already. */
@@ -60,7 +61,7 @@ export class Lanes {
     ended.resolve(serveOne(thread, place));
   }
 
-  /** A guest waits for pages from now on, until they are closed. */
+  /** A guest waits for pages from now on: V8's own threads step behind until the lanes are closed. */
   comeFirst(): void {
     this.#letV8Go ??= holdBack(this.#v8Threads);
   }

@@ -6,9 +6,10 @@ import { ThreadStore } from "./thread-store.ts";
 
 /**
  * Threads for migrations of this process, started ahead of them: a thread takes longer to start than a
- * small guest to move, and its code is compiled by and by. Until one is wanted they rehearse. A
- * migration takes as many as it has channels, starts what is wanting, and gives back as many as there were in the beginning, for the next
- * one; those that it does not need stay. Several at once share what there is.
+ * small guest to move, and its code is compiled by and by. Until one is wanted they rehearse, those of lanes
+ * until their guest goes over. A migration takes as many as it has channels, starts what is wanting, and gives
+ * back as many as there were in the beginning, for the next one; those that it does not need stay. Several at
+ * once share what there is.
  */
 export class ReadyThreads implements AsyncDisposable {
   readonly side: "source" | "destination";

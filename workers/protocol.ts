@@ -94,8 +94,9 @@ export interface SendSetup {
 
 /**
  * What every thread is told before a migration and after it. `ready` is answered once it has rehearsed;
- * a bulk channel's thread ends that when word 0 of `wanted` is 1: a migration wants it. `forget` is the last task of a migration: then it has
- * nothing of it any more. If it serves another one, `tidy` comes first.
+ * a bulk channel's thread ends that when word 0 of `wanted` is 1: a migration wants it; a lane's thread when its
+ * guest goes over. `forget` is the last task of a migration: then it has nothing of it any more. If it serves
+ * another one, `tidy` comes first.
  */
 export type BetweenTask =
   | { readonly kind: "ready"; readonly wanted: Int32Array }
