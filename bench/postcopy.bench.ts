@@ -35,9 +35,9 @@ const WARM_FAULTS = 1000;
  * All pages are dirty again when the guest goes over, and a thread at the destination touches them in
  * no order, one after the other, as a vCPU would. Compared is the time of the same request and a page
  * back between two threads of two processes that do nothing else, each blocked in the kernel, measured
- * just before in the same run: `fault-floor.ts`. They are on two processors, as those of two hosts are: left
- * alone the scheduler has them on one in some runs, where they take about half as long. "Saturated" is with two bulk channels that send as fast
- * as they can; "quiet" with them held to next to nothing.
+ * just before in the same run: `fault-floor.ts`. They are on two processors, as those of two hosts are:
+ * left alone the scheduler has them on one in some runs, where they take about half as long. "Saturated" is
+ * with two bulk channels that send as fast as they can; "quiet" with them held to next to nothing.
  *
  * Threads are new for each migration and have rehearsed before it, as those of a host that is ready for a
  * guest (`ReadyThreads`, `prepareFaults`). "Unprepared" is with threads that start with it.
@@ -102,7 +102,8 @@ export const postcopy: Benchmark<typeof SMOKE> = {
     const touched = { ...plain, faults, pauseMs: PAUSE_MS };
     for (let run = -warmups; run < runs; run += 1) {
       const floor = await floorOnce(pair, { count: faults, on: apart });
-      const sharedFloor = await floorOnce(pair, { count: faults, on: together });
+      const sharedFloor =
+        together === ANYWHERE ? [] : await floorOnce(pair, { count: faults, on: together });
       const busyFloor = await floorBesidePumps(pair, {
         count: faults,
         channels,
@@ -133,7 +134,7 @@ export const postcopy: Benchmark<typeof SMOKE> = {
       detail: `${floors.length} pages, ${apart === ANYWHERE ? "no taskset: on any processor" : "each end on a processor of its own"}`,
     });
     report({ name: "floor, p99", value: floorOf(0.99), unit: "us" });
-    if (together !== ANYWHERE) {
+    if (sharedFloors.length > 0) {
       const us = quantile(sharedFloors, 0.5);
       report({
         name: "floor, both ends on one processor, p50 / floor's",

@@ -56,18 +56,13 @@ export function v8Threads(): number[] {
 
 /** Linux takes the number of a thread where others take a process. */
 function tryPriority(thread: number, nice: number): boolean {
-  try {
-    setPriority(thread, nice);
-    return true;
-  } catch {
-    return false;
-  }
+  return orNull(() => setPriority(thread, nice)) !== null;
 }
 
-/** Of a thread that is gone there is nothing to be had. */
-function orNull<T>(look: () => T): T | null {
+/** Of a thread that is gone there is nothing to be had, and what is not allowed is not done. */
+function orNull<T>(call: () => T): T | null {
   try {
-    return look();
+    return call();
   } catch {
     return null;
   }
