@@ -103,7 +103,13 @@ export class PageThread {
     if (this.#hasStarted) await this.#idle(limitMs);
     // Others may have come home while this one let go.
     if (home?.hasRoom && (await this.#letsGo(limitMs)) && home.hasRoom) this.#goHome(home);
-    else await this.#piscina.destroy();
+    else await this.#destroy();
+  }
+
+  async #destroy(): Promise<void> {
+    // For a task that came now, Piscina would start another thread, which nobody would end.
+    this.#death ??= new Error("it was ended");
+    await this.#piscina.destroy();
   }
 
   /** Returns when it has nothing more to do, or after `limitMs`: somebody may still give it tasks. */

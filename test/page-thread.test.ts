@@ -3,6 +3,7 @@ import { must } from "../base/assert.ts";
 import { siblingModule } from "../base/module.ts";
 import { endAll, PageThread } from "../engine/page-thread.ts";
 import { BEGUN, ENDED, RELEASED, set } from "./harness/held-worker.ts";
+import { addedTo, holdings } from "./harness/holdings.ts";
 
 const MODULE = siblingModule("harness/held-worker", import.meta.url);
 
@@ -42,6 +43,15 @@ test("a thread that does not come to an end is ended by force", async () => {
   await thread.end(1);
   expect(Atomics.load(words, ENDED)).toBe(0);
   expect(await outcome).toMatchObject({ code: "WORKER_DIED" });
+});
+
+test("a thread that was ended is given no more tasks", async () => {
+  const before = holdings();
+  const thread = new PageThread(MODULE);
+  await thread.run(1, { kind: "ready" });
+  expect(await endAll([thread], 20_000)).toBe(true);
+  await expect(thread.run(1, { kind: "ready" })).rejects.toMatchObject({ code: "WORKER_DIED" });
+  expect(await addedTo(before)).toBeNull();
 });
 
 test("a thread that is kept is another one to whoever goes on with it", async () => {
