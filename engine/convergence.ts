@@ -93,7 +93,8 @@ const PATIENCE_ROUNDS = 2;
  * seems to take no time. So a link is believed to be that fast only for as many bytes as it carried
  * in one round of which at least half was sending: it cannot be off by more than two then. For more
  * bytes, it is taken to have needed all the time of the rounds. The next round will tell, for it
- * sends them.
+ * sends them. It sends no devices, so for those the link is taken to have needed half of that time,
+ * which cannot be off by more than two either.
  *
  * Pure: it is told what happened and reads no clock, bitmap or socket. Limits may change between
  * two rounds.
@@ -164,7 +165,7 @@ export class Convergence {
     if (dirtyBytes + deviceBytes <= this.#provenBytes) return (dirtyBytes + deviceBytes) * sendMs;
     const cautiousMs = (this.#sendMs + this.#describeMs) / this.#sentBytes;
     const dirtyMs = dirtyBytes <= this.#provenBytes ? sendMs : cautiousMs;
-    const deviceMs = Math.max(sendMs, Math.min(cautiousMs, 1 / UNPROVEN_BYTES_PER_MS));
+    const deviceMs = Math.max(sendMs, Math.min(cautiousMs / 2, 1 / UNPROVEN_BYTES_PER_MS));
     return dirtyBytes * dirtyMs + deviceBytes * deviceMs;
   }
 
