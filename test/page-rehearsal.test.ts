@@ -1,8 +1,11 @@
-import { readdirSync } from "node:fs";
+import fs, { readdirSync } from "node:fs";
+import { syncBuiltinESMExports } from "node:module";
 import { getPriority } from "node:os";
 import { expect, test, vi } from "vitest";
+import { errnoOf } from "../base/errors.ts";
 import * as connections from "../channels/connection.ts";
 import { type End, rehearsePages } from "../workers/page-rehearsal.ts";
+import { PageSender } from "../workers/page-sender.ts";
 import type { ReceiveTask, SendTask, TaskReport } from "../workers/protocol.ts";
 
 vi.mock(import("../channels/connection.ts"), { spy: true });
@@ -40,6 +43,23 @@ test.for(ENDS)(
     expect(getPriority(), "of this thread").toBe(priority);
   },
 );
+
+test("a source's thread meets all that comes with a guest: what goes from where it lies, answers, a full connection", async () => {
+  const fence = vi.spyOn(PageSender.prototype, "fence");
+  const calls = [vi.spyOn(fs, "writevSync"), vi.spyOn(fs, "writeSync")] as const;
+  syncBuiltinESMExports();
+  try {
+    await rehearsePages("source", () => false);
+    const [straight, others] = calls;
+    expect(straight).toHaveReturned();
+    const refused = others.mock.results.filter(({ type }) => type === "throw");
+    expect(refused.map(({ value }) => errnoOf(value))).toEqual(Array(ACTS).fill("EAGAIN"));
+    expect(fence).toHaveReturnedTimes(ACTS * 60);
+  } finally {
+    vi.restoreAllMocks();
+    syncBuiltinESMExports();
+  }
+});
 
 test.for(ENDS)("a rehearsal of a %s ends at its next turn when it is over", async (end) => {
   const before = openFiles();

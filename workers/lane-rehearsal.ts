@@ -319,7 +319,7 @@ function sceneOf({ nearFd, farFd }: OwnPair, act: Act): Scene {
 /** The guest runs at the destination, and misses all of its memory. */
 function goOver({ send, door, state, destination }: Scene): void {
   for (const [index, block] of send.blocks.entries()) {
-    markDirty(block, ~TAKEN);
+    markDirty(block.dirty, ~TAKEN);
     for (let word = 0; word < block.dirty.words.length; word += 1) {
       discardPages(door, index, word, -1);
     }

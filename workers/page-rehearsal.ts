@@ -1,10 +1,24 @@
 import { must } from "../base/assert.ts";
-import { KIB } from "../base/units.ts";
+import { KIB, MIB } from "../base/units.ts";
 import { type Checksum, loadChecksum } from "../channels/checksum.ts";
-import { type DescriptorOptions, readSome, writeAll } from "../channels/descriptor.ts";
+import {
+  type DescriptorOptions,
+  readNow,
+  readSome,
+  Stopped,
+  writeAll,
+} from "../channels/descriptor.ts";
+import {
+  CHECKSUMMED_HEADER_BYTES,
+  encodeHeader,
+  HEADER_BYTES,
+  writeChecksum,
+} from "../channels/frame.ts";
+import { encodeFence } from "../channels/messages.ts";
 import { type OwnPair, openOwnPair } from "../channels/own-pair.ts";
 import { receiveBlockOf } from "./blocks.ts";
 import { CounterRow, createControl, stopOf } from "./control.ts";
+import { wordCountFor } from "./dirty-words.ts";
 import { ARMED, createFaultDoor, discardPages } from "./fault-door.ts";
 import { PageReceiver } from "./page-receiver.ts";
 import { booked, PageSender } from "./page-sender.ts";
@@ -16,11 +30,23 @@ const LIMIT_MS = 500;
 
 const CHANNEL = 1;
 const PAGE_BYTES = 4 * KIB;
-/** 256 KiB: long enough to go from where they lie, short enough for what the system keeps of a connection. */
-const PAGES_PER_CHUNK = 64;
-const CHUNKS = [0, 1, 2, 3] as const;
-const PAGES = PAGES_PER_CHUNK * CHUNKS.length;
+/** 512 KiB, all that is looked at together: what is less is not sent from where it lies. */
+const PAGES_PER_CHUNK = 128;
+/** Sent together: what the system keeps of a connection. */
+const TASKS = [
+  [0, 1],
+  [2, 3],
+  [4, 5],
+  [6, 7],
+] as const;
+const TASK_PAGES = PAGES_PER_CHUNK * TASKS[0].length;
+const TASK_BYTES = TASK_PAGES * PAGE_BYTES;
+/** A whole group of the words that tell what is dirty. */
+const PAGES = TASK_PAGES * TASKS.length;
 const BLOCK_BYTES = PAGES * PAGE_BYTES;
+
+/** More than the system keeps of a connection. */
+const FULL_BYTES = 64 * MIB;
 
 /** Of so many pages one has content, where chunks are of zeros otherwise. */
 const CONTENT_EVERY = 5;
@@ -83,14 +109,17 @@ export async function rehearsePages(end: End, isOver: () => boolean): Promise<nu
 /** What it sends is thrown away. */
 async function playSource({ act, checksum, pair, isOver }: Terms): Promise<number> {
   const source = new PretendSource(act, checksum, { writeFd: pair.nearFd, readFd: pair.farFd });
-  const bin = new Uint8Array(BLOCK_BYTES * 2);
+  const bin = new Uint8Array(TASK_BYTES * 2);
   let pages = 0;
   try {
+    meetFullConnection(pair);
     for (let turn = 0; turn < SENDER_TURNS && !isOver(); turn += 1) {
       for (const block of source.blocks) {
         pages += source.send(block, turn);
         source.takeAll(bin);
       }
+      source.fence(turn);
+      source.takeAll(bin);
       await othersTurn();
     }
   } finally {
@@ -123,7 +152,7 @@ async function playDestination({ act, checksum, pair, isOver }: Terms): Promise<
 /** Every block and the end, as bytes. */
 function sentOnce(act: Act, checksum: Checksum, { nearFd, farFd }: OwnPair): Uint8Array {
   const source = new PretendSource(act, checksum, { writeFd: farFd, readFd: nearFd });
-  const sent = new Uint8Array(BLOCK_BYTES * (source.blocks.length + 1));
+  const sent = new Uint8Array(TASK_BYTES * (source.blocks.length + 1));
   let bytes = 0;
   try {
     for (const block of source.blocks) {
@@ -138,14 +167,31 @@ function sentOnce(act: Act, checksum: Checksum, { nearFd, farFd }: OwnPair): Uin
   return sent.subarray(0, bytes);
 }
 
-/** A source's end of a channel, and who takes what it sends. */
+/**
+ * Writes more than the system takes, and throws it away. V8 knows after it that such a call may fail:
+ * code that it makes before is thrown out when one does.
+ */
+function meetFullConnection({ nearFd, farFd }: OwnPair): void {
+  const near = optionsOf(nearFd);
+  Atomics.store(near.stop, 0, 1);
+  try {
+    writeAll(near, new Uint8Array(FULL_BYTES));
+  } catch (error) {
+    if (!(error instanceof Stopped)) throw error;
+  }
+  const [far, bin] = [optionsOf(farFd), new Uint8Array(MIB)];
+  while (readNow(far, bin) > 0);
+}
+
+/** A source's end of a channel, and the other end, which takes what it sends and answers. */
 class PretendSource {
   /** Their numbers. */
   readonly blocks: readonly number[];
   readonly #setup: SendSetup;
   readonly #sender: PageSender;
   readonly #counters: CounterRow;
-  readonly #output: DescriptorOptions;
+  readonly #other: DescriptorOptions;
+  readonly #checksum: Checksum;
   #takenBytes = 0;
 
   constructor(
@@ -157,7 +203,8 @@ class PretendSource {
     this.#setup = structuredClone(sendSetupOf(act));
     this.blocks = this.#setup.blocks.map((_, index) => index);
     this.#counters = new CounterRow(this.#setup.control, 0);
-    this.#output = optionsOf(readFd);
+    this.#other = optionsOf(readFd);
+    this.#checksum = checksum;
     const sums = act.hasChecksum ? checksum : null;
     this.#sender = new PageSender(this.#setup, placeOf(writeFd, writeFd), sums);
   }
@@ -165,11 +212,31 @@ class PretendSource {
   /** Sends what is dirty of a block this turn. Returns how many pages. */
   send(block: number, turn: number): number {
     const bits = must(DIRTY[turn % DIRTY.length], "each turn has pages");
-    markDirty(must(this.#setup.blocks[block], "it is one of the blocks"), bits);
-    const task = structuredClone({ chunks: CHUNKS, round: 1, part: "all" } as const);
+    const chunks = must(
+      TASKS[Math.floor(turn / DIRTY.length) % TASKS.length],
+      "chunks come by turns",
+    );
+    const { dirty } = must(this.#setup.blocks[block], "it is one of the blocks");
+    const words = wordCountFor(TASK_PAGES);
+    markDirty(dirty, bits, { first: wordCountFor(chunks[0] * PAGES_PER_CHUNK), words });
+    const task = structuredClone({ chunks, round: 1, part: "all" } as const);
     return booked(this.#counters, () => {
       return this.#sender.send(block, task.chunks, task.round, task.part);
     });
+  }
+
+  /** Asks whether all is applied, and has the answer at once: it was given before. */
+  fence(number: number): void {
+    const body = encodeFence(number);
+    const frame = new Uint8Array(HEADER_BYTES + body.length);
+    const view = new DataView(frame.buffer);
+    const header = { name: "fenced", sequence: number, length: body.length } as const;
+    encodeHeader(view, 0, { ...header, hasChecksum: true });
+    const covered = frame.subarray(0, CHECKSUMMED_HEADER_BYTES);
+    writeChecksum(view, 0, this.#checksum.ofPair(covered, body));
+    frame.set(body, HEADER_BYTES);
+    writeAll(this.#other, frame);
+    booked(this.#counters, () => this.#sender.fence(number));
   }
 
   end(): void {
@@ -179,7 +246,7 @@ class PretendSource {
   /** Takes what was sent and not taken yet. Returns how much it was. */
   takeAll(target: Uint8Array): number {
     const least = this.#counters.read("movedBytes") - this.#takenBytes;
-    const { bytes } = readSome(this.#output, target.subarray(0, least), { least, isIdle: false });
+    const { bytes } = readSome(this.#other, target.subarray(0, least), { least, isIdle: false });
     this.#takenBytes += bytes;
     return bytes;
   }

@@ -1,5 +1,5 @@
 import { type CutRegion, sendBlockOf } from "./blocks.ts";
-import { orBits, wordCountFor } from "./dirty-words.ts";
+import { type DirtyWords, orBits, wordCountFor } from "./dirty-words.ts";
 import type { SendBlock } from "./protocol.ts";
 
 /** Memory of a guest that there is not: what a rehearsal plays with. */
@@ -15,8 +15,12 @@ export function pretendSendBlock(region: PretendRegion): SendBlock {
 }
 
 /** Marks those pages dirty that have their bit in `bits`, of 32 after the other. */
-export function markDirty({ dirty }: Pick<SendBlock, "dirty">, bits: number): void {
-  for (let word = 0; word < dirty.words.length; word += 1) orBits(dirty, word, bits);
+export function markDirty(
+  dirty: DirtyWords,
+  bits: number,
+  { first = 0, words = dirty.words.length }: { first?: number; words?: number } = {},
+): void {
+  for (let word = first; word < first + words; word += 1) orBits(dirty, word, bits);
 }
 
 /** Shared, and 0. */
