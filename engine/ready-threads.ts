@@ -2,6 +2,7 @@ import { availableParallelism } from "node:os";
 import { siblingModule } from "../base/module.ts";
 import { CHANNELS_MAX } from "../channels/frame.ts";
 import { PRIORITY_CHANNELS_MAX } from "../channels/messages.ts";
+import { rehearsed } from "../workers/rehearsed.ts";
 import { ThreadStore } from "./thread-store.ts";
 
 /**
@@ -16,6 +17,8 @@ export class ReadyThreads implements AsyncDisposable {
   /** For the engine: those of the bulk channels, and of the priority channels. */
   readonly pages: ThreadStore;
   readonly lanes: ThreadStore;
+  readonly #rehearsed: Promise<void>;
+  #rehearsal: Promise<void> | null = null;
 
   /**
    * Starts `count` threads, each with the memory of a channel's, for migrations out or in, and `lanes`
@@ -36,6 +39,7 @@ export class ReadyThreads implements AsyncDisposable {
     this.side = side;
     this.pages = new ThreadStore(pageModule(side), { count, isForOne });
     this.lanes = new ThreadStore(laneModule(), { count: lanes, isForOne });
+    this.#rehearsed = count === 0 ? Promise.resolve() : rehearsed(this.#rehearse());
   }
 
   /**
@@ -43,7 +47,18 @@ export class ReadyThreads implements AsyncDisposable {
    * WORKER_DIED.
    */
   async started(): Promise<void> {
-    await Promise.all([this.pages.started(), this.lanes.started()]);
+    await Promise.all([this.pages.started(), this.lanes.started(), this.#rehearsed]);
+  }
+
+  /** Of what the calling thread does in a migration, once the others know their part. */
+  async #rehearse(): Promise<void> {
+    await this.pages.started();
+    const { wanted } = this.pages;
+    if (wanted.aborted) return;
+    // It plays all of a migration, which knows ready threads.
+    const { rehearseCoordinator } = await import("./coordinator-rehearsal.ts");
+    this.#rehearsal = rehearsed(rehearseCoordinator(wanted));
+    await this.#rehearsal;
   }
 
   /** How many there are for bulk channels, without those that a migration has. */
@@ -57,6 +72,7 @@ export class ReadyThreads implements AsyncDisposable {
    */
   async close(limitMs?: number): Promise<boolean> {
     const ends = await Promise.all([this.pages.close(limitMs), this.lanes.close(limitMs)]);
+    await this.#rehearsal;
     return !ends.includes(false);
   }
 

@@ -7,8 +7,9 @@ export class ThreadStore implements ThreadHome {
   readonly #threads: PageThread[];
   readonly #countMax: number;
   readonly #ending: PageThread[] = [];
-  /** Word 0 is 1 once somebody wants one. */
+  /** For the threads: word 0 is 1 once somebody wants one. */
   readonly #wanted = new Int32Array(new SharedArrayBuffer(4));
+  readonly #onWanted = new AbortController();
   readonly #started: Promise<void>;
   #isClosed = false;
 
@@ -26,6 +27,11 @@ export class ThreadStore implements ThreadHome {
     await this.#started;
   }
 
+  /** Aborted once somebody wants one, or none any more: what is rehearsed meanwhile ends. */
+  get wanted(): AbortSignal {
+    return this.#onWanted.signal;
+  }
+
   /** How many there are, without those that were taken. */
   get count(): number {
     return this.#threads.length;
@@ -33,7 +39,7 @@ export class ThreadStore implements ThreadHome {
 
   /** One of them, for whoever takes it to end or to give back; null when there is none left. */
   take(): PageThread | null {
-    Atomics.store(this.#wanted, 0, 1);
+    this.#endRehearsals();
     for (let thread = this.#threads.shift(); thread !== undefined; thread = this.#threads.shift()) {
       if (!thread.isDead) return thread;
       this.#ending.push(thread);
@@ -59,8 +65,13 @@ export class ThreadStore implements ThreadHome {
    */
   async close(limitMs?: number): Promise<boolean> {
     this.#isClosed = true;
-    Atomics.store(this.#wanted, 0, 1);
+    this.#endRehearsals();
     this.#ending.push(...this.#threads.splice(0));
     return await endAll(this.#ending, limitMs);
+  }
+
+  #endRehearsals(): void {
+    Atomics.store(this.#wanted, 0, 1);
+    this.#onWanted.abort();
   }
 }

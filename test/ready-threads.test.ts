@@ -1,6 +1,7 @@
-import { beforeAll, expect, test } from "vitest";
+import { beforeAll, expect, test, vi } from "vitest";
 import { MIB } from "../base/units.ts";
 import { rewrittenGuest, TouchedGuest } from "../bench/touched-guest.ts";
+import { rehearseCoordinator } from "../engine/coordinator-rehearsal.ts";
 import { migrateIn } from "../engine/destination.ts";
 import type { DestinationHost, SourceHost } from "../engine/host.ts";
 import { PARAMETERS } from "../engine/parameters.ts";
@@ -12,6 +13,8 @@ import { throws } from "./harness/misbehaviour.ts";
 import { migratePair, outcomeOf } from "./harness/pair.ts";
 import { ThreadWatch } from "./harness/thread-watch.ts";
 import { Prng, seedFromEnvironment } from "./prng.ts";
+
+vi.mock(import("../engine/coordinator-rehearsal.ts"), { spy: true });
 
 const seed = seedFromEnvironment();
 
@@ -171,6 +174,57 @@ test("who waits for a guest has threads ready, a priority channel's where it may
   const channels = atOnce(PARAMETERS.channels.default);
   expect(counts).toEqual([channels + 1, channels]);
   await leaks.settled();
+});
+
+test("the coordinator rehearses when its threads have, and they are ready after that, also where it fails", async () => {
+  const rehearsing = Promise.withResolvers<void>();
+  const rehearse = vi.mocked(rehearseCoordinator).mockReset();
+  rehearse.mockReturnValueOnce(rehearsing.promise);
+  await using threads = new ReadyThreads("source", 1);
+  let isReady = false;
+  const started = threads.started().then(() => {
+    isReady = true;
+  });
+  await threads.pages.started();
+  await vi.waitUntil(() => rehearse.mock.calls.length > 0);
+  expect(isReady).toBe(false);
+  rehearsing.reject(new Error("not here"));
+  await started;
+});
+
+test.for(["take", "close"] as const)(
+  "a rehearsal of the coordinator is over when threads are wanted, or none any more: %s",
+  async (what) => {
+    const rehearsing = Promise.withResolvers<void>();
+    const rehearse = vi.mocked(rehearseCoordinator).mockReset();
+    rehearse.mockReturnValueOnce(rehearsing.promise);
+    await using threads = new ReadyThreads("source", 1);
+    await vi.waitUntil(() => rehearse.mock.calls.length > 0, 20_000);
+    const cancelled = rehearse.mock.lastCall?.[0];
+    expect(cancelled?.aborted).toBe(false);
+    const taken = what === "take" ? threads.pages.take() : null;
+    let isClosed = false;
+    const close = async (): Promise<void> => {
+      await threads.close();
+      isClosed = true;
+    };
+    const closed = what === "close" ? close() : null;
+    expect(cancelled?.aborted).toBe(true);
+    await taken?.end(0);
+    expect(isClosed).toBe(false);
+    rehearsing.resolve();
+    await closed;
+  },
+);
+
+test("the coordinator does not rehearse for threads that are wanted at once, or for none", async () => {
+  const rehearse = vi.mocked(rehearseCoordinator).mockReset();
+  await using threads = new ReadyThreads("source", 1);
+  await using none = new ReadyThreads("source", 0, { lanes: 1 });
+  const taken = threads.pages.take();
+  await Promise.all([threads.started(), none.started()]);
+  expect(rehearse).not.toHaveBeenCalled();
+  await taken?.end(0);
 });
 
 test("threads that are ready for the other end are refused before anything is touched", async () => {
