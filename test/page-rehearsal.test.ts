@@ -19,9 +19,9 @@ const BLOCK_PAGES = 256;
 /** Pages of 32 that are dirty, by turns. */
 const DIRTY_OF_32 = [32, 32, 17, 9];
 
-/** What a whole rehearsal moves: 60 turns at a source, and 30 with all pages at a destination. */
+/** What a whole rehearsal moves: 76 turns at a source, and 30 with all pages at a destination. */
 const PAGES = {
-  source: (ACTS * 60 * BLOCKS * BLOCK_PAGES * mean(DIRTY_OF_32)) / 32,
+  source: (ACTS * 76 * BLOCKS * BLOCK_PAGES * mean(DIRTY_OF_32)) / 32,
   destination: ACTS * 30 * BLOCKS * BLOCK_PAGES,
 } as const satisfies Record<End, number>;
 
@@ -54,7 +54,7 @@ test("a source's thread meets all that comes with a guest: what goes from where 
     expect(straight).toHaveReturned();
     const refused = others.mock.results.filter(({ type }) => type === "throw");
     expect(refused.map(({ value }) => errnoOf(value))).toEqual(Array(ACTS).fill("EAGAIN"));
-    expect(fence).toHaveReturnedTimes(ACTS * 60);
+    expect(fence).toHaveReturnedTimes(ACTS * 76);
   } finally {
     vi.restoreAllMocks();
     syncBuiltinESMExports();

@@ -1,5 +1,5 @@
 import { must } from "../base/assert.ts";
-import { KIB, MIB } from "../base/units.ts";
+import { GIB, KIB, MIB } from "../base/units.ts";
 import { type Checksum, loadChecksum } from "../channels/checksum.ts";
 import {
   type DescriptorOptions,
@@ -24,6 +24,7 @@ import { PageReceiver } from "./page-receiver.ts";
 import { booked, PageSender } from "./page-sender.ts";
 import { markDirty, type PretendRegion, pretendSendBlock, sharedMemory } from "./pretend-blocks.ts";
 import type { ChannelPlace, ReceiveSetup, SendSetup } from "./protocol.ts";
+import type { RamPlace } from "./ram.ts";
 
 /** Nothing takes so long where one thread plays both ends. */
 const LIMIT_MS = 500;
@@ -45,6 +46,10 @@ const TASK_BYTES = TASK_PAGES * PAGE_BYTES;
 const PAGES = TASK_PAGES * TASKS.length;
 const BLOCK_BYTES = PAGES * PAGE_BYTES;
 
+/** What of a guest's block comes before: V8 knows numbers from here on as others than smaller ones. */
+const FAR_BYTES = 2 * GIB;
+const FAR_PAGES = FAR_BYTES / PAGE_BYTES;
+
 /** More than the system keeps of a connection. */
 const FULL_BYTES = 64 * MIB;
 
@@ -55,7 +60,7 @@ const CONTENT_EVERY = 5;
 const DIRTY = [-1, -1, 0x8ff0_00ff | 0, 0x9555_0001 | 0] as const;
 
 /** As much as it takes until V8 has compiled what a migration of gigabytes has compiled in the end. */
-const SENDER_TURNS = 60;
+const SENDER_TURNS = 76;
 const RECEIVER_TURNS = 30;
 
 interface Act {
@@ -159,6 +164,7 @@ function sentOnce(act: Act, checksum: Checksum, { nearFd, farFd }: OwnPair): Uin
       source.send(block, 0);
       bytes += source.takeAll(sent.subarray(bytes));
     }
+    source.fence(0);
     source.end();
     bytes += source.takeAll(sent.subarray(bytes));
   } finally {
@@ -201,7 +207,7 @@ class PretendSource {
   ) {
     // As it crosses a thread boundary: V8 tells objects apart by how they were made.
     this.#setup = structuredClone(sendSetupOf(act));
-    this.blocks = this.#setup.blocks.map((_, index) => index);
+    this.blocks = [...this.#setup.blocks.keys()];
     this.#counters = new CounterRow(this.#setup.control, 0);
     this.#other = optionsOf(readFd);
     this.#checksum = checksum;
@@ -212,13 +218,12 @@ class PretendSource {
   /** Sends what is dirty of a block this turn. Returns how many pages. */
   send(block: number, turn: number): number {
     const bits = must(DIRTY[turn % DIRTY.length], "each turn has pages");
-    const chunks = must(
-      TASKS[Math.floor(turn / DIRTY.length) % TASKS.length],
-      "chunks come by turns",
-    );
+    const part = must(TASKS[Math.floor(turn / DIRTY.length) % TASKS.length], "parts come by turns");
+    const chunks = part.map((chunk) => firstPageOf(block) / PAGES_PER_CHUNK + chunk);
     const { dirty } = must(this.#setup.blocks[block], "it is one of the blocks");
     const words = wordCountFor(TASK_PAGES);
-    markDirty(dirty, bits, { first: wordCountFor(chunks[0] * PAGES_PER_CHUNK), words });
+    const first = wordCountFor((chunks[0] as number) * PAGES_PER_CHUNK);
+    markDirty(dirty, bits, { first, words });
     const task = structuredClone({ chunks, round: 1, part: "all" } as const);
     return booked(this.#counters, () => {
       return this.#sender.send(block, task.chunks, task.round, task.part);
@@ -266,7 +271,8 @@ function forgetAll({ blocks, door }: ReceiveSetup): void {
   for (const [index, { received }] of blocks.entries()) {
     received.fill(0);
     if (door === undefined) continue;
-    for (let word = 0; word < received.length; word += 1) discardPages(door, index, word, -1);
+    const first = wordCountFor(firstPageOf(index));
+    for (let word = first; word < received.length; word += 1) discardPages(door, index, word, -1);
   }
 }
 
@@ -297,20 +303,28 @@ function receiveSetupOf({ hasChecksum, isGuarded }: Act): ReceiveSetup {
 function regionsOf(end: End): PretendRegion[] {
   const [zeros, both] = [sharedMemory(BLOCK_BYTES), sharedMemory(BLOCK_BYTES)];
   if (end === "source") fillPart(new Uint8Array(both.buffer));
-  const files = end === "source" ? ["/dev/zero", process.execPath] : ["/dev/null", "/dev/null"];
-  const places = [
-    zeros,
-    ...files.map((path) => ({ kind: "file", path, offset: 0 }) as const),
-    both,
-  ];
-  return places.map((place, index) => ({
+  const sink = fileAt("/dev/null", 0);
+  const files =
+    end === "source"
+      ? [fileAt("/dev/zero", 0), fileAt(process.execPath, -FAR_BYTES)]
+      : [sink, sink];
+  return [zeros, ...files, both].map((place, index) => ({
     name: `block ${index}`,
-    sizeBytes: BLOCK_BYTES,
+    sizeBytes: firstPageOf(index) * PAGE_BYTES + BLOCK_BYTES,
     place,
     pageBytes: PAGE_BYTES,
-    pageCount: PAGES,
+    pageCount: firstPageOf(index) + PAGES,
     pagesPerChunk: PAGES_PER_CHUNK,
   }));
+}
+
+function fileAt(path: string, offset: number): RamPlace {
+  return { kind: "file", path, offset };
+}
+
+/** The first one that is played with: those of blocks in files lie far behind. */
+function firstPageOf(block: number): number {
+  return block === 1 || block === 2 ? FAR_PAGES : 0;
 }
 
 /** Every other chunk, and a few pages of the others. */

@@ -9,8 +9,10 @@ export interface PretendRegion extends CutRegion {
 
 /** As a source's thread is given it, with no page dirty. */
 export function pretendSendBlock(region: PretendRegion): SendBlock {
-  const words = new Int32Array(new SharedArrayBuffer(wordCountFor(region.pageCount) * 4));
-  const dirty = { words, summary: new Int32Array(new SharedArrayBuffer(4)) };
+  const [words, marks] = [region.pageCount, wordCountFor(region.pageCount)].map(
+    (count) => new Int32Array(new SharedArrayBuffer(wordCountFor(count) * 4)),
+  );
+  const dirty = { words: words as Int32Array, summary: marks as Int32Array };
   return sendBlockOf(region, { dirty, firstKey: 0 });
 }
 
