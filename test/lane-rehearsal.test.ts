@@ -2,6 +2,7 @@ import { readdirSync } from "node:fs";
 import { queryObjects } from "node:v8";
 import { expect, onTestFinished, test, vi } from "vitest";
 import { must } from "../base/assert.ts";
+import { GIB } from "../base/units.ts";
 import * as connections from "../channels/connection.ts";
 import { openOwnPair } from "../channels/own-pair.ts";
 import { MemoryGuestDestination } from "../hosts/memory-guest/destination.ts";
@@ -34,6 +35,29 @@ test("a rehearsal brings every page, whoever's part it is, and leaves nothing op
     expect(await rehearse(part, () => false), part).toBe(ALL_PAGES);
     expect(openFiles(), part).toBe(before);
   }
+});
+
+test("pages behind 2 GiB are rehearsed, too, and where nobody may have so much all of them are near", async () => {
+  const asked: number[] = [];
+  const Real = SharedArrayBuffer;
+  onTestFinished(() => void vi.unstubAllGlobals());
+  vi.stubGlobal(
+    "SharedArrayBuffer",
+    class extends Real {
+      constructor(bytes: number) {
+        asked.push(bytes);
+        if (bytes >= 2 * GIB && asked.filter((each) => each >= 2 * GIB).length > 2) {
+          throw new RangeError("Array buffer allocation failed");
+        }
+        super(bytes);
+      }
+    },
+  );
+  const large = (): number => asked.filter((bytes) => bytes >= 2 * GIB).length;
+  expect(await rehearse("lane", () => false)).toBe(ALL_PAGES);
+  expect(large()).toBe(2);
+  expect(await rehearse("lane", () => false)).toBe(ALL_PAGES);
+  expect(large()).toBe(3);
 });
 
 test("a thread keeps what it rehearsed with last, for V8 keeps its code no longer, and nothing else", async () => {

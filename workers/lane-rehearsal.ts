@@ -1,10 +1,11 @@
 import { must } from "../base/assert.ts";
 import { Deadline, nowMs } from "../base/clock.ts";
-import { KIB } from "../base/units.ts";
+import { GIB, KIB } from "../base/units.ts";
 import { type Checksum, loadChecksum } from "../channels/checksum.ts";
 import { type OwnPair, openOwnPair } from "../channels/own-pair.ts";
 import { receiveBlockOf } from "./blocks.ts";
 import { createControl } from "./control.ts";
+import { wordCountFor } from "./dirty-words.ts";
 import {
   ARMED,
   awaitPage,
@@ -29,7 +30,13 @@ import {
 import { createLaneWords, FINISH, OPEN, tellLanes } from "./lane-words.ts";
 import { createLatencies } from "./latencies.ts";
 import { OwnFaults } from "./own-faults.ts";
-import { markDirty, type PretendRegion, pretendSendBlock, sharedMemory } from "./pretend-blocks.ts";
+import {
+  markDirty,
+  type PretendRegion,
+  pretendSendBlock,
+  type SharedPlace,
+  sharedMemory,
+} from "./pretend-blocks.ts";
 import type { ChannelPlace, ReceiveSetup, SendSetup } from "./protocol.ts";
 import type { RamPlace } from "./ram.ts";
 import { threadNumber } from "./thread-number.ts";
@@ -59,7 +66,10 @@ type Act = (typeof ACTS)[number];
 const BLOCKS = 8;
 const PAGES = 32;
 const PAGE_BYTES = 4 * KIB;
-const GEOMETRY = { pageBytes: PAGE_BYTES, pageCount: PAGES };
+const BYTES = PAGES * PAGE_BYTES;
+
+/** What the last block has before them: V8 knows numbers of 2^31 and more as others than smaller ones. */
+const FAR_PAGES = (2 * GIB) / PAGE_BYTES;
 
 /**
  * All acts are played so often. V8 makes good code of what was called 400 times, and its best after 3000 more,
@@ -112,12 +122,13 @@ const PROPS: Play[] = [];
  */
 export async function rehearse(part: Part, isOver: () => boolean): Promise<number> {
   const checksum = await loadChecksum();
+  const memory = memoryOfBoth();
   let pages = 0;
   for (let night = 0; night < NIGHTS; night += 1) {
     for (const act of ACTS) {
       if (isOver()) return pages;
       const hasLate = act.hasLate && night === 0; // It takes long, and is as rare with a guest.
-      pages += await perform({ ...act, hasLate }, part, { checksum, isOver });
+      pages += await perform({ ...act, hasLate }, part, { checksum, memory, isOver });
     }
   }
   return pages;
@@ -126,15 +137,15 @@ export async function rehearse(part: Part, isOver: () => boolean): Promise<numbe
 async function perform(
   act: Act,
   part: Part,
-  { checksum, isOver }: { checksum: Checksum; isOver: () => boolean },
+  { checksum, memory, isOver }: { checksum: Checksum; memory: Memory; isOver: () => boolean },
 ): Promise<number> {
   const pair = await openOwnPair(LIMIT_MS);
   try {
-    const scene = sceneOf(pair, act);
+    const scene = sceneOf(pair, act, memory);
     const play = await (part === "lane" ? laneOf : vcpuOf)(scene, checksum);
     PROPS.splice(0, 1, play);
     try {
-      for (const [number, questions] of [...turns()].entries()) {
+      for (const [number, questions] of [...turns(memory)].entries()) {
         if (isOver()) break;
         play.turn(questions, act.hasLate && LATE_TURNS.has(number));
         // Whoever has this thread may want it.
@@ -150,13 +161,15 @@ async function perform(
 }
 
 /** A page of each of several blocks: in the first of them one after the other, else in no order. */
-function* turns(): Generator<Question[]> {
+function* turns(memory: Memory): Generator<Question[]> {
   for (let first = 0; first < BLOCKS; first += AT_ONCE) {
     for (let number = 0; number < PAGES; number += 1) {
       // Triangular numbers leave each remainder by a power of two once.
       const stray = ((number * (number + 1)) / 2) % PAGES;
       yield Array.from({ length: AT_ONCE }, (_, index) => {
-        return { block: first + index, page: index === 0 ? number : stray };
+        const block = first + index;
+        const page = index === 0 ? number : stray;
+        return { block, page: firstPageOf(block, memory) + page };
       });
     }
   }
@@ -271,30 +284,60 @@ function insist(hasCome: () => boolean): void {
   }
 }
 
-function sceneOf({ nearFd, farFd }: OwnPair, act: Act): Scene {
-  const from = sharedMemory(PAGES * PAGE_BYTES);
-  const to = sharedMemory(PAGES * PAGE_BYTES);
-  const bytes = new Uint8Array(from.buffer).fill(1);
-  for (let page = 0; page < PAGES; page += ZERO_EVERY) {
-    bytes.fill(0, page * PAGE_BYTES, (page + 1) * PAGE_BYTES);
+/** What guests have, in which all blocks lie one over the other. */
+interface Memory {
+  readonly from: SharedPlace;
+  readonly to: SharedPlace;
+  /** Of the last block, before those that are asked for; nobody touches them. */
+  readonly farPages: number;
+}
+
+function memoryOfBoth(): Memory {
+  try {
+    return filled(FAR_PAGES);
+  } catch (error) {
+    // Where nobody may have so much, though it takes no memory, all pages are near.
+    if (!(error instanceof RangeError)) throw error;
+    return filled(0);
   }
-  const names = Array.from({ length: BLOCKS }, (_, index) => `block ${index}`);
+}
+
+function filled(farPages: number): Memory {
+  const farBytes = farPages * PAGE_BYTES;
+  const [from, to] = [sharedMemory(farBytes + BYTES), sharedMemory(farBytes + BYTES)];
+  for (const at of new Set([0, farBytes])) {
+    const bytes = new Uint8Array(from.buffer, at, BYTES).fill(1);
+    for (let page = 0; page < PAGES; page += ZERO_EVERY) {
+      bytes.fill(0, page * PAGE_BYTES, (page + 1) * PAGE_BYTES);
+    }
+  }
+  return { from, to, farPages };
+}
+
+/** The first one of a block that is asked for. */
+function firstPageOf(block: number, { farPages }: Memory): number {
+  return block === BLOCKS - 1 ? farPages : 0;
+}
+
+function sceneOf({ nearFd, farFd }: OwnPair, act: Act, memory: Memory): Scene {
+  const { from, to } = memory;
   const terms = { hasChecksum: act.hasChecksum, channelTimeoutMs: LIMIT_MS };
-  const regionOf = (name: string, place: RamPlace): PretendRegion => {
-    return { name, sizeBytes: PAGES * PAGE_BYTES, place, ...GEOMETRY, pagesPerChunk: PAGES };
+  const regionsOf = (place: RamPlace): PretendRegion[] => {
+    return Array.from({ length: BLOCKS }, (_, block) => {
+      const pageCount = firstPageOf(block, memory) + PAGES;
+      const size = { sizeBytes: pageCount * PAGE_BYTES, pageBytes: PAGE_BYTES, pageCount };
+      return { name: `block ${block}`, place, ...size, pagesPerChunk: PAGES };
+    });
   };
-  const receive = {
-    blocks: names.map((name) => receiveBlockOf(regionOf(name, to), false)),
-    ...terms,
-  };
+  const regions = regionsOf(to);
+  const receive = { blocks: regions.map((region) => receiveBlockOf(region, false)), ...terms };
   const control = createControl(1);
   const others = createControl(1, control.gate);
   const lanes = { states: [createLaneState()], receive: { ...receive, control: others } };
-  const geometries = names.map((name) => ({ name, ...GEOMETRY }));
-  const door = createFaultDoor(geometries, control.gate, lanes);
+  const door = createFaultDoor(regions, control.gate, lanes);
   const send = {
     control: createControl(1),
-    blocks: names.map((name) => pretendSendBlock(regionOf(name, from))),
+    blocks: regionsOf(from).map(pretendSendBlock),
     channels: 1,
     cacheBytes: 0,
     xbzrle: false,
@@ -312,15 +355,16 @@ function sceneOf({ nearFd, farFd }: OwnPair, act: Act): Scene {
     source: { ...place, readFd: farFd, writeFd: farFd },
     destination: { ...place, readFd: nearFd, writeFd: nearFd },
   };
-  goOver(scene);
+  goOver(scene, memory);
   return scene;
 }
 
 /** The guest runs at the destination, and misses all of its memory. */
-function goOver({ send, door, state, destination }: Scene): void {
-  for (const [index, block] of send.blocks.entries()) {
-    markDirty(block.dirty, ~TAKEN);
-    for (let word = 0; word < block.dirty.words.length; word += 1) {
+function goOver({ send, door, state, destination }: Scene, memory: Memory): void {
+  for (const [index, { dirty }] of send.blocks.entries()) {
+    const first = wordCountFor(firstPageOf(index, memory));
+    markDirty(dirty, ~TAKEN, { first });
+    for (let word = first; word < dirty.words.length; word += 1) {
       discardPages(door, index, word, -1);
     }
   }

@@ -1,6 +1,7 @@
 import { type CutRegion, sendBlockOf } from "./blocks.ts";
 import { type DirtyWords, orBits, wordCountFor } from "./dirty-words.ts";
 import type { SendBlock } from "./protocol.ts";
+import type { RamPlace } from "./ram.ts";
 
 /** Memory of a guest that there is not: what a rehearsal plays with. */
 export interface PretendRegion extends CutRegion {
@@ -16,16 +17,18 @@ export function pretendSendBlock(region: PretendRegion): SendBlock {
   return sendBlockOf(region, { dirty, firstKey: 0 });
 }
 
-/** Marks those pages dirty that have their bit in `bits`, of 32 after the other. */
+/** Marks those pages dirty that have their bit in `bits`, of 32 after the other, in words from `first` on. */
 export function markDirty(
   dirty: DirtyWords,
   bits: number,
-  { first = 0, words = dirty.words.length }: { first?: number; words?: number } = {},
+  { first, words = dirty.words.length - first }: { first: number; words?: number },
 ): void {
   for (let word = first; word < first + words; word += 1) orBits(dirty, word, bits);
 }
 
-/** Shared, and 0. */
-export function sharedMemory(bytes: number): { kind: "shared"; buffer: SharedArrayBuffer } {
+export type SharedPlace = Extract<RamPlace, { kind: "shared" }>;
+
+/** It is 0, and takes memory where it is written. Throws RangeError where nobody may have so much. */
+export function sharedMemory(bytes: number): SharedPlace {
   return { kind: "shared", buffer: new SharedArrayBuffer(bytes) };
 }
