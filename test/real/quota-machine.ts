@@ -1,6 +1,6 @@
 import { execFile } from "node:child_process";
 import { readdirSync, readFileSync, statSync } from "node:fs";
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { dirname, join, relative, sep } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -37,9 +37,6 @@ const PACKAGES_LEFT_OUT = [
   ...["@biomejs", "@typescript", "typescript", "assemblyscript", "binaryen", "node"],
 ];
 
-const BEGIN_LINE = "multifd-report: begin";
-const END_LINE = "multifd-report: end";
-
 /**
  * Runs a file of this project's tests in a virtual machine whose kernel has cgroups of version 2
  * and no others, as root, in a cgroup that is given the `cpu` controller. The machine has this
@@ -50,6 +47,7 @@ export async function runWithCgroups2(testFile: string): Promise<MachineReport> 
   const folder = await mkdtemp(join(tmpdir(), "multifd-machine-"));
   try {
     const initramfsPath = join(folder, "initramfs.cpio");
+    const reportPath = join(folder, "report.json");
     await writeFile(initramfsPath, writeArchive(await entriesFor(testFile, busyboxPath)));
     const { stdout } = await promisify(execFile)(
       qemuPath,
@@ -57,11 +55,13 @@ export async function runWithCgroups2(testFile: string): Promise<MachineReport> 
         ...["-accel", "tcg,thread=multi", "-smp", "2", "-m", `${MACHINE_MIB}M`],
         ...["-kernel", kernelPath, "-initrd", initramfsPath],
         ...["-append", "console=ttyS0 panic=-1 quiet cgroup_no_v1=all", "-no-reboot"],
-        ...["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio"],
+        ...["-nodefaults", "-no-user-config", "-display", "none"],
+        // The kernel has its say on the first line, in the middle of whatever others say there.
+        ...["-serial", "stdio", "-serial", `file:${reportPath}`],
       ],
       { timeout: RUN_LIMIT_MS, killSignal: "SIGKILL", maxBuffer: SERIAL_BYTES_MAX },
     );
-    return reportIn(stdout);
+    return reportIn(await readFile(reportPath, "utf8"), stdout);
   } finally {
     await rm(folder, { recursive: true, force: true });
   }
@@ -85,10 +85,7 @@ echo $$ > /sys/fs/cgroup/machine/cgroup.procs
 cd /${HOME}
 node node_modules/vitest/vitest.mjs run --project fast ${testFile} \\
   --reporter=default --reporter=json --outputFile.json=/tmp/report.json || true
-echo "${BEGIN_LINE}"
-cat /tmp/report.json
-echo
-echo "${END_LINE}"
+cat /tmp/report.json > /dev/ttyS1
 `;
 }
 
@@ -159,12 +156,9 @@ interface JsonReport {
   }[];
 }
 
-function reportIn(serial: string): MachineReport {
-  // What Vitest does to the cursor may stand before the first line.
-  const [before = "", after = ""] = serial.split(BEGIN_LINE);
-  const [text = "", end] = after.split(END_LINE);
-  if (end === undefined) {
-    throw new Error(`The machine ended without a report: ${before.slice(-TAIL_CHARACTERS)}`);
+function reportIn(text: string, said: string): MachineReport {
+  if (text === "") {
+    throw new Error(`The machine ended without a report: ${said.slice(-TAIL_CHARACTERS)}`);
   }
   const { testResults } = JSON.parse(text) as JsonReport;
   const results = testResults.flatMap(({ assertionResults }) => assertionResults);
