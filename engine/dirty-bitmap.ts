@@ -1,6 +1,7 @@
 import { assert } from "../base/assert.ts";
 import {
   bitsBetween,
+  createDirtyWords,
   type DirtyWords,
   lowestBit,
   orBits,
@@ -10,7 +11,7 @@ import {
   WORDS_PER_GROUP,
   wordCountFor,
 } from "../workers/dirty-words.ts";
-import { createDirtyWords, type DirtyLog } from "./dirty-log.ts";
+import type { DirtyLog } from "./dirty-log.ts";
 
 /**
  * The engine's record of the pages of one block that still have to be sent, in wire pages.

@@ -1,5 +1,5 @@
 import { assert } from "../base/assert.ts";
-import { type DirtyWords, orBits, wordCountFor } from "../workers/dirty-words.ts";
+import { createDirtyWords, type DirtyWords, orBits, wordCountFor } from "../workers/dirty-words.ts";
 
 /**
  * A host's record of the pages of one block written since it was last read. Plain data over
@@ -65,19 +65,6 @@ export function logProblem(
   return words?.length >= wordCount && summary?.length >= wordCountFor(wordCount)
     ? null
     : `a dirty log of "${block.name}" that has not one bit for each page: use createDirtyLog`;
-}
-
-/** Words are found by `page >>> 5`, in 32 bits: 16 TiB of 4 KiB pages in one block. */
-const PAGE_COUNT_MAX = 2 ** 32;
-
-/** Clean words and their summary for `pages` pages. */
-export function createDirtyWords(pages: number): DirtyWords {
-  assert(pages <= PAGE_COUNT_MAX, "a page number fits 32 bits");
-  const wordCount = wordCountFor(pages);
-  return {
-    words: new Int32Array(new SharedArrayBuffer(wordCount * 4)),
-    summary: new Int32Array(new SharedArrayBuffer(wordCountFor(wordCount) * 4)),
-  };
 }
 
 /** Marks a page that was written. Callable from any thread. */

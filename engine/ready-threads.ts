@@ -18,6 +18,7 @@ export class ReadyThreads implements AsyncDisposable {
   readonly pages: ThreadStore;
   readonly lanes: ThreadStore;
   readonly #rehearsed: Promise<void>;
+  /** The coordinator's, once it has begun: nothing of it outlives `close`. */
   #rehearsal: Promise<void> | null = null;
 
   /**

@@ -2,8 +2,14 @@ import { expect, test } from "vitest";
 import { InvariantError, must } from "../base/assert.ts";
 import { GIB, KIB, MIB, TIB } from "../base/units.ts";
 import { DirtyBitmap } from "../engine/dirty-bitmap.ts";
-import { createDirtyWords, type DirtyLog, markDirty } from "../engine/dirty-log.ts";
-import { bitsBetween, orBits, takeWords, undoWords } from "../workers/dirty-words.ts";
+import { type DirtyLog, markDirty } from "../engine/dirty-log.ts";
+import {
+  bitsBetween,
+  createDirtyWords,
+  orBits,
+  takeWords,
+  undoWords,
+} from "../workers/dirty-words.ts";
 import { chunkWords } from "./fixtures/dirty-ledger.ts";
 import { Prng, seedFromEnvironment } from "./prng.ts";
 

@@ -27,6 +27,19 @@ export function wordCountFor(pages: number): number {
   return Math.ceil(pages / PAGES_PER_WORD);
 }
 
+/** Words are found by `page >>> 5`, in 32 bits: 16 TiB of 4 KiB pages in one block. */
+const PAGE_COUNT_MAX = 2 ** 32;
+
+/** Clean words and their summary for `pages` pages. */
+export function createDirtyWords(pages: number): DirtyWords {
+  assert(pages <= PAGE_COUNT_MAX, "a page number fits 32 bits");
+  const wordCount = wordCountFor(pages);
+  return {
+    words: new Int32Array(new SharedArrayBuffer(wordCount * 4)),
+    summary: new Int32Array(new SharedArrayBuffer(wordCountFor(wordCount) * 4)),
+  };
+}
+
 /** What is kept of a block's sending besides what is dirty: see `SendBlock`. Nothing was sent. */
 export function createSentRecord(size: { pageCount: number; pagesPerChunk: number }): {
   readonly sent: Int32Array;

@@ -1,6 +1,6 @@
 import { must } from "../base/assert.ts";
 import { Deadline, nowMs } from "../base/clock.ts";
-import { GIB, KIB } from "../base/units.ts";
+import { KIB } from "../base/units.ts";
 import { type Checksum, loadChecksum } from "../channels/checksum.ts";
 import { type OwnPair, openOwnPair } from "../channels/own-pair.ts";
 import { receiveBlockOf } from "./blocks.ts";
@@ -31,6 +31,7 @@ import { createLaneWords, FINISH, OPEN, tellLanes } from "./lane-words.ts";
 import { createLatencies } from "./latencies.ts";
 import { OwnFaults } from "./own-faults.ts";
 import {
+  FAR_BYTES,
   markDirty,
   type PretendRegion,
   pretendSendBlock,
@@ -68,8 +69,7 @@ const PAGES = 32;
 const PAGE_BYTES = 4 * KIB;
 const BYTES = PAGES * PAGE_BYTES;
 
-/** What the last block has before them: V8 knows numbers of 2^31 and more as others than smaller ones. */
-const FAR_PAGES = (2 * GIB) / PAGE_BYTES;
+const FAR_PAGES = FAR_BYTES / PAGE_BYTES;
 
 /**
  * All acts are played so often. V8 makes good code of what was called 400 times, and its best after 3000 more,

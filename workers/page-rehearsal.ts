@@ -1,5 +1,5 @@
 import { must } from "../base/assert.ts";
-import { GIB, KIB, MIB } from "../base/units.ts";
+import { KIB, MIB } from "../base/units.ts";
 import { type Checksum, loadChecksum } from "../channels/checksum.ts";
 import {
   type DescriptorOptions,
@@ -22,7 +22,13 @@ import { wordCountFor } from "./dirty-words.ts";
 import { ARMED, createFaultDoor, discardPages } from "./fault-door.ts";
 import { PageReceiver } from "./page-receiver.ts";
 import { booked, PageSender } from "./page-sender.ts";
-import { markDirty, type PretendRegion, pretendSendBlock, sharedMemory } from "./pretend-blocks.ts";
+import {
+  FAR_BYTES,
+  markDirty,
+  type PretendRegion,
+  pretendSendBlock,
+  sharedMemory,
+} from "./pretend-blocks.ts";
 import type { ChannelPlace, ReceiveSetup, SendSetup } from "./protocol.ts";
 import type { RamPlace } from "./ram.ts";
 
@@ -46,8 +52,6 @@ const TASK_BYTES = TASK_PAGES * PAGE_BYTES;
 const PAGES = TASK_PAGES * TASKS.length;
 const BLOCK_BYTES = PAGES * PAGE_BYTES;
 
-/** What of a guest's block comes before: V8 knows numbers from here on as others than smaller ones. */
-const FAR_BYTES = 2 * GIB;
 const FAR_PAGES = FAR_BYTES / PAGE_BYTES;
 
 /** More than the system keeps of a connection. */

@@ -1,7 +1,11 @@
+import { GIB } from "../base/units.ts";
 import { type CutRegion, sendBlockOf } from "./blocks.ts";
-import { type DirtyWords, orBits, wordCountFor } from "./dirty-words.ts";
+import { createDirtyWords, type DirtyWords, orBits } from "./dirty-words.ts";
 import type { SendBlock } from "./protocol.ts";
 import type { RamPlace } from "./ram.ts";
+
+/** What some blocks have before the pages that are played with: V8 knows numbers of 2^31 and more as others. */
+export const FAR_BYTES = 2 * GIB;
 
 /** Memory of a guest that there is not: what a rehearsal plays with. */
 export interface PretendRegion extends CutRegion {
@@ -10,10 +14,7 @@ export interface PretendRegion extends CutRegion {
 
 /** As a source's thread is given it, with no page dirty. */
 export function pretendSendBlock(region: PretendRegion): SendBlock {
-  const [words, marks] = [region.pageCount, wordCountFor(region.pageCount)].map(
-    (count) => new Int32Array(new SharedArrayBuffer(wordCountFor(count) * 4)),
-  );
-  const dirty = { words: words as Int32Array, summary: marks as Int32Array };
+  const dirty = createDirtyWords(region.pageCount);
   return sendBlockOf(region, { dirty, firstKey: 0 });
 }
 
